@@ -1,0 +1,74 @@
+"""What a host supplies: a network that says what noise is in a latent, and the conditioning it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .attention import Plan
+from .noise import Prediction
+from .residuals import Base
+from .tokens import Span
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the network reads beside the latent.
+
+    Attributes:
+        context: text-encoder states entering K and V, (R, L, D).
+        extras: whatever else a host's network takes, each (R, ...), e.g. SDXL's pooled text.
+    """
+
+    context: Tensor
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def repeat(self, times: int) -> Conditioning:
+        """Every row `times` times, in blocks: row i becomes rows i * times ... (i + 1) * times - 1."""
+        return Conditioning(
+            self.context.repeat_interleave(times, 0),
+            {k: v.repeat_interleave(times, 0) for k, v in self.extras.items()},
+        )
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """One prompt after the text encoder: one row of conditioning and, per concept, the spans of its word."""
+
+    conditioning: Conditioning
+    spans: tuple[tuple[Span, ...], ...] = ()
+
+
+def stack(conditionings: Sequence[Conditioning]) -> Conditioning:
+    """Rows of several conditionings as one batch. All contexts have one length."""
+    return Conditioning(
+        torch.cat([c.context for c in conditionings]),
+        {k: torch.cat([c.extras[k] for c in conditionings]) for k in conditionings[0].extras},
+    )
+
+
+class Denoiser(Protocol):
+    """A host's network. Its weights are frozen; gradients flow through it into the plan's residuals."""
+
+    base: Base
+    prediction: Prediction
+    sigmas: Tensor  # training noise levels, ascending, (T,)
+    device: torch.device
+
+    def predict(self, noised: Tensor, sigma: Tensor, conditioning: Conditioning, plan: Plan) -> Tensor:
+        """The network's own output, epsilon or v.
+
+        Args:
+            noised: ``latent + sigma * noise``, (R, C, H, W).
+            sigma: noise level of each row, (R,).
+            conditioning: R rows.
+            plan: what happens at the cross-attention layers.
+
+        Returns:
+            (R, C, H, W).
+        """
+        ...

@@ -1,0 +1,86 @@
+"""Sentences about TinyWorld scenes, and random scenes to say them about."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from random import Random
+
+from .world import BACKGROUNDS, BODIES, COLOURS, PATTERNS, POSITIONS, SHAPES, SIZES, Look, Scene, Thing
+
+OPENINGS = (
+    "a photo of a",
+    "a picture of a",
+    "an image of a",
+    "a drawing of a",
+    "a rendering of a",
+    "a good photo of a",
+    "a clean photo of a",
+    "a bright photo of a",
+    "a nice photo of a",
+    "a photo of the",
+    "a photo of one",
+    "a",
+)
+SPREADS = {  # positions that scenes of two and three things take
+    2: (("left", "right"), ("top", "bottom")),
+    3: (("left", "right", "top"), ("left", "right", "bottom"), ("top", "bottom", "left"), ("top", "bottom", "right")),
+}
+
+
+def phrase(thing: Thing, say: Collection[str]) -> str:
+    """The noun phrase of one thing; `say` holds what is told: ``size``, ``look``, ``position``."""
+    parts = [thing.size if "size" in say else "", thing.look.words if thing.look and "look" in say else "", thing.shape]
+    if "position" in say:
+        parts.append(f"at the {thing.position}")
+    return " ".join(p for p in parts if p)
+
+
+def caption(
+    scene: Scene,
+    say: Collection[str] = ("size", "look", "position", "background", "pattern"),
+    opening: str = "a photo of a",
+) -> str:
+    """A sentence about a scene, telling the aspects in `say` (a look left open is never told)."""
+    text = f"{opening} " + " and a ".join(phrase(t, say) for t in scene.things)
+    if "background" in say:
+        pattern = f"{scene.pattern} " if "pattern" in say else ""
+        text += f" on a {pattern}{scene.background} background"
+    return text
+
+
+def random_look(rng: Random, held_out: Collection[Look] = ()) -> Look:
+    """A look drawn at random that is not in `held_out`."""
+    while True:
+        body = rng.choices(BODIES, weights=(2, 5, 5))[0]
+        colours = rng.sample(tuple(COLOURS), 3)
+        second = None if body == "plain" else colours[1]
+        look = Look(body, colours[0], second, colours[2] if rng.random() < 0.6 else None)
+        if look not in held_out:
+            return look
+
+
+def random_scene(rng: Random, held_out: Collection[Look] = (), counts: tuple[float, ...] = (0.8, 0.15, 0.05)) -> Scene:
+    """A scene of one, two or three things (with weights `counts`), a few px of jitter each."""
+    count = rng.choices((1, 2, 3), weights=counts)[0]
+    places = (rng.choice(tuple(POSITIONS)),) if count == 1 else rng.choice(SPREADS[count])
+    things = tuple(
+        Thing(
+            shape,
+            "small" if count == 3 else rng.choice(tuple(SIZES)),
+            place,
+            random_look(rng, held_out),
+            rng.uniform(-4, 4),
+            rng.uniform(-4, 4),
+            rng.uniform(-2, 2),
+        )
+        for shape, place in zip(rng.sample(SHAPES, count), places, strict=False)
+    )
+    return Scene(things, rng.choice(tuple(BACKGROUNDS)), rng.choice(PATTERNS))
+
+
+def random_caption(scene: Scene, rng: Random, tell_look: float = 0.6, tell: float = 0.85) -> str:
+    """A caption that leaves things out at random: the look with 1 - `tell_look`, other aspects with 1 - `tell`."""
+    say = {aspect for aspect in ("size", "position", "background", "pattern") if rng.random() < tell}
+    if rng.random() < tell_look:
+        say.add("look")
+    return caption(scene, say, rng.choice(OPENINGS))

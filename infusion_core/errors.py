@@ -1,0 +1,7 @@
+"""The one exception type whose message is written for the user: it names the cause and the remedy."""
+
+from __future__ import annotations
+
+
+class InfusionError(ValueError):
+    """Something the user can put right. The message is one line: what was wrong, then what to do."""

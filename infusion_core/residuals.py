@@ -1,0 +1,196 @@
+"""What is learned: residuals added to the value path of a concept word's tokens (Infusion, arXiv 2404.14007, eq. 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .errors import InfusionError
+from .sites import Site
+
+Layout = Literal["block", "layer", "value"]
+LAYOUTS: tuple[str, ...] = get_args(Layout)
+
+
+_ARCHITECTURES = {128: "tinyworld", 768: "sd1", 1024: "sd2", 2048: "sdxl"}
+
+
+def architecture_name(context_width: int) -> str:
+    """The name of a base family: ``sd1``, ``sd2``, ``sdxl``, ``tinyworld``, or ``unet<context width>``."""
+    return _ARCHITECTURES.get(context_width, f"unet{context_width}")
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model a concept belongs to.
+
+    Attributes:
+        architecture: e.g. ``sd1``, ``sd2``, ``sdxl``, ``tinyworld``.
+        context_width: width of the text context entering K and V.
+        prediction: ``epsilon`` or ``v_prediction``.
+        sites: every cross-attention layer, in forward order.
+    """
+
+    architecture: str
+    context_width: int
+    prediction: str
+    sites: tuple[Site, ...]
+
+    def places(self, layout: Layout) -> dict[str, int]:
+        """Names of the residuals a layout has on this base, each with its width."""
+        if layout == "block":
+            return {site.block: self.context_width for site in self.sites}
+        return {s.name: self.context_width if layout == "layer" else s.value_width for s in self.sites}
+
+
+@dataclass(frozen=True)
+class ConceptResidual:
+    """The residuals of one subject, its word, and where they came from.
+
+    Attributes:
+        word: what a prompt says, e.g. ``cat``; several tokens are allowed.
+        layout: ``block`` (one context-space residual per UNet block), ``layer`` (one per site) or ``value`` (one
+            value-space residual per site, eq. 7 to the letter).
+        tensors: residuals by place (block or site name), each (bins, tokens, width). Bin 0 holds the lowest noise.
+        architecture, context_width, prediction: of the base model, see `Base`.
+        training: free-form settings and results, strings only.
+        thumbnail: JPEG or PNG bytes, or None.
+    """
+
+    word: str
+    layout: Layout
+    tensors: Mapping[str, Tensor]
+    architecture: str
+    context_width: int
+    prediction: str = "epsilon"
+    training: Mapping[str, str] = field(default_factory=dict)
+    thumbnail: bytes | None = None
+
+    @property
+    def bins(self) -> int:
+        """Number of timestep bins."""
+        return next(iter(self.tensors.values())).shape[0]
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of the word."""
+        return next(iter(self.tensors.values())).shape[1]
+
+    @property
+    def parameter_count(self) -> int:
+        """Numbers learned."""
+        return sum(t.numel() for t in self.tensors.values())
+
+    def at(self, site: Site) -> Tensor | None:
+        """The residual that acts at a site, (bins, tokens, width), or None."""
+        return self.tensors.get(site.block if self.layout == "block" else site.name)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> ConceptResidual:
+        """A copy on another device and in another precision."""
+        return replace(self, tensors={k: t.to(device, dtype) for k, t in self.tensors.items()})
+
+    def check_fits(self, base: Base) -> None:
+        """Refuse a base model the concept was not made for.
+
+        Raises:
+            InfusionError: architecture, context width, prediction type or sites differ.
+        """
+        made = f"the concept {self.word!r} was made for"
+        remedy = "load that base model or train the concept again on this one"
+        if self.architecture != base.architecture:
+            raise InfusionError(f"{made} {self.architecture}, not {base.architecture}; {remedy}")
+        if self.context_width != base.context_width:
+            raise InfusionError(f"{made} context width {self.context_width}, not {base.context_width}; {remedy}")
+        if self.prediction != base.prediction:
+            raise InfusionError(f"{made} {self.prediction} models, this one predicts {base.prediction}; {remedy}")
+        places = base.places(self.layout)
+        for name, tensor in self.tensors.items():
+            if name not in places:
+                raise InfusionError(f"{made} a UNet with {name}, which this model lacks; {remedy}")
+            if tensor.shape[-1] != places[name]:
+                raise InfusionError(f"{made} width {tensor.shape[-1]} at {name}, not {places[name]}; {remedy}")
+
+
+def zero_residual(base: Base, word: str, layout: Layout = "block", bins: int = 1, tokens: int = 1) -> ConceptResidual:
+    """The residual that changes nothing; training starts here.
+
+    Raises:
+        InfusionError: unknown layout, or bins or tokens below 1.
+    """
+    if layout not in LAYOUTS:
+        raise InfusionError(f"unknown layout {layout!r}; choose one of: {', '.join(LAYOUTS)}")
+    if bins < 1 or tokens < 1:
+        raise InfusionError(f"bins and tokens start at 1, got bins={bins} tokens={tokens}")
+    tensors = {name: torch.zeros(bins, tokens, width) for name, width in base.places(layout).items()}
+    return ConceptResidual(word, layout, tensors, base.architecture, base.context_width, base.prediction)
+
+
+@dataclass(frozen=True)
+class Infusion:
+    """One concept at work in one forward pass: which entries of the context receive which part of the residual.
+
+    The four index tensors are long, of one length M; entry m adds ``residual[bin[m], token[m]]`` at
+    ``context[row[m], position[m]]``.
+
+    Attributes:
+        residual: the concept.
+        rows: row of the batch.
+        positions: index along the context.
+        token: token within the word.
+        bin: timestep bin.
+        strength: the user's scale, default 1.
+    """
+
+    residual: ConceptResidual
+    rows: Tensor
+    positions: Tensor
+    token: Tensor
+    bin: Tensor
+    strength: float = 1.0
+
+    def add_to(self, target: Tensor, site: Site) -> Tensor:
+        """`target` (R, L, width) with the residual of `site` added; `target` itself when it has none there."""
+        delta = self.residual.at(site)
+        if delta is None:
+            return target
+        chosen = delta[self.bin, self.token].to(target.dtype) * self.strength  # (M, width)
+        return target.index_put((self.rows, self.positions), chosen, accumulate=True)
+
+    @property
+    def in_value_space(self) -> bool:
+        """Whether the residual is added after the value projection instead of before it."""
+        return self.residual.layout == "value"
+
+
+def infuse(
+    residual: ConceptResidual, rows: Iterable[int], spans: Sequence[Sequence[Sequence[int]]], bins: Sequence[int],
+    strength: float = 1.0, device: torch.device | str = "cpu",
+) -> Infusion:  # fmt: skip
+    """Bind a concept to token positions.
+
+    Args:
+        residual: the concept.
+        rows: rows of the batch that receive it.
+        spans: per such row, the occurrences of the word, each the context positions of the word's tokens.
+        bins: per such row, the timestep bin.
+        strength: the user's scale.
+        device: of the index tensors.
+
+    Raises:
+        InfusionError: an occurrence has another number of tokens than the concept.
+    """
+    entries: list[tuple[int, int, int, int]] = []
+    for row, occurrences, bin_ in zip(rows, spans, bins, strict=True):
+        for occurrence in occurrences:
+            if len(occurrence) != residual.tokens:
+                raise InfusionError(
+                    f"{residual.word!r} is {len(occurrence)} tokens here but the concept has {residual.tokens}; "
+                    "it was made with another tokenizer, train it again on this model"
+                )
+            entries.extend((row, position, token, bin_) for token, position in enumerate(occurrence))
+    index = torch.tensor(entries, dtype=torch.long, device=device).reshape(-1, 4)
+    return Infusion(residual, index[:, 0], index[:, 1], index[:, 2], index[:, 3], strength)

@@ -1,0 +1,180 @@
+"""Train TinyWorld's text encoder and UNet together, from nothing, on captioned random scenes.
+
+    python scripts/train_tinyworld_vae.py
+    python scripts/train_tinyworld.py --steps 7500
+
+A stopped run goes on from its last checkpoint. The weights in use are the exponential moving average.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+from random import Random
+
+import torch
+from diffusers import AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from infusion_core.embedded.tinyworld import words
+from infusion_core.embedded.tinyworld.captions import random_caption, random_scene
+from infusion_core.embedded.tinyworld.concepts import HELD_OUT_LOOKS
+from infusion_core.embedded.tinyworld.draw import paint, silhouette
+from infusion_core.embedded.tinyworld.world import Scene
+
+WIDTH = 128  # of the text context
+
+
+def build_unet() -> UNet2DConditionModel:
+    """SD1.5's structure in small: two levels, one block each, seven cross-attention sites."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,  # diffusers' name for the number of heads
+    )
+
+
+def build_text_encoder() -> CLIPTextModel:
+    """CLIP's causal text encoder in small."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=words.VOCABULARY_SIZE,
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            projection_dim=WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=words.LENGTH,
+            hidden_act="quick_gelu",
+            bos_token_id=words.START,
+            eos_token_id=words.END,
+            pad_token_id=words.END,
+        )
+    )
+
+
+@torch.no_grad()
+def encode_scenes(vae: AutoencoderTiny, scenes: list[Scene]) -> tuple[Tensor, Tensor]:
+    """Latents (N, 4, 16, 16) and, for the loss, how much of each cell things cover (N, 1, 16, 16)."""
+    latents, covers = [], []
+    for start in tqdm(range(0, len(scenes), 50), desc="encode scenes", mininterval=10):
+        part = scenes[start : start + 50]
+        pixels = torch.stack([torch.from_numpy(paint(s)) for s in part]).permute(0, 3, 1, 2)
+        latents.append(vae.encode(pixels * 2 - 1).latents.half())
+        cover = torch.stack([sum(torch.from_numpy(silhouette(t)) for t in s.things).clamp(max=1) for s in part])
+        covers.append(nn.functional.avg_pool2d(cover[:, None], 8).half())
+    return torch.cat(latents).contiguous(), torch.cat(covers).contiguous()
+
+
+def learning_rate_factor(done: float, warm: float = 0.03) -> float:
+    """Linear warm-up, then half a cosine to 1% of the peak; `done` runs from 0 to 1."""
+    if done < warm:
+        return done / warm
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))
+
+
+def save_checkpoint(path: Path, model: nn.Module, ema: EMAModel, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Everything a resumed run needs: weights, their average and the optimizer's moments."""
+    tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
+    tensors |= {f"ema.{i}": v for i, v in enumerate(ema.shadow_params)}
+    for i, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{k}": v for k, v in moments.items()}
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"step": str(step), "ema_step": str(ema.optimization_step)})
+    partial.replace(path)
+
+
+def load_checkpoint(path: Path, model: nn.Module, ema: EMAModel, optimizer: torch.optim.Optimizer) -> int:
+    """Restore what `save_checkpoint` wrote; returns the step it was written at."""
+    with safe_open(path, "pt") as file:
+        meta, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+    ema.shadow_params = [tensors[f"ema.{i}"] for i in range(len(ema.shadow_params))]
+    ema.optimization_step = int(meta["ema_step"])
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(meta["step"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vae", type=Path, default=Path("out/tinyworld/vae"))
+    parser.add_argument("--out", type=Path, default=Path("out/tinyworld/base"))
+    parser.add_argument("--steps", type=int, default=7500)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--scenes", type=int, default=24000)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    torch.manual_seed(args.seed)
+    rng = Random(args.seed)
+    scenes = [random_scene(rng, HELD_OUT_LOOKS) for _ in range(args.scenes)]
+    cache = args.out / "scenes.safetensors"
+    if not cache.exists():
+        latents, covers = encode_scenes(AutoencoderTiny.from_pretrained(args.vae).eval(), scenes)
+        save_file({"latents": latents, "covers": covers}, cache)
+    data = load_file(cache)
+    latents, covers = data["latents"], data["covers"]
+
+    model = nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder()})
+    params = list(model.parameters())
+    ema = EMAModel(params, decay=0.9985, use_ema_warmup=True, power=0.8)
+    optimizer = torch.optim.AdamW(params, lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.99))
+    noise = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    # Plain epsilon MSE hardly sees the high noise levels, where text decides appearance; this weight makes it the
+    # v-prediction loss up to a cap. The minimum is the same.
+    weights = (1 / noise.alphas_cumprod).clamp(max=8.0)
+    checkpoint = args.out / "checkpoint.safetensors"
+    first = load_checkpoint(checkpoint, model, ema, optimizer) if checkpoint.exists() else 0
+    torch.manual_seed(args.seed + first)
+    rng = Random(args.seed + first)
+
+    started, running = time.monotonic(), 0.0
+    for step in range(first + 1, args.steps + 1):
+        picks = torch.randint(len(scenes), (args.batch,)).tolist()
+        texts = [("" if rng.random() < 0.1 else random_caption(scenes[i], rng)) for i in picks]
+        context = model["text_encoder"](torch.tensor([words.encode(t) for t in texts])).last_hidden_state
+        clean, cover = latents[picks].float(), covers[picks].float()
+        eps, t = torch.randn_like(clean), torch.randint(1000, (args.batch,))
+        predicted = model["unet"](noise.add_noise(clean, eps, t), t, context).sample
+        error = (predicted - eps).square() * (1 + 3 * cover)
+        loss = (error.mean(dim=(1, 2, 3)) * weights[t]).mean()
+        loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * learning_rate_factor(step / args.steps)
+        nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(params)
+        running += loss.item()
+        if step % 100 == 0:
+            print(f"step {step} loss {running / 100:.4f} {time.monotonic() - started:.0f}s", flush=True)
+            running = 0.0
+        if step % 500 == 0 or step == args.steps:
+            save_checkpoint(checkpoint, model, ema, optimizer, step)
+            ema.store(params)
+            ema.copy_to(params)
+            model["unet"].save_pretrained(args.out / "unet")
+            model["text_encoder"].save_pretrained(args.out / "text_encoder")
+            ema.restore(params)
+
+
+if __name__ == "__main__":
+    main()

@@ -57,7 +57,11 @@ class Denoiser(Protocol):
     base: Base
     prediction: Prediction
     sigmas: Tensor  # training noise levels, ascending, (T,)
-    device: torch.device
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        ...
 
     def predict(self, noised: Tensor, sigma: Tensor, conditioning: Conditioning, plan: Plan) -> Tensor:
         """The network's own output, epsilon or v.

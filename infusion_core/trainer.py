@@ -180,7 +180,7 @@ class Trainer:
         times = ((torch.arange(draws) + 0.5) * steps / draws).long()
         eps = torch.randn(draws, *self.latents.shape[1:], generator=generator)
         losses = []
-        for part in torch.split(torch.arange(draws), self.settings.batch_size):  # type: ignore[no-untyped-call]
+        for part in torch.split(torch.arange(draws), self.settings.batch_size):
             picks, texts = (part % len(self.latents)).tolist(), (part % len(self.prompts)).tolist()
             losses.append(self._errors(picks, texts, times[part], eps[part]))
         return torch.cat(losses).mean().item()

@@ -40,8 +40,7 @@ def distance(shape: str, x: Pixels, y: Pixels, radius: float) -> Pixels:
 
 def silhouette(thing: Thing, grow: float = 0.0) -> Pixels:
     """Coverage (H, W) in [0, 1] of a thing, grown or shrunk by `grow` px."""
-    cx, cy = thing.centre
-    x, y = _XX - np.float32(cx), _YY - np.float32(cy)
+    x, y = grid(thing.centre)
     cover: Pixels = np.clip(0.5 - distance(thing.shape, x, y, thing.radius) + np.float32(grow), 0, 1)
     return cover
 
@@ -66,20 +65,39 @@ def body(look: Look | None, x: Pixels, y: Pixels, radius: float) -> Pixels:
     out: Pixels = first
     if look.second is not None:
         second = _rgb(COLOURS[look.second])
-        where = y > 0 if look.body == "over" else np.floor(y / (BAND * radius) + 0.5).astype(np.int64) % 2 == 1
-        out = np.where(where[..., None], second, first)
+        out = np.where(second_area(look.body, y, radius)[..., None], second, first)
     if look.dot is not None:
-        cover = np.clip(0.5 - (np.hypot(x, y) - np.float32(DOT_RADIUS * radius)), 0, 1)[..., None]
+        cover = dot_cover(x, y, radius)[..., None]
         out = out * (1 - cover) + _rgb(COLOURS[look.dot]) * cover
     return out.astype(np.float32)
+
+
+def second_area(body: str, y: Pixels, radius: float) -> NDArray[np.bool_]:
+    """Where a body shows its second colour."""
+    if body == "plain":
+        return np.zeros(y.shape, dtype=np.bool_)
+    if body == "over":
+        return y > 0
+    bands: NDArray[np.bool_] = np.floor(y / (BAND * radius) + 0.5).astype(np.int64) % 2 == 1
+    return bands
+
+
+def dot_cover(x: Pixels, y: Pixels, radius: float) -> Pixels:
+    """Coverage in [0, 1] of the dot."""
+    cover: Pixels = np.clip(0.5 - (np.hypot(x, y) - np.float32(DOT_RADIUS * radius)), 0, 1)
+    return cover
+
+
+def grid(centre: tuple[float, float]) -> tuple[Pixels, Pixels]:
+    """Pixel coordinates (H, W) of x and y around a centre."""
+    return _XX - np.float32(centre[0]), _YY - np.float32(centre[1])
 
 
 def paint(scene: Scene) -> Pixels:
     """The scene as pixels, (H, W, 3) in [0, 1]."""
     out = background(scene)
     for thing in scene.things:
-        cx, cy = thing.centre
-        x, y = _XX - np.float32(cx), _YY - np.float32(cy)
+        x, y = grid(thing.centre)
         inner = silhouette(thing, -OUTLINE_PX)[..., None]
         colours = body(thing.look, x, y, thing.radius) * inner + OUTLINE * (1 - inner)
         cover = silhouette(thing)[..., None]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-from scipy.signal import fftconvolve
+from scipy.optimize import minimize
 
-from .draw import OUTLINE_PX, Pixels, background, paint, silhouette
+from .draw import OUTLINE_PX, Pixels, background, dot_cover, grid, paint, second_area, silhouette
 from .world import BACKGROUNDS, COLOURS, PATTERNS, POSITIONS, SIZE, SIZES, Concept, Look, Scene, Thing
 
-RADII = np.arange(12.0, 37.0, 1.0)  # px, searched
+RADII = tuple(np.arange(12.0, 37.0, 2.0).tolist())  # px, searched
+_PADDED = 192  # room for a silhouette beyond the edge, px
 REACH = 30.0  # px from the expected centre, searched
 DISTINCT = 0.25  # colour distance (mean over RGB) at which a pixel certainly is not background
 
@@ -74,22 +75,34 @@ def locate(pixels: Pixels, scene: Scene, thing: Thing) -> Thing:
     """Fit centre and radius of a thing, by its silhouette alone: its colours play no part.
 
     The silhouette that best separates what is background from what is not wins; ``2 * inside - area`` is that
-    agreement up to a constant, found for all centres at once by convolution.
+    agreement up to a constant. Convolution finds it for all whole-pixel centres at once, a simplex search refines it.
     """
     away = np.abs(pixels - _seen_background(pixels)).mean(axis=2)
-    foreground = np.clip(away / DISTINCT, 0, 1)
-    cx, cy = thing.centre
-    best, found = -np.inf, thing
-    for radius in RADII:
-        kernel, area = _kernel(thing.shape, float(radius))
-        agreement = 2 * fftconvolve(foreground, kernel, mode="same") - area
-        agreement = np.where(_within(cx, cy), agreement, -np.inf)
-        y, x = np.unravel_index(int(agreement.argmax()), agreement.shape)
-        if agreement[y, x] > best:
-            best = float(agreement[y, x])
-            px, py = POSITIONS[thing.position]
-            found = replace(thing, dx=x - px, dy=y - py, dr=float(radius) - SIZES[thing.size])
-    return found
+    foreground = np.clip(away / DISTINCT, 0, 1) * _own_area(scene, thing)
+    spectrum = np.fft.rfft2(foreground, (_PADDED, _PADDED))
+    near = _within(*thing.centre)
+
+    def agreement(radius: float) -> tuple[float, float, float, float]:
+        kernel, area = _kernel(thing.shape, radius)
+        inside = np.fft.irfft2(spectrum * kernel)[:SIZE, :SIZE]
+        y, x = np.unravel_index(int(np.where(near, inside, -np.inf).argmax()), inside.shape)
+        return 2 * float(inside[y, x]) - area, x + 0.5, y + 0.5, radius
+
+    _, x, y, radius = max(agreement(r) for r in RADII)
+    px, py = POSITIONS[thing.position]
+
+    def placed(at: NDArray[np.float64]) -> Thing:
+        return replace(thing, dx=float(at[0]) - px, dy=float(at[1]) - py, dr=float(at[2]) - SIZES[thing.size])
+
+    def disagreement(at: NDArray[np.float64]) -> float:
+        mask = silhouette(placed(at))
+        return float((mask * (1 - 2 * foreground)).sum())
+
+    start = np.array([x, y, radius])
+    simplex = start + np.vstack([np.zeros(3), np.eye(3)])
+    best = minimize(disagreement, start, method="Nelder-Mead",
+                    options={"initial_simplex": simplex, "maxfev": 45, "xatol": 0.05, "fatol": 0.5})  # fmt: skip
+    return placed(best.x)
 
 
 def read_background(image: Image.Image | Pixels) -> tuple[str, str]:
@@ -100,21 +113,30 @@ def read_background(image: Image.Image | Pixels) -> tuple[str, str]:
     return min(errors, key=lambda key: float(np.mean(np.sort(errors[key], axis=None)[: SIZE * SIZE * 3 // 5])))
 
 
-def read_look(image: Image.Image | Pixels, found: Thing, looks: Sequence[Look]) -> Look:
-    """The look among `looks` that a fitted thing is nearest to."""
+def read_look(image: Image.Image | Pixels, found: Thing) -> Look:
+    """The look, of all that TinyWorld has, that a fitted thing is nearest to (least absolute colour error)."""
     pixels = as_pixels(image)
     inside = silhouette(found, -OUTLINE_PX - 1) > 0.5
+    x, y = (axis[inside] for axis in grid(found.centre))
+    seen = pixels[inside]
+    errors = {name: np.abs(seen - np.asarray(rgb) / 255).mean(axis=1) for name, rgb in COLOURS.items()}
+    dotted = dot_cover(x, y, found.radius) > 0.5
+    best, nearest = np.inf, Look("plain", "red")
+    for look in all_looks():
+        second = second_area(look.body, y, found.radius)
+        dot = dotted if look.dot else np.zeros_like(dotted)
+        total = errors[look.first][~second & ~dot].sum()
+        total += errors[look.second or look.first][second & ~dot].sum()
+        total += errors[look.dot or look.first][dot].sum()
+        if total < best:
+            best, nearest = float(total), look
+    return nearest
 
-    def error(look: Look) -> float:
-        drawn = paint(Scene((replace(found, look=look),)))
-        return float(np.abs(pixels - drawn)[inside].mean())
 
-    return min(looks, key=error)
-
-
+@lru_cache(maxsize=1)
 def all_looks() -> tuple[Look, ...]:
     """Every look TinyWorld has."""
-    looks = []
+    looks: list[Look] = []
     for first in COLOURS:
         for second in (None, *COLOURS):
             for dot in (None, *COLOURS):
@@ -148,12 +170,21 @@ def _seen_background(pixels: Pixels) -> Pixels:
 
 
 @lru_cache(maxsize=256)
-def _kernel(shape: str, radius: float) -> tuple[Pixels, float]:
-    """A flipped silhouette centred in an odd window, for convolution, and its area in px."""
-    thing = Thing(shape, "big", "center", None, 0.0, 0.0, radius - SIZES["big"])
-    mask = silhouette(replace(thing, dx=0.5, dy=0.5))  # pixel centres are at .5: symmetric around (64, 64)
-    window = mask[64 - 48 : 64 + 49, 64 - 48 : 64 + 49]
-    return window[::-1, ::-1].copy(), float(window.sum())
+def _kernel(shape: str, radius: float) -> tuple[NDArray[np.complex128], float]:
+    """The spectrum of a silhouette, for correlation around pixel centres, and its area in px."""
+    mask = silhouette(Thing(shape, "big", "center", None, 0.5, 0.5, radius - SIZES["big"]))
+    centred = np.roll(np.pad(mask, (0, _PADDED - SIZE)), (-SIZE // 2, -SIZE // 2), axis=(0, 1))
+    return np.conj(np.fft.rfft2(centred)), float(mask.sum())
+
+
+def _own_area(scene: Scene, thing: Thing) -> Pixels:
+    """1 where a pixel is nearer to this thing's expected place than to another's, else 0, (H, W)."""
+    own = np.hypot(*grid(thing.centre)) - thing.radius
+    area = np.ones_like(own)
+    for other in scene.things:
+        if other.shape != thing.shape:
+            area *= own <= np.hypot(*grid(other.centre)) - other.radius
+    return area
 
 
 @lru_cache(maxsize=64)

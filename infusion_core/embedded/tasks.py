@@ -1,0 +1,109 @@
+"""The two things a user does: train a concept on photos, and draw pictures with concepts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from PIL import Image
+
+from ..captions import CAPTION_TEMPLATES, fill
+from ..errors import InfusionError
+from ..residuals import ConceptResidual
+from ..tokens import bind_prompt
+from ..trainer import Trainer, TrainSettings, TrainState
+from .model import EmbeddedModel
+from .sampling import Sampler, SampleSettings, SampleStep
+
+Loaded = Mapping[str, tuple[ConceptResidual, float]]  # concept and strength by name
+
+
+def trainer_for(
+    model: EmbeddedModel,
+    photos: list[Image.Image],
+    word: str,
+    settings: TrainSettings,
+    templates: Sequence[str] = CAPTION_TEMPLATES,
+    start: ConceptResidual | None = None,
+    state: TrainState | None = None,
+) -> Trainer:
+    """A trainer for one concept on photos.
+
+    Args:
+        model: the base model.
+        photos: of the subject.
+        word: its class word.
+        settings: how to train.
+        templates: caption templates with ``{}`` for the word.
+        start: a concept to continue from.
+        state: of an interrupted run with the same inputs.
+
+    Raises:
+        InfusionError: no photos, a bad word, a bad template, or `start` does not fit.
+    """
+    if not photos:
+        raise InfusionError("no photos to learn from; give at least one")
+    model.text.word_tokens(word)
+    prompts = [model.text.encode(caption, {"concept": word}) for caption in fill(tuple(templates), word)]
+    return Trainer(model.denoiser, model.encode(photos), prompts, word, settings, start, state)
+
+
+def draw(
+    model: EmbeddedModel,
+    prompt: str,
+    concepts: Loaded,
+    count: int,
+    seed: int,
+    settings: SampleSettings,
+    negative: str = "",
+    batch: int = 8,
+    on_step: Callable[[SampleStep], None] | None = None,
+) -> list[Image.Image]:
+    """Draw pictures of a prompt.
+
+    Args:
+        model: the base model.
+        prompt: names concepts by their word or as ``<name>``.
+        concepts: what is loaded; a concept whose word the prompt does not hold changes nothing.
+        count: pictures; picture i is drawn from noise of `seed` + i.
+        seed: of the first picture.
+        settings: how to sample.
+        negative: prompt of the unconditional half.
+        batch: pictures per pass.
+        on_step: called after each sampling step of each batch.
+
+    Raises:
+        InfusionError: the prompt cannot be bound, or a concept was made for another base.
+    """
+    encoded = model.text.encode(prompt, {name: residual.word for name, (residual, _) in concepts.items()})
+    chunks = model.text.chunks_of(encoded)
+    uncond = model.text.encode(negative, chunks=chunks)
+    longer = model.text.chunks_of(uncond)
+    if longer > chunks:
+        words = {name: residual.word for name, (residual, _) in concepts.items()}
+        encoded = model.text.encode(prompt, words, chunks=longer)
+    sampler = Sampler(model.denoiser, model.scheduler, encoded, uncond.conditioning, tuple(concepts.values()), settings)
+    pictures: list[Image.Image] = []
+    for first in range(0, count, batch):
+        latents = None
+        for step in sampler.run(model.noise(min(batch, count - first), seed + first)):
+            latents = step.latents
+            if on_step:
+                on_step(step)
+        assert latents is not None  # steps >= 1
+        pictures += model.decode(latents)
+    return pictures
+
+
+def require_mention(prompt: str, concepts: Loaded) -> None:
+    """Refuse a prompt that would leave a loaded concept without effect.
+
+    Raises:
+        InfusionError: the prompt holds neither the word nor the placeholder of a concept.
+    """
+    bound = bind_prompt(prompt, {name: residual.word for name, (residual, _) in concepts.items()})
+    for index, (name, (residual, _)) in enumerate(concepts.items()):
+        if not bound.mentions(index):
+            raise InfusionError(
+                f"the prompt does not hold {residual.word!r}, the word of the concept {name!r}; "
+                f"write {residual.word!r} or <{name}> in it"
+            )

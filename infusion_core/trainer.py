@@ -16,6 +16,9 @@ from .denoiser import Denoiser, EncodedPrompt, stack
 from .errors import InfusionError
 from .residuals import ConceptResidual, Infusion, Layout, infuse, zero_residual
 
+Schedule = Literal["cosine", "constant"]
+Weighting = Literal["uniform", "velocity"]
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -41,11 +44,11 @@ class TrainSettings:
     batch_size: int = 4
     accumulation: int = 1
     learning_rate: float = 0.01
-    schedule: Literal["cosine", "constant"] = "constant"
+    schedule: Schedule = "constant"
     layout: Layout = "block"
     bins: int = 1
     replace_maps: bool = True
-    weighting: Literal["uniform", "velocity"] = "uniform"
+    weighting: Weighting = "uniform"
     snapshot_every: int = 100
     validation_draws: int = 8
     seed: int = 0

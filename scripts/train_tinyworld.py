@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/tinyworld/base"))
     parser.add_argument("--steps", type=int, default=7500)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--scenes", type=int, default=24000)
+    parser.add_argument("--scenes", type=int, default=16000)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -138,9 +138,10 @@ def main() -> None:
     ema = EMAModel(params, decay=0.9985, use_ema_warmup=True, power=0.8)
     optimizer = torch.optim.AdamW(params, lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.99))
     noise = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    # Plain epsilon MSE hardly sees the high noise levels, where text decides appearance; this weight makes it the
-    # v-prediction loss up to a cap. The minimum is the same.
-    weights = (1 / noise.alphas_cumprod).clamp(max=8.0)
+    # Plain epsilon MSE hardly sees the high noise levels, where text decides layout and appearance; this weight makes
+    # it the v-prediction loss up to a cap. The minimum is the same.
+    weights = (1 / noise.alphas_cumprod).clamp(max=40.0)
+    weights = weights / weights.mean()
     checkpoint = args.out / "checkpoint.safetensors"
     first = load_checkpoint(checkpoint, model, ema, optimizer) if checkpoint.exists() else 0
     torch.manual_seed(args.seed + first)

@@ -51,9 +51,9 @@ def background(scene: Scene) -> Pixels:
     if scene.pattern == "plain":
         shaded = np.zeros((SIZE, SIZE), dtype=bool)
     elif scene.pattern == "lined":
-        shaded = (_XX // 8) % 2 == 1
+        shaded = (_XX // 32) % 2 == 1
     else:
-        shaded = ((_XX // 16) + (_YY // 16)) % 2 == 1
+        shaded = ((_XX // 64) + (_YY // 64)) % 2 == 1
     return np.where(shaded[..., None], base * PATTERN_SHADE, base).astype(np.float32)
 
 

@@ -71,16 +71,17 @@ def score(image: Image.Image | Pixels, scene: Scene, concept: Concept | None = N
     )
 
 
-def locate(pixels: Pixels, scene: Scene, thing: Thing) -> Thing:
+def locate(pixels: Pixels, scene: Scene, thing: Thing, reach: float = REACH) -> Thing:
     """Fit centre and radius of a thing, by its silhouette alone: its colours play no part.
 
     The silhouette that best separates what is background from what is not wins; ``2 * inside - area`` is that
-    agreement up to a constant. Convolution finds it for all whole-pixel centres at once, a simplex search refines it.
+    agreement up to a constant. Convolution finds it for all whole-pixel centres within `reach` px of the expected
+    one at once; a simplex search refines it.
     """
     away = np.abs(pixels - _seen_background(pixels)).mean(axis=2)
     foreground = np.clip(away / DISTINCT, 0, 1) * _own_area(scene, thing)
     spectrum = np.fft.rfft2(foreground, (_PADDED, _PADDED))
-    near = _within(*thing.centre)
+    near = _within(*thing.centre, reach)
 
     def agreement(radius: float) -> tuple[float, float, float, float]:
         kernel, area = _kernel(thing.shape, radius)
@@ -188,7 +189,7 @@ def _own_area(scene: Scene, thing: Thing) -> Pixels:
 
 
 @lru_cache(maxsize=64)
-def _within(cx: float, cy: float) -> Pixels:
+def _within(cx: float, cy: float, reach: float) -> Pixels:
     yy, xx = np.mgrid[0:SIZE, 0:SIZE]
-    near: Pixels = np.hypot(xx + 0.5 - cx, yy + 0.5 - cy) <= REACH
+    near: Pixels = np.hypot(xx + 0.5 - cx, yy + 0.5 - cy) <= reach
     return near

@@ -1,0 +1,149 @@
+"""The command ``infusion``: its options. What the commands do is in `commands` and `demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ..captions import CAPTION_TEMPLATES
+from ..errors import InfusionError
+from ..residual_file import Storage
+from ..residuals import Layout
+from ..trainer import Schedule, TrainSettings, Weighting
+from .console import fail
+from .sampling import BaseLatent
+
+app = typer.Typer(
+    name="infusion",
+    help="Teach a diffusion model your subject from a few photos, in an 11 KB file, and change nothing else.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_DEFAULT = TrainSettings()
+
+
+Model = Annotated[str, typer.Option(help="'tinyworld', or a local Stable Diffusion 1.x/2.x/XL folder (diffusers).")]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+LayoutOption = Annotated[Layout, typer.Option(help="Where the residual lives; block is the smallest.")]
+
+
+@app.command()
+def train(
+    images: Annotated[Path, typer.Option(help="Folder with 3-6 photos of the subject (JPEG, PNG, WebP).")],
+    word: Annotated[str, typer.Option(help="The class word a prompt will say, e.g. 'cat'.")],
+    out: Annotated[Path, typer.Option(help="The concept file to write, NAME.safetensors.")],
+    model: Model = "tinyworld",
+    layout: LayoutOption = _DEFAULT.layout,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = _DEFAULT.steps,
+    batch_size: Annotated[int, typer.Option(help="Samples per pass.")] = _DEFAULT.batch_size,
+    accumulation: Annotated[int, typer.Option(help="Passes per optimizer step.")] = _DEFAULT.accumulation,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = _DEFAULT.learning_rate,
+    schedule: Annotated[Schedule, typer.Option(help="Of the learning rate.")] = _DEFAULT.schedule,
+    weighting: Annotated[Weighting, typer.Option(help="Of the loss.")] = _DEFAULT.weighting,
+    bins: Annotated[int, typer.Option(help="Timestep bins, each with its own residual.")] = _DEFAULT.bins,
+    template: Annotated[
+        Optional[list[str]], typer.Option(help="Caption with {} for the word; repeat for several.")  # noqa: UP045
+    ] = None,
+    snapshot_every: Annotated[int, typer.Option(help="Steps between snapshots.")] = _DEFAULT.snapshot_every,
+    continue_from: Annotated[
+        Optional[Path], typer.Option("--continue", help="A concept file to continue from.")  # noqa: UP045
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of the same --out.")] = False,
+    storage: Annotated[Storage, typer.Option(help="How to store the numbers.")] = "fp16",
+    seed: Seed = _DEFAULT.seed,
+) -> None:
+    """Learn a concept from photos; write a concept file and a report.json beside it."""
+    from .commands import TrainRequest, run_train
+
+    settings = TrainSettings(
+        steps=steps,
+        batch_size=batch_size,
+        accumulation=accumulation,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        layout=layout,
+        bins=bins,
+        weighting=weighting,
+        snapshot_every=snapshot_every,
+        seed=seed,
+    )
+    templates = tuple(template or CAPTION_TEMPLATES)
+    run_train(TrainRequest(model, images, word, out, settings, templates, continue_from, resume, storage))
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Option(help="Say each concept's word, or <name> for the file NAME.safetensors.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and report.json.")],
+    model: Model = "tinyworld",
+    concept: Annotated[
+        Optional[list[str]], typer.Option(help="FILE or FILE:strength; repeat for several.")  # noqa: UP045
+    ] = None,
+    negative: Annotated[str, typer.Option(help="Negative prompt.")] = "",
+    count: Annotated[int, typer.Option(help="Pictures.")] = 4,
+    steps: Annotated[Optional[int], typer.Option(help="DDIM steps; the model's own by default.")] = None,  # noqa: UP045
+    guidance: Annotated[
+        Optional[float], typer.Option(help="Guidance scale; the model's own by default.")  # noqa: UP045
+    ] = None,
+    base_latent: Annotated[BaseLatent, typer.Option(help="Where the base stream's latent comes from.")] = "shared",
+    residual_start: Annotated[float, typer.Option(help="Share of the run where residuals begin.")] = 0.0,
+    residual_end: Annotated[float, typer.Option(help="... and end.")] = 1.0,
+    replacement_start: Annotated[float, typer.Option(help="Share of the run where map replacement begins.")] = 0.0,
+    replacement_end: Annotated[float, typer.Option(help="... and ends.")] = 1.0,
+    seed: Seed = 0,
+) -> None:
+    """Draw pictures of a prompt, with any number of concepts."""
+    from .commands import run_generate
+    from .sampling import Window
+
+    run_generate(
+        model,
+        concept or [],
+        prompt,
+        count,
+        out,
+        seed,
+        negative,
+        steps=steps,
+        guidance=guidance,
+        base_latent=base_latent,
+        residual=Window(residual_start, residual_end),
+        replacement=Window(replacement_start, replacement_end),
+    )
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A concept file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    out: Annotated[Optional[Path], typer.Option(help="Also write it as report.json there.")] = None,  # noqa: UP045
+) -> None:
+    """Print what a concept file holds."""
+    from .commands import run_inspect
+
+    run_inspect(file, as_json, out)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("out/demo"),
+    concept: Annotated[str, typer.Option(help="A TinyWorld concept.")] = "ember",
+    steps: Annotated[int, typer.Option(help="Training steps.")] = _DEFAULT.steps,
+    layout: LayoutOption = _DEFAULT.layout,
+    seed: Seed = 0,
+) -> None:
+    """Learn a TinyWorld concept, draw it where its photos never showed it, and score the result."""
+    from .demo import run_demo
+
+    run_demo(out, concept, TrainSettings(steps=steps, layout=layout, seed=seed))
+
+
+def run() -> None:
+    """Run the command line; an `InfusionError` becomes one line and exit code 1."""
+    try:
+        app()
+    except InfusionError as error:
+        fail(error)

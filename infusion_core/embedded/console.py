@@ -1,0 +1,40 @@
+"""What the terminal shows: progress bars, one line for an error, exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..errors import InfusionError
+
+console = Console(highlight=False)
+INTERRUPTED = 130  # exit code of a command stopped by Ctrl-C
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar; the value is called as ``advance(note="...")`` after each unit of work."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+               TextColumn("[dim]{task.fields[note]}"))  # fmt: skip
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=total, note="")
+
+        def advance(note: str = "", steps: int = 1) -> None:
+            bar.update(task, advance=steps, note=note)
+
+        yield advance
+
+
+def fail(error: InfusionError) -> NoReturn:
+    """Print an error as one line and exit with code 1."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]Error:[/red] {_plain(str(error))}")
+    sys.exit(1)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).replace("[", "\\[")

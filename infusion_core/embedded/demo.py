@@ -1,0 +1,133 @@
+"""The demonstration: learn a TinyWorld concept, draw it where its photos never showed it, score it, show it all."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from ..atomic import write_atomic
+from ..errors import InfusionError
+from ..trainer import TrainSettings
+from .commands import TrainRequest, run_train
+from .console import console, progress
+from .model import load_model
+from .output import peak_rss_mb, png_bytes, save_picture, write_report
+from .sampling import SampleSettings
+from .tinyworld import CONCEPTS, Concept, Score, training_images
+from .tinyworld import evaluate as ev
+
+matplotlib.use("Agg")
+from matplotlib.figure import Figure
+
+SEEDS = (0, 1)
+MEASURES = tuple(f.name for f in fields(Score) if f.name != "found")
+
+
+def run_demo(out: Path, name: str, settings: TrainSettings) -> None:
+    """Write photos, concept.safetensors, report.json and index.html to `out`.
+
+    Raises:
+        InfusionError: unknown concept, or the disk is full.
+    """
+    started = time.monotonic()
+    if name not in CONCEPTS:
+        raise InfusionError(f"TinyWorld has no concept {name!r}; choose one of: {', '.join(CONCEPTS)}")
+    concept = CONCEPTS[name]
+    model = load_model("tinyworld")
+    shutil.rmtree(out / "photos", ignore_errors=True)
+    for index, picture in enumerate(training_images(concept)):
+        save_picture(out / "photos" / f"{index}.png", picture)
+    request = TrainRequest("tinyworld", out / "photos", concept.shape, out / "concept.safetensors", settings)
+    trained = run_train(request, model, score=False)
+
+    scenes = ev.unseen_scenes(concept)
+    sampling = SampleSettings(model.steps, model.guidance)
+    with progress("drawing and scoring unseen prompts", 3 * len(scenes)) as advance:
+        bare = ev.evaluate(model, concept, scenes, SEEDS, sampling, on_scene=advance)
+        learned = ev.evaluate(model, concept, scenes, SEEDS, sampling, trained.concept, on_scene=advance)
+        told = ev.evaluate(model, concept, scenes, SEEDS, sampling, describe=True, on_scene=advance)
+    report = {**trained.report, **ev.headline(bare, told, learned), "concept": name, "seeds": list(SEEDS)}
+    report |= {"seconds": time.monotonic() - started, "peak_rss_mb": peak_rss_mb()}
+    write_report(out / "report.json", report)
+    write_atomic(out / "index.html", _page(concept, trained.photos, bare, learned, told, report).encode())
+    console.print(
+        f"Concept error {report['base_concept_error']:.3f} -> {report['concept_error']:.3f}: "
+        f"{report['gap_closed']:.0%} of the gap to describing the look in words."
+    )
+    console.print(f"Open {(out / 'index.html').resolve()}")
+
+
+def _page(
+    concept: Concept,
+    photos: Sequence[Image.Image],
+    bare: Sequence[ev.Scored],
+    learned: Sequence[ev.Scored],
+    told: Sequence[ev.Scored],
+    report: dict[str, Any],
+) -> str:
+    """The self-contained page."""
+    titles = ("base model", "with the concept", "base model, look in words")
+    rows = [
+        {
+            "prompt": trio[1].prompt,
+            "seed": trio[1].seed,
+            "cells": [
+                {"image": _inline(s.picture), "error": s.score.concept_error, "title": title}
+                for s, title in zip(trio, titles, strict=True)
+            ],
+        }
+        for trio in zip(bare, learned, told, strict=True)
+    ]
+    scores = [
+        {
+            "name": title,
+            "cells": [ev.mean_interval([getattr(s.score, m) for s in scored]) for m in MEASURES],
+        }
+        for title, scored in zip(titles, (bare, learned, told), strict=True)
+    ]
+    environment = jinja2.Environment(loader=jinja2.PackageLoader(__package__), autoescape=True, trim_blocks=True)
+    return environment.get_template("demo.html.j2").render(
+        concept=concept,
+        photos=[_inline(p) for p in photos],
+        rows=rows,
+        scores=scores,
+        count=len(learned),
+        measures=[m.replace("_", " ") + (" (px)" if m == "position_error" else "") for m in MEASURES],
+        report=report,
+        curve=_curve(report["losses"], report["snapshots"]),
+    )
+
+
+def _inline(picture: Image.Image) -> str:
+    return "data:image/png;base64," + base64.b64encode(png_bytes(picture)).decode()
+
+
+def _curve(losses: Sequence[float], snapshots: Sequence[dict[str, Any]]) -> str:
+    """Loss against step: each step, a running mean, and the validation loss of the snapshots."""
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    steps = np.arange(1, len(losses) + 1)
+    axes.plot(steps, losses, color="#9aa5b1", linewidth=0.6, label="each step")
+    width = max(1, min(25, len(losses)))
+    smooth = np.convolve(losses, np.ones(width) / width, "valid")
+    axes.plot(steps[width - 1 :], smooth, color="#1f6feb", linewidth=1.5, label=f"mean of {width}")
+    seen = [s for s in snapshots if s["validation_loss"] is not None]
+    axes.plot([s["step"] for s in seen], [s["validation_loss"] for s in seen], "o-", color="#d1491b",
+              label="fixed validation noise")  # fmt: skip
+    axes.set(xlabel="step", ylabel="loss")
+    axes.set_ylim(0, float(np.percentile(losses, 99)) * 1.1)
+    axes.legend(frameon=False)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,77 @@
+"""How well TinyWorld's base model obeys prompts: share of pictures right, by aspect, and example pictures.
+
+python scripts/tinyworld_quality.py --count 200 --out docs/tinyworld
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from PIL import Image
+from rich.progress import track
+
+from infusion_core.embedded.model import load_model
+from infusion_core.embedded.sampling import SampleSettings
+from infusion_core.embedded.tasks import draw
+from infusion_core.embedded.tinyworld.captions import caption, random_scene
+from infusion_core.embedded.tinyworld.concepts import HELD_OUT_LOOKS
+from infusion_core.embedded.tinyworld.oracle import locate, read_background, read_look
+from infusion_core.embedded.tinyworld.world import POSITIONS, SIZE, SIZES, Scene, Thing
+
+
+def obeyed(picture: Image.Image, scene: Scene) -> dict[str, bool]:
+    """Which aspects of a one-thing scene a picture got right."""
+    thing = scene.things[0]
+    pixels = np.asarray(picture, np.float32) / 255
+    anywhere = Thing(thing.shape)
+    found = locate(pixels, Scene((anywhere,)), anywhere, reach=SIZE)
+    x, y = found.centre
+    place = min(POSITIONS, key=lambda p: np.hypot(x - POSITIONS[p][0], y - POSITIONS[p][1]))
+    size = min(SIZES, key=lambda s: abs(SIZES[s] - found.radius))
+    colour, pattern = read_background(pixels)
+    return {
+        "position": place == thing.position,
+        "size": size == thing.size,
+        "background": colour == scene.background,
+        "pattern": pattern == scene.pattern,
+        "appearance": read_look(pixels, found) == thing.look,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tinyworld")
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--seed", type=int, default=1000)
+    parser.add_argument("--out", type=Path, default=Path("out/tinyworld-quality"))
+    args = parser.parse_args()
+    model = load_model(args.model)
+    settings = SampleSettings(args.steps or model.steps, args.guidance or model.guidance)
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    rng, right, pictures = Random(args.seed), defaultdict(list), []
+    for i in track(range(args.count), "drawing"):
+        scene = random_scene(rng, HELD_OUT_LOOKS, counts=(1, 0, 0))
+        picture = draw(model, caption(scene), {}, 1, args.seed + i, settings)[0]
+        for aspect, good in obeyed(picture, scene).items():
+            right[aspect].append(good)
+        pictures.append(picture)
+    shares = {aspect: float(np.mean(values)) for aspect, values in right.items()}
+    sheet = Image.new("RGB", (8 * 132, 4 * 132), "white")
+    for i, picture in enumerate(pictures[:32]):
+        sheet.paste(picture, (i % 8 * 132, i // 8 * 132))
+    sheet.save(args.out / "base-samples.png", optimize=True)
+    report = {"count": args.count, "steps": settings.steps, "guidance": settings.guidance, "obeyed": shares}
+    (args.out / "base-quality.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

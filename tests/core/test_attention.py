@@ -1,0 +1,109 @@
+"""The fused path against eq. 7 written out: explicit maps, explicit sum over tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from infusion_core.attention import Maps, Plan, cross_attention, value_context
+from infusion_core.residuals import Base, infuse, zero_residual
+from infusion_core.sites import Site
+
+SITE = Site("input.1.0", "down.0", 12)
+BASE = Base("toy", 10, "epsilon", (SITE,))
+ROWS, QUERIES, TOKENS, HEADS = 3, 7, 6, 3
+
+
+def setup(seed=0):
+    g = torch.Generator().manual_seed(seed)
+    w = {name: torch.randn(12, 12 if name == "q" else 10, generator=g) for name in "qkv"}
+    project = {name: (lambda x, m=m: x @ m.T) for name, m in w.items()}
+    hidden = torch.randn(ROWS, QUERIES, 12, generator=g)
+    context = torch.randn(ROWS, TOKENS, 10, generator=g)
+    return project, hidden, context, g
+
+
+def explicit(project, query_input, key_context, context, additions):
+    """Eq. 7 token by token in float64; `additions`: (row, position, where, vector)."""
+    to64 = {n: (lambda x, p=p: p(x.float()).double()) for n, p in project.items()}
+    value_in = context.clone()
+    for row, position, where, vector in additions:
+        if where == "context":
+            value_in[row, position] += vector
+    q, k, v = to64["q"](query_input), to64["k"](key_context), to64["v"](value_in)
+    for row, position, where, vector in additions:
+        if where == "value":
+            v[row, position] += vector.double()
+    out = torch.zeros(len(context), QUERIES, 12, dtype=torch.float64)
+    for row in range(len(context)):
+        for head in range(HEADS):
+            part = slice(head * 4, head * 4 + 4)
+            maps = torch.softmax(q[row, :, part] @ k[row, :, part].T / 2.0, dim=-1)  # (N, L)
+            for token in range(TOKENS):
+                out[row, :, part] += maps[:, token, None] * v[row, token, part]
+    return out
+
+
+def run(project, hidden, context, plan):
+    return cross_attention(SITE, hidden, context, project["q"], project["k"], project["v"], HEADS, plan)
+
+
+def close(actual, expected):
+    assert ((actual.double() - expected).abs().max() / expected.abs().max()).item() < 1e-5
+
+
+@pytest.mark.parametrize("layout", ["block", "layer", "value"])
+@pytest.mark.parametrize("concepts", [1, 2, 3])
+def test_residuals_with_supplied_maps_match_the_explicit_sum(layout, concepts):
+    project, hidden, context, g = setup()
+    base_hidden, base_context = torch.randn(ROWS, QUERIES, 12, generator=g), torch.randn(ROWS, TOKENS, 10, generator=g)
+    maps: Maps = {}
+    run(project, base_hidden, base_context, Plan(record=maps))
+
+    infusions, additions = [], []
+    for index in range(concepts):
+        residual = zero_residual(BASE, "w", layout, bins=2, tokens=2)
+        for tensor in residual.tensors.values():
+            tensor.normal_(generator=g)
+        spans = [((1 + index, 2 + index),), ((0, 1), (4, 5)), ()]
+        bins, strength = [0, 1, 1], 0.5 + index
+        infusions.append(infuse(residual, range(ROWS), spans, bins, strength))
+        (delta,) = residual.tensors.values()
+        where = "value" if layout == "value" else "context"
+        for row, occurrences in enumerate(spans):
+            for occurrence in occurrences:
+                for token, position in enumerate(occurrence):
+                    additions.append((row, position, where, strength * delta[bins[row], token]))
+    before = context.clone()
+    out = run(project, hidden, context, Plan(supply=maps, infusions=infusions))
+    close(out, explicit(project, base_hidden, base_context, context, additions))
+    assert torch.equal(context, before)  # the caller's context is never changed
+
+
+def test_without_a_plan_it_is_plain_attention():
+    project, hidden, context, _ = setup()
+    close(run(project, hidden, context, Plan()), explicit(project, hidden, context, context, []))
+
+
+def test_only_the_recorded_rows_are_supplied():
+    project, hidden, context, _ = setup()
+    maps: Maps = {}
+    run(project, hidden, context, Plan(record=maps, recorded_rows=slice(1, 2)))
+    out = run(project, torch.zeros(1, QUERIES, 12), context[2:], Plan(supply=maps))
+    close(out, explicit(project, hidden[1:2], context[1:2], context[2:], []))
+
+
+def test_no_residual_gives_back_the_same_context():
+    _, _, context, _ = setup()
+    assert value_context(SITE, context, []) is context
+
+
+def test_gradient_reaches_the_residual_at_bound_tokens_only():
+    project, hidden, context, _ = setup()
+    residual = zero_residual(BASE, "w", "layer", bins=2)
+    (delta,) = residual.tensors.values()
+    delta.requires_grad_()
+    infusion = infuse(residual, [0], [((2,),)], [1])
+    run(project, hidden, context, Plan(infusions=[infusion])).square().sum().backward()
+    assert delta.grad[1].abs().sum() > 0
+    assert delta.grad[0].abs().sum() == 0

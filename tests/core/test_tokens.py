@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+
+from infusion_core.errors import InfusionError
+from infusion_core.tokens import bind_prompt, occurrences, spans
+
+
+def test_every_occurrence_of_the_word_without_a_placeholder():
+    bound = bind_prompt("a cat and a Cat", {"tom": "cat"})
+    assert bound.text == "a cat and a Cat"
+    assert bound.chosen == (None,)
+    assert bound.mentions(0)
+
+
+def test_a_placeholder_becomes_the_word_and_binds_that_one_only():
+    bound = bind_prompt("a cat chasing <Tom> and <tom>", {"tom": "cat"})
+    assert bound.text == "a cat chasing cat and cat"
+    assert bound.chosen == ((1, 2),)
+
+
+def test_two_concepts_of_one_word_by_placeholders():
+    bound = bind_prompt("<a> beside <b>, <a>", {"a": "cat", "b": "cat"})
+    assert bound.text == "cat beside cat, cat"
+    assert bound.chosen == ((0, 2), (1,))
+
+
+def test_a_concept_without_placeholder_leaves_the_others_word_alone():
+    bound = bind_prompt("<a> beside a cat", {"a": "cat", "b": "cat"})
+    assert bound.chosen == ((0,), (1,))
+
+
+def test_two_concepts_that_want_the_same_word_are_refused():
+    with pytest.raises(InfusionError, match=r"share the word 'Cat'; write <a> and <b>"):
+        bind_prompt("a cat", {"a": "cat", "b": "Cat"})
+
+
+def test_an_unknown_placeholder_is_named():
+    with pytest.raises(InfusionError, match=r"names <rex>.*loaded: <tom>"):
+        bind_prompt("a photo of <rex>", {"tom": "cat"})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"), [("cats", False), ("a cat's", True), ("concat", False), ("cat2", True)]
+)
+def test_words_end_where_letters_end(prompt, expected):
+    assert bind_prompt(prompt, {"tom": "cat"}).mentions(0) is expected
+
+
+def test_a_word_of_two_parts_may_be_spaced_freely():
+    assert bind_prompt("a stuffed   animal", {"bear": "stuffed animal"}).mentions(0)
+
+
+def test_occurrences_respect_word_boundaries():
+    # "ox fox box" where fox = f + ox and ox is a token that also ends longer words
+    ids, starts = [7, 1, 7, 7], [True, True, False, True]
+    assert occurrences(ids, starts, [7]) == [range(0, 1), range(3, 4)]
+
+
+def test_a_match_must_not_stop_inside_a_word():
+    assert occurrences([4, 5, 6], [True, True, False], [4, 5]) == []
+
+
+def test_multi_token_words_repeat_without_overlap():
+    assert occurrences([4, 4, 4, 4, 4], [True] * 5, [4, 4]) == [range(0, 2), range(2, 4)]
+
+
+def test_positions_skip_the_special_tokens_of_every_chunk():
+    # 75 text tokens a chunk between start and end: text token 74 is context 75, text token 75 is context 77 + 1
+    assert spans([range(74, 76)], None, "w", 75, 77) == ((75, 78),)
+    assert spans([range(0, 1), range(150, 151)], (1,), "w", 75, 77) == ((155,),)
+
+
+def test_a_tokenizer_that_disagrees_is_reported():
+    with pytest.raises(InfusionError, match="put spaces around it"):
+        spans([range(0, 1)], (1,), "w", 75, 77)

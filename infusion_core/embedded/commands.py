@@ -18,7 +18,7 @@ from ..errors import InfusionError
 from ..residual_file import Storage, load_concept, load_state, save_concept, save_state
 from ..residuals import ConceptResidual
 from ..trainer import Trainer, TrainSettings
-from .console import INTERRUPTED, console, progress
+from .console import INTERRUPTED, console, progress, say
 from .model import EmbeddedModel, load_model
 from .output import peak_rss_mb, save_picture, write_report
 from .photos import load_photos, thumbnail
@@ -100,8 +100,8 @@ def run_train(request: TrainRequest, model: EmbeddedModel | None = None, score: 
                     snapshot(report.validation_loss)
     except KeyboardInterrupt:
         if trainer.step:
-            console.print(f"Stopped at step {trainer.step}. A usable concept is in {snapshot(None)}")
-            console.print("Give the same command with --resume to go on.")
+            say(f"Stopped at step {trainer.step}. A usable concept is in {snapshot(None)}")
+            say("Give the same command with --resume to go on.")
         sys.exit(INTERRUPTED)
 
     validation = snapshots[-1]["validation_loss"] if snapshots else None
@@ -125,7 +125,7 @@ def run_train(request: TrainRequest, model: EmbeddedModel | None = None, score: 
     if score and model.name == "tinyworld":
         figures.update(score_on_tinyworld(trained, model))
     write_report(request.out.with_name("report.json"), figures)
-    console.print(f"Wrote {request.out} ({size:,} bytes) and report.json beside it")
+    say(f"Wrote {request.out} ({size:,} bytes) and report.json beside it")
     return trained
 
 
@@ -195,7 +195,7 @@ def run_generate(
         "peak_rss_mb": peak_rss_mb(),
     }
     write_report(out / "report.json", report)
-    console.print(f"Wrote {count} pictures to {out}")
+    say(f"Wrote {count} pictures to {out}")
 
 
 def run_inspect(path: Path, as_json: bool, out: Path | None = None) -> None:

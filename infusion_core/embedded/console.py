@@ -30,6 +30,11 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
         yield advance
 
 
+def say(text: str) -> None:
+    """Print one line; long paths are never wrapped."""
+    console.print(text, soft_wrap=True)
+
+
 def fail(error: InfusionError) -> NoReturn:
     """Print an error as one line and exit with code 1."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]Error:[/red] {_plain(str(error))}")

@@ -20,7 +20,7 @@ from ..atomic import write_atomic
 from ..errors import InfusionError
 from ..trainer import TrainSettings
 from .commands import TrainRequest, run_train
-from .console import console, progress
+from .console import progress, say
 from .model import load_model
 from .output import peak_rss_mb, png_bytes, save_picture, write_report
 from .sampling import SampleSettings
@@ -61,11 +61,11 @@ def run_demo(out: Path, name: str, settings: TrainSettings) -> None:
     report |= {"seconds": time.monotonic() - started, "peak_rss_mb": peak_rss_mb()}
     write_report(out / "report.json", report)
     write_atomic(out / "index.html", _page(concept, trained.photos, bare, learned, told, report).encode())
-    console.print(
+    say(
         f"Concept error {report['base_concept_error']:.3f} -> {report['concept_error']:.3f}: "
         f"{report['gap_closed']:.0%} of the gap to describing the look in words."
     )
-    console.print(f"Open {(out / 'index.html').resolve()}")
+    say(f"Open {(out / 'index.html').resolve()}")
 
 
 def _page(

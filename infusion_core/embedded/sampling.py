@@ -80,11 +80,8 @@ class Sampler:
         scheduler: a diffusers DDIMScheduler; used for its steps alone.
         prompt: encoded, with the spans of each concept's word.
         negative: conditioning of the unconditional half, as long as the prompt's.
-        concepts: residual and strength, in the order of the prompt's spans.
+        concepts: residual (made for this base) and strength, in the order of the prompt's spans.
         settings: how to sample.
-
-    Raises:
-        InfusionError: a concept was made for another base.
     """
 
     def __init__(
@@ -100,7 +97,6 @@ class Sampler:
         self._prompt, self._negative = prompt, negative
         self._active: list[tuple[ConceptResidual, float, tuple[Span, ...]]] = []
         for (residual, strength), spans in zip(concepts, prompt.spans, strict=True):
-            residual.check_fits(denoiser.base)
             if spans and strength != 0:
                 dtype = prompt.conditioning.context.dtype
                 self._active.append((residual.to(denoiser.device, dtype), strength, spans))

@@ -74,12 +74,14 @@ def draw(
     Raises:
         InfusionError: the prompt cannot be bound, or a concept was made for another base.
     """
-    encoded = model.text.encode(prompt, {name: residual.word for name, (residual, _) in concepts.items()})
+    for residual, _ in concepts.values():
+        residual.check_fits(model.denoiser.base)
+    words = {name: residual.word for name, (residual, _) in concepts.items()}
+    encoded = model.text.encode(prompt, words)
     chunks = model.text.chunks_of(encoded)
     uncond = model.text.encode(negative, chunks=chunks)
     longer = model.text.chunks_of(uncond)
     if longer > chunks:
-        words = {name: residual.word for name, (residual, _) in concepts.items()}
         encoded = model.text.encode(prompt, words, chunks=longer)
     sampler = Sampler(model.denoiser, model.scheduler, encoded, uncond.conditioning, tuple(concepts.values()), settings)
     pictures: list[Image.Image] = []

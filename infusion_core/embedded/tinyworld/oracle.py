@@ -93,6 +93,7 @@ def locate(pixels: Pixels, scene: Scene, thing: Thing, reach: float = REACH) -> 
     px, py = POSITIONS[thing.position]
 
     def placed(at: NDArray[np.float64]) -> Thing:
+        at = np.clip(at, (0, 0, RADII[0]), (SIZE, SIZE, RADII[-1]))
         return replace(thing, dx=float(at[0]) - px, dy=float(at[1]) - py, dr=float(at[2]) - SIZES[thing.size])
 
     def disagreement(at: NDArray[np.float64]) -> float:

@@ -1,0 +1,157 @@
+"""The promises, on the real network: nothing else changes, and the fused path equals explicit maps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from infusion_core.embedded.sampling import Sampler, SampleSettings, Window
+from infusion_core.embedded.tasks import draw
+from infusion_core.residuals import zero_residual
+
+from . import explicit
+
+WORDS = {"a": "circle", "b": "square", "c": "triangle"}
+PROMPT = "a small circle at the left and a circle and a big square and a triangle at the right"
+
+
+def concept(model, word, layout="block", size=0.3, bins=1, seed=0):
+    residual = zero_residual(model.denoiser.base, word, layout, bins)
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in residual.tensors.values():
+        tensor.normal_(0, size, generator=generator)
+    return residual
+
+
+def run(model, prompt, concepts, settings, count=2, words=WORDS):
+    used = dict(list(words.items())[: len(concepts)])
+    encoded = model.text.encode(prompt, used)
+    negative = model.text.encode("").conditioning
+    sampler = Sampler(model.denoiser, model.scheduler, encoded, negative, concepts, settings)
+    *_, last = sampler.run(model.noise(count, 7))
+    return last.latents
+
+
+def relative(a, b):
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+@pytest.mark.parametrize("base_latent", ["shared", "own"])
+@pytest.mark.parametrize("layout", ["block", "layer", "value"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_fused_path_equals_explicit_maps(tinyworld, base_latent, layout, count):
+    concepts = [
+        (concept(tinyworld, word, layout, 0.1, bins=2, seed=i), 0.7 + i / 4)
+        for i, word in enumerate(list(WORDS.values())[:count])
+    ]
+    settings = SampleSettings(2, 3.0, base_latent)
+    fused = run(tinyworld, PROMPT, concepts, settings)
+    encoded = tinyworld.text.encode(PROMPT, dict(list(WORDS.items())[:count]))
+    with torch.no_grad():
+        slow = explicit.sample(
+            tinyworld, encoded.conditioning.context, tinyworld.text.encode("").conditioning.context,
+            tinyworld.noise(2, 7), concepts, encoded.spans, 2, 3.0, base_latent,
+        )  # fmt: skip
+    assert relative(fused, slow) < 1e-5
+    assert relative(fused, run(tinyworld, PROMPT, [], settings)) > 1e-3  # the residual did something
+
+
+@pytest.mark.parametrize("base_latent", ["shared", "own"])
+def test_strength_zero_and_absent_words_change_nothing(tinyworld, base_latent):
+    settings = SampleSettings(3, 4.0, base_latent)
+    base = run(tinyworld, PROMPT, [], settings)
+    assert torch.equal(run(tinyworld, PROMPT, [(concept(tinyworld, "circle"), 0.0)], settings), base)
+    other = "a big diamond at the top"
+    absent = run(tinyworld, other, [(concept(tinyworld, "circle"), 1.0)], settings)
+    assert torch.equal(absent, run(tinyworld, other, [], settings))
+
+
+def test_without_concepts_it_is_diffusers_own_pipeline(sd1):
+    from diffusers import StableDiffusionPipeline
+
+    ours = run(sd1, "a photo of the beach", [], SampleSettings(3, 5.0))
+    encoder = sd1.text.encoders[0]
+    pipeline = StableDiffusionPipeline(
+        sd1.vae, encoder.model, encoder.tokenizer._tokenizer, sd1.denoiser.unet, sd1.scheduler, None, None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        "a photo of the beach", num_inference_steps=3, guidance_scale=5.0, num_images_per_prompt=2,
+        latents=sd1.noise(2, 7), output_type="latent",
+    ).images  # fmt: skip
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("base_latent", ["shared", "own"])
+def test_a_zero_residual_with_replacement_is_the_base_model(tinyworld, base_latent):
+    zero = zero_residual(tinyworld.denoiser.base, "circle")
+    settings = SampleSettings(3, 4.0, base_latent)
+    assert relative(run(tinyworld, PROMPT, [(zero, 1.0)], settings), run(tinyworld, PROMPT, [], settings)) < 1e-5
+
+
+def test_pictures_of_a_batch_do_not_depend_on_each_other(tinyworld):
+    settings = SampleSettings(2, 4.0)
+    strong = [(concept(tinyworld, "circle"), 1.0)]
+    together = run(tinyworld, PROMPT, strong, settings, count=3)
+    alone = run(tinyworld, PROMPT, strong, settings, count=1)
+    assert relative(together[:1], alone) < 1e-5
+
+
+class Count:
+    """Counts the rows the network is called with."""
+
+    def __init__(self, unet):
+        self.rows = []
+        self.handle = unet.register_forward_pre_hook(lambda _, args: self.rows.append(len(args[0])))
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        (SampleSettings(2, 4.0), [2, 1, 2, 1]),
+        (SampleSettings(2, 4.0, "own"), [3, 1, 3, 1]),
+        (SampleSettings(2, 4.0, replacement=Window(0, 0.5)), [2, 1, 2]),
+        (SampleSettings(2, 4.0, "own", replacement=Window(0, 0.5)), [3, 1, 2]),
+        (SampleSettings(2, 4.0, residual=Window(0.5, 1)), [2, 2, 1]),
+        (SampleSettings(2, 1.0), [1, 1, 1, 1]),
+        (SampleSettings(2, 4.0, "own", replace_unconditional=True), [2, 2, 2, 2]),
+    ],
+)
+def test_cost_in_rows(tinyworld, settings, rows):
+    count = Count(tinyworld.denoiser.unet)
+    try:
+        run(tinyworld, PROMPT, [(concept(tinyworld, "circle"), 1.0)], settings, count=1)
+    finally:
+        count.handle.remove()
+    assert count.rows == rows
+
+
+def test_no_word_means_no_extra_rows(tinyworld):
+    count = Count(tinyworld.denoiser.unet)
+    try:
+        run(tinyworld, "a big diamond", [(concept(tinyworld, "circle"), 1.0)], SampleSettings(2, 4.0), count=1)
+    finally:
+        count.handle.remove()
+    assert count.rows == [2, 2]
+
+
+def test_processors_are_restored_even_after_an_error(tinyworld):
+    before = dict(tinyworld.denoiser.unet.attn_processors)
+    broken = concept(tinyworld, "circle")
+    for tensor in broken.tensors.values():
+        tensor.resize_(1, 1, 5)
+    with pytest.raises(Exception, match=r"made for|shape|size"):
+        run(tinyworld, PROMPT, [(broken, 1.0)], SampleSettings(1, 4.0))
+    assert tinyworld.denoiser.unet.attn_processors == before
+
+
+def test_long_prompts_keep_the_word_in_the_second_chunk(tinyworld):
+    long = "a big square and " * 20 + "a circle"
+    encoded = tinyworld.text.encode(long, {"a": "circle"})
+    assert encoded.conditioning.context.shape[1] == 154
+    assert encoded.spans == (((77 + 1 + 81 - 75,),),)
+    residual = concept(tinyworld, "circle")
+    pictures = draw(tinyworld, long, {"a": (residual, 1.0)}, 1, 0, SampleSettings(1, 4.0), negative="a circle")
+    plain = draw(tinyworld, long, {}, 1, 0, SampleSettings(1, 4.0), negative="a circle")
+    assert pictures[0].tobytes() != plain[0].tobytes()

@@ -20,27 +20,7 @@ from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.embedded.tasks import draw
 from infusion_core.embedded.tinyworld.captions import caption, random_scene
 from infusion_core.embedded.tinyworld.concepts import HELD_OUT_LOOKS
-from infusion_core.embedded.tinyworld.oracle import locate, read_background, read_look
-from infusion_core.embedded.tinyworld.world import POSITIONS, SIZE, SIZES, Scene, Thing
-
-
-def obeyed(picture: Image.Image, scene: Scene) -> dict[str, bool]:
-    """Which aspects of a one-thing scene a picture got right."""
-    thing = scene.things[0]
-    pixels = np.asarray(picture, np.float32) / 255
-    anywhere = Thing(thing.shape)
-    found = locate(pixels, Scene((anywhere,)), anywhere, reach=SIZE)
-    x, y = found.centre
-    place = min(POSITIONS, key=lambda p: np.hypot(x - POSITIONS[p][0], y - POSITIONS[p][1]))
-    size = min(SIZES, key=lambda s: abs(SIZES[s] - found.radius))
-    colour, pattern = read_background(pixels)
-    return {
-        "position": place == thing.position,
-        "size": size == thing.size,
-        "background": colour == scene.background,
-        "pattern": pattern == scene.pattern,
-        "appearance": read_look(pixels, found) == thing.look,
-    }
+from infusion_core.embedded.tinyworld.evaluate import obeyed
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from .output import peak_rss_mb, png_bytes, save_picture, write_report
 from .sampling import SampleSettings
 from .tinyworld import CONCEPTS, Concept, Score, training_images
 from .tinyworld import evaluate as ev
+from .tinyworld.world import SIZE
 
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
@@ -35,7 +36,7 @@ MEASURES = tuple(f.name for f in fields(Score) if f.name != "found")
 
 
 def run_demo(out: Path, name: str, settings: TrainSettings) -> None:
-    """Write photos, concept.safetensors, report.json and index.html to `out`.
+    """Write photos, concept.safetensors, report.json, overview.png and index.html to `out`.
 
     Raises:
         InfusionError: unknown concept, or the disk is full.
@@ -60,12 +61,31 @@ def run_demo(out: Path, name: str, settings: TrainSettings) -> None:
     report = {**trained.report, **ev.headline(bare, told, learned), "concept": name, "seeds": list(SEEDS)}
     report |= {"seconds": time.monotonic() - started, "peak_rss_mb": peak_rss_mb()}
     write_report(out / "report.json", report)
+    save_picture(out / "overview.png", _overview(trained.photos, bare, learned, told))
     write_atomic(out / "index.html", _page(concept, trained.photos, bare, learned, told, report).encode())
     say(
         f"Concept error {report['base_concept_error']:.3f} -> {report['concept_error']:.3f}: "
         f"{report['gap_closed']:.0%} of the gap to describing the look in words."
     )
     say(f"Open {(out / 'index.html').resolve()}")
+
+
+def _overview(photos: Sequence[Image.Image], *methods: Sequence[ev.Scored]) -> Image.Image:
+    """A sheet: training pictures on top, then a column per method and a row per prompt, half of the prompts a side."""
+    edge, gap = SIZE, 8
+    rows = [trio for trio in zip(*methods, strict=True) if trio[0].seed == SEEDS[0]]
+    half = -(-len(rows) // 2)
+    width = 2 * len(methods) * (edge + gap) + 3 * gap
+    sheet = Image.new("RGB", (width, (half + 1) * (edge + gap) + 2 * gap), "white")
+    left = (width - len(photos) * (edge + gap)) // 2
+    for index, photo in enumerate(photos):
+        sheet.paste(photo, (left + index * (edge + gap), gap))
+    for index, trio in enumerate(rows):
+        side, line = divmod(index, half)
+        x = gap + side * (len(methods) * (edge + gap) + gap)
+        for column, scored in enumerate(trio):
+            sheet.paste(scored.picture, (x + column * (edge + gap), (line + 1) * (edge + gap) + 2 * gap))
+    return sheet
 
 
 def _page(

@@ -127,7 +127,7 @@ def test_ctrl_c_leaves_a_snapshot_and_resume_repeats_the_run(photos, tmp_path):
     running.send_signal(signal.SIGINT)
     text, _ = running.communicate(timeout=60)
     assert running.returncode == 130
-    named = re.search(r"usable concept is in (\S+)", text.replace("\n", ""))
+    named = re.search(r"usable concept is in (\S+)", text)
     assert named, text
     assert load_concept(named.group(1)).word == "circle"
     assert not out.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -16,7 +17,7 @@ from ..model import EmbeddedModel
 from ..sampling import SampleSettings
 from ..tasks import Loaded, draw
 from .captions import caption
-from .oracle import Score, locate, read_background, read_look, score
+from .oracle import Score, as_pixels, locate, read_background, read_look, score
 from .world import BACKGROUNDS, PATTERNS, POSITIONS, SHAPES, SIZE, SIZES, Concept, Scene, Thing
 
 TOLD = ("size", "position", "background", "pattern")  # what an unseen prompt says; never the look
@@ -95,17 +96,26 @@ def read_concept(photos: Sequence[Image.Image], word: str) -> Concept:
         raise InfusionError(f"TinyWorld has no {word!r}; its class words are: {', '.join(SHAPES)}")
     looks, places = [], []
     for photo in photos:
-        pixels = np.asarray(photo, np.float32) / 255
-        anywhere = Thing(shape)
-        found = locate(pixels, Scene((anywhere,)), anywhere, reach=SIZE)
-        x, y = found.centre
-        position = min(POSITIONS, key=lambda p: np.hypot(x - POSITIONS[p][0], y - POSITIONS[p][1]))
-        size = min(SIZES, key=lambda s: abs(SIZES[s] - found.radius))
-        looks.append(read_look(pixels, found))
-        places.append((*read_background(pixels), position, size))
+        found, size, position = _find(photo, shape)
+        looks.append(read_look(photo, found))
+        places.append((*read_background(photo), position, size))
     look = max(looks, key=looks.count)
     background, pattern, position, size = max(places, key=places.count)
     return Concept("concept", shape, look, background, pattern, position, size)
+
+
+def obeyed(picture: Image.Image, scene: Scene) -> dict[str, bool]:
+    """Which aspects of a one-thing scene a picture got right."""
+    thing = scene.things[0]
+    found, size, position = _find(picture, thing.shape)
+    colour, pattern = read_background(picture)
+    return {
+        "position": position == thing.position,
+        "size": size == thing.size,
+        "background": colour == scene.background,
+        "pattern": pattern == scene.pattern,
+        "appearance": read_look(picture, found) == thing.look,
+    }
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -154,3 +164,13 @@ def _runs(seeds: Sequence[int]) -> list[list[int]]:
         else:
             runs.append([seed])
     return runs
+
+
+def _find(picture: Image.Image, shape: str) -> tuple[Thing, str, str]:
+    """The thing of a shape wherever it is, with the nearest size and position words."""
+    anywhere = Thing(shape)
+    found = locate(as_pixels(picture), Scene((anywhere,)), anywhere, reach=SIZE)
+    x, y = found.centre
+    position = min(POSITIONS, key=lambda p: math.hypot(x - POSITIONS[p][0], y - POSITIONS[p][1]))
+    size = min(SIZES, key=lambda s: abs(SIZES[s] - found.radius))
+    return found, size, position

@@ -1,0 +1,32 @@
+# Commands for a bare checkout: Python >= 3.10 is all they need.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+# PyTorch for development; the pack itself never installs or replaces a torch.
+TORCH := torch==2.13.0
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/.ready
+	$(RUN)/infusion demo --out out/demo
+
+test: $(VENV)/.ready
+	$(RUN)/python -m pytest
+
+lint: $(VENV)/.ready
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+format: $(VENV)/.ready
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
+
+clean:
+	rm -rf $(VENV) out
+
+$(VENV)/.ready: pyproject.toml
+	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable ".[standalone,dev]"
+	@touch $@

@@ -1,0 +1,169 @@
+"""Infusion on TinyWorld: layouts, base latents, map replacement, against what words can do.
+
+    python scripts/tinyworld_study.py --tune     # choose settings on the tuning concepts
+    python scripts/tinyworld_study.py            # the study: 8 concepts x 8 unseen prompts x 4 seeds
+
+Every cell is cached in --out; a stopped run goes on where it stopped. Prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from infusion_core.embedded.model import EmbeddedModel, load_model
+from infusion_core.embedded.sampling import SampleSettings, Window
+from infusion_core.embedded.tasks import trainer_for
+from infusion_core.embedded.tinyworld import CONCEPTS, TUNING_CONCEPTS, Concept, training_images
+from infusion_core.embedded.tinyworld import evaluate as ev
+from infusion_core.residual_file import load_concept, save_concept
+from infusion_core.residuals import ConceptResidual
+from infusion_core.trainer import TrainSettings
+
+MEASURES = ("concept_error", "scene_error", "position_error", "size_error")
+NEVER = Window(0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table: how to train (None: the base model) and how to sample."""
+
+    name: str
+    training: TrainSettings | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    describe: bool = False
+
+
+YARDSTICKS = (Variant("base model, class word"), Variant("base model, look in words", describe=True))
+
+
+def study_variants() -> list[Variant]:
+    rows = list(YARDSTICKS)
+    for layout in ("block", "layer", "value"):
+        with_maps = TrainSettings(layout=layout)
+        rows.append(Variant(f"{layout}, shared", with_maps, {"base_latent": "shared"}))
+        rows.append(Variant(f"{layout}, own", with_maps, {"base_latent": "own"}))
+        without = TrainSettings(layout=layout, replace_maps=False)
+        rows.append(Variant(f"{layout}, no map replacement", without, {"replacement": NEVER}))
+    return rows
+
+
+def tuning_variants() -> list[Variant]:
+    grid: dict[str, dict[str, Any]] = {
+        "paper (lr .01, 400 steps)": {},
+        "lr .03": {"learning_rate": 0.03},
+        "cosine": {"learning_rate": 0.02, "schedule": "cosine"},
+        "cosine, lr .03": {"learning_rate": 0.03, "schedule": "cosine"},
+        "cosine, velocity": {"learning_rate": 0.02, "schedule": "cosine", "weighting": "velocity"},
+        "cosine, velocity, lr .04": {"learning_rate": 0.04, "schedule": "cosine", "weighting": "velocity"},
+        "cosine, velocity, 800 steps": {
+            "learning_rate": 0.02, "schedule": "cosine", "weighting": "velocity", "steps": 800,
+        },
+        "cosine, velocity, 4 bins": {
+            "learning_rate": 0.03, "schedule": "cosine", "weighting": "velocity", "bins": 4,
+        },
+        "cosine, velocity, value": {
+            "learning_rate": 0.02, "schedule": "cosine", "weighting": "velocity", "layout": "value",
+        },
+    }  # fmt: skip
+    return [*YARDSTICKS, *(Variant(name, TrainSettings(**options)) for name, options in grid.items())]
+
+
+def train(model: EmbeddedModel, concept: Concept, settings: TrainSettings, folder: Path) -> ConceptResidual:
+    """The concept trained with these settings, from the cache if it is there."""
+    key = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()[:10]
+    path = folder / "concepts" / f"{concept.name}-{settings.layout}-{key}.safetensors"
+    if not path.exists():
+        trainer = trainer_for(model, training_images(concept), concept.shape, settings)
+        for _ in trainer.run():
+            pass
+        save_concept(path, trainer.concept())
+    return load_concept(path)
+
+
+def cell(
+    model: EmbeddedModel, concept: Concept, variant: Variant, prompts: int, seeds: int, folder: Path
+) -> list[dict[str, float]]:
+    """Scores of one variant on one concept, one entry a picture, from the cache if they are there."""
+    slug = "".join(c if c.isalnum() else "-" for c in variant.name)
+    path = folder / "scores" / f"{concept.name}-{slug}-{prompts}x{seeds}.json"
+    if not path.exists():
+        residual = train(model, concept, variant.training, folder) if variant.training else None
+        settings = SampleSettings(model.steps, model.guidance, **variant.sampling)
+        scenes = ev.unseen_scenes(concept, prompts)
+        scored = ev.evaluate(model, concept, scenes, range(seeds), settings, residual, variant.describe)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps([{m: getattr(s.score, m) for m in MEASURES} for s in scored]))
+    return json.loads(path.read_text())
+
+
+def summarise(name: str, cells: list[list[dict[str, float]]], yardsticks: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Means over all pictures; intervals over concepts, each concept one sample."""
+    per_concept = {m: np.array([np.mean([s[m] for s in scores]) for scores in cells]) for m in MEASURES}
+    row: dict[str, Any] = {"name": name}
+    for measure, values in per_concept.items():
+        row[measure] = ev.mean_interval(values)
+    if yardsticks:
+        bare, told = yardsticks["bare"], yardsticks["told"]
+        row["gap_closed"] = ev.mean_interval((bare - per_concept["concept_error"]) / (bare - told))
+        row["scene_ratio"] = float(per_concept["scene_error"].mean() / yardsticks["scene"].mean())
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown: mean and, behind it, half of the 95% interval."""
+    lines = [
+        "| | concept error | scene error | position error (px) | size error | gap closed | scene error / base's |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [f"{row[m][0]:.3f} ± {row[m][2] - row[m][0]:.3f}" for m in MEASURES]
+        gap = f"{row['gap_closed'][0]:.0%} ± {row['gap_closed'][2] - row['gap_closed'][0]:.0%}"
+        lines.append(f"| {row['name']} | " + " | ".join([*cells, gap, f"{row['scene_ratio']:.2f}"]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--concepts", type=int, help="the first so many only")
+    parser.add_argument("--only", help="variants whose name holds this, beside the yardsticks")
+    parser.add_argument("--out", type=Path, default=Path("out/study"))
+    args = parser.parse_args()
+    model = load_model("tinyworld")
+    concepts = list((TUNING_CONCEPTS if args.tune else CONCEPTS).values())[: args.concepts]
+    variants = tuning_variants() if args.tune else study_variants()
+    variants = [v for v in variants if v in YARDSTICKS or not args.only or args.only in v.name]
+    folder = args.out / ("tune" if args.tune else "study")
+
+    jobs = [(variant, concept) for variant in variants for concept in concepts]
+    for variant, concept in track(jobs, "cells"):
+        cell(model, concept, variant, args.prompts, args.seeds, folder)
+    results = {v.name: [cell(model, c, v, args.prompts, args.seeds, folder) for c in concepts] for v in variants}
+
+    def means(variant: Variant, measure: str) -> np.ndarray:
+        return np.array([np.mean([s[measure] for s in scores]) for scores in results[variant.name]])
+
+    yardsticks = {
+        "bare": means(YARDSTICKS[0], "concept_error"),
+        "told": means(YARDSTICKS[1], "concept_error"),
+        "scene": means(YARDSTICKS[0], "scene_error"),
+    }
+    rows = [summarise(name, cells, yardsticks) for name, cells in results.items()]
+    report = {"concepts": [c.name for c in concepts], "prompts": args.prompts, "seeds": args.seeds, "rows": rows}
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""TinyWorld's drawing and oracle, against facts worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from infusion_core.captions import CAPTION_TEMPLATES, fill
+from infusion_core.embedded.sampling import SampleSettings
+from infusion_core.embedded.tasks import draw
+from infusion_core.embedded.tinyworld import (
+    CONCEPTS,
+    HELD_OUT_LOOKS,
+    TUNING_CONCEPTS,
+    Concept,
+    Look,
+    Scene,
+    Thing,
+    render,
+    score,
+    training_images,
+    words,
+)
+from infusion_core.embedded.tinyworld import evaluate as ev
+from infusion_core.embedded.tinyworld.captions import caption, random_caption, random_look, random_scene
+from infusion_core.embedded.tinyworld.oracle import all_looks, read_background, read_look
+from infusion_core.embedded.tinyworld.world import BACKGROUNDS, COLOURS
+
+
+def test_a_picture_holds_what_the_scene_says():
+    look = Look("over", "red", "blue", "yellow")
+    pixels = np.asarray(render(Scene.of("circle", "big", "left", "pink", "plain", look)))
+    assert tuple(pixels[64, 36]) == COLOURS["yellow"]
+    assert tuple(pixels[64 - 18, 36]) == COLOURS["red"]
+    assert tuple(pixels[64 + 18, 36]) == COLOURS["blue"]
+    assert max(pixels[64, 36 + 27]) <= 26  # the outline, 25 up to rounding
+    assert tuple(pixels[64, 36 + 30]) == BACKGROUNDS["pink"]
+
+
+def test_patterns_shade_where_they_should():
+    lined = np.asarray(render(Scene.of("circle", "small", "center", "gray", "lined", Look("plain", "red"))))
+    checked = np.asarray(render(Scene.of("circle", "small", "center", "gray", "checked", Look("plain", "red"))))
+    shade = round(140 * 0.78)
+    assert lined[5, [5, 37, 70, 100], 0].tolist() == [140, shade, 140, shade]
+    assert checked[[5, 5, 120, 120], [5, 120, 5, 120], 0].tolist() == [140, shade, shade, 140]
+
+
+@pytest.mark.parametrize("shape", ["circle", "square", "triangle", "diamond"])
+@pytest.mark.parametrize("offset", [(0, 0, 0), (3.4, -2.7, 1.6), (-5.5, 4.25, -2.2)])
+def test_the_oracle_finds_things_where_they_are(shape, offset):
+    scene = Scene.of(shape, "big", "right", "teal", "checked", Look("striped", "red", "white", "blue"))
+    moved = replace(scene, things=(replace(scene.things[0], dx=offset[0], dy=offset[1], dr=offset[2]),))
+    found = score(render(moved), scene)
+    assert found.position_error == pytest.approx(np.hypot(*offset[:2]), abs=0.5)
+    assert found.size_error == pytest.approx(abs(offset[2]) / 28, abs=0.03)
+    assert found.concept_error < 0.04
+    assert found.scene_error < 0.005
+
+
+def test_concept_error_is_the_difference_of_colours():
+    scene = Scene.of("square", "big", "top", "gray", "plain", Look("plain", "red"))
+    wanted = Concept("green", "square", Look("plain", "green"))
+    difference = np.abs(np.subtract(COLOURS["red"], COLOURS["green"])).mean() / 255
+    assert score(render(scene), scene, wanted).concept_error == pytest.approx(difference, abs=0.005)
+
+
+def test_scene_error_is_the_difference_of_backgrounds_and_does_not_move_the_thing():
+    drawn = Scene.of("circle", "small", "left", "gray", "plain", Look("plain", "red"))
+    asked = replace(drawn, background="pink")
+    difference = np.abs(np.subtract(BACKGROUNDS["gray"], BACKGROUNDS["pink"])).mean() / 255
+    result = score(render(drawn), asked)
+    assert result.scene_error == pytest.approx(difference, abs=0.005)
+    assert result.position_error < 0.5
+
+
+def test_things_of_one_scene_are_scored_each_on_its_own():
+    concepts = [CONCEPTS["ember"], CONCEPTS["flag"]]
+    scene = Scene((Thing("circle", "small", "left"), Thing("square", "big", "right")), "pink", "plain")
+    picture = render(scene, concepts)
+    for concept in concepts:
+        result = score(picture, scene, concept)
+        assert result.concept_error < 0.03
+        assert result.position_error < 0.5
+
+
+def test_pictures_of_another_size_are_refused():
+    with pytest.raises(ValueError, match="128x128"):
+        score(Image.new("RGB", (64, 64)), Scene.of("circle"))
+
+
+@pytest.mark.parametrize("concept", [*CONCEPTS.values(), *TUNING_CONCEPTS.values()], ids=lambda c: c.name)
+def test_the_oracle_reads_a_concept_off_its_pictures(concept):
+    read = ev.read_concept(training_images(concept), concept.shape)
+    assert replace(read, name=concept.name) == concept
+
+
+def test_every_look_can_be_read_back():
+    rng = Random(3)
+    for look in rng.sample(all_looks(), 25):
+        scene = Scene.of("circle", "big", "center", "gray", "plain", look)
+        assert read_look(render(scene), scene.things[0]) == look
+        assert read_background(render(scene)) == ("gray", "plain")
+
+
+def test_concepts_are_held_out_of_the_base_models_training():
+    rng = Random(0)
+    drawn = {random_look(rng, HELD_OUT_LOOKS) for _ in range(4000)}
+    assert not drawn & HELD_OUT_LOOKS
+    assert len(drawn) > 250
+    assert len(CONCEPTS) >= 6
+    seen = {word for look in drawn for word in look.words.split()}
+    assert all(word in seen for look in HELD_OUT_LOOKS for word in look.words.split())
+
+
+def test_every_caption_is_in_the_vocabulary():
+    rng = Random(0)
+    for _ in range(200):
+        assert len(words.encode(random_caption(random_scene(rng), rng))) == words.LENGTH
+    for text in fill(CAPTION_TEMPLATES, "circle"):
+        words.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Scene.of("heart"), "unknown shape 'heart'; TinyWorld knows: circle"),
+        (lambda: Look("over", "red"), "two colours"),
+        (lambda: Look("plain", "red", "blue"), "one colour"),
+        (lambda: Look("over", "red", "red"), "must differ"),
+        (lambda: Look("plain", "red", dot="red"), "dot must differ"),
+        (lambda: Scene((Thing("circle"), Thing("circle", position="left"))), "share a shape"),
+        (lambda: Scene.of("circle").thing("square"), "has no square"),
+        (lambda: Concept("x", "circle", Look("plain", "red"), position="nowhere"), "unknown position"),
+    ],
+)
+def test_mistakes_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_gap_closed_runs_from_class_word_to_oracle_caption():
+    assert ev.gap_closed(0.4, 0.2, 0.4) == 0
+    assert ev.gap_closed(0.4, 0.2, 0.2) == 1
+    assert ev.gap_closed(0.4, 0.2, 0.25) == pytest.approx(0.75)
+
+
+def test_intervals_are_students():
+    mean, low, high = ev.mean_interval([1.0, 2.0, 3.0])
+    assert mean == 2
+    assert high - mean == mean - low == pytest.approx(4.302653 / 3**0.5, rel=1e-5)  # t(0.975, 2) * sd / sqrt(3)
+
+
+def test_the_weights_stay_under_20_mb():
+    folder = Path(ev.__file__).parent / "weights"
+    assert 0 < sum(p.stat().st_size for p in folder.rglob("*.safetensors")) <= 20 * 10**6
+
+
+def test_the_base_model_obeys(tinyworld):
+    """A spot check; docs/tinyworld.md has the figures over 200 prompts."""
+    rng, right = Random(5), []
+    for i in range(12):
+        scene = random_scene(rng, HELD_OUT_LOOKS, counts=(1, 0, 0))
+        picture = draw(tinyworld, caption(scene), {}, 1, i, SampleSettings(tinyworld.steps, tinyworld.guidance))[0]
+        right.append(list(ev.obeyed(picture, scene).values()))
+    assert np.mean(right, axis=0).min() >= 0.7

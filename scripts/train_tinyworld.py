@@ -77,6 +77,40 @@ def encode_scenes(vae: AutoencoderTiny, scenes: list[Scene]) -> tuple[Tensor, Te
     return torch.cat(latents).contiguous(), torch.cat(covers).contiguous()
 
 
+class Whereabouts:
+    """An auxiliary loss: every feature map must tell where its cells are, read by a linear probe.
+
+    Only zero padding tells a convolutional network where it is. Left to itself it soon learns the distance to the edge
+    ("center" or not) and for thousands of steps not the direction ("left" or "right").
+    """
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        self._features: list[Tensor] = []
+        widths = {unet.down_blocks[0]: 64, unet.down_blocks[1]: 128, unet.mid_block: 128, unet.up_blocks[0]: 128}
+        self._probes = nn.ModuleList(nn.Conv2d(width, 2, 1) for width in widths.values())
+        self._optimizer = torch.optim.AdamW(self._probes.parameters(), lr=1e-2)
+        for module in widths:
+            module.register_forward_hook(self._keep)
+
+    def _keep(self, _module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        self._features.append(output[0] if isinstance(output, tuple) else output)
+
+    def loss(self) -> Tensor:
+        """Mean squared error of the coordinates, each in [-1, 1], over the features of the last forward pass."""
+        errors = []
+        for probe, feature in zip(self._probes, self._features, strict=True):
+            side = torch.linspace(-1, 1, feature.shape[-1])
+            wanted = torch.stack(torch.meshgrid(side, side, indexing="ij"))
+            errors.append((probe(feature) - wanted).square().mean())
+        self._features.clear()
+        return torch.stack(errors).mean()
+
+    def step(self) -> None:
+        """Update the probes."""
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+
 def learning_rate_factor(done: float, warm: float = 0.03) -> float:
     """Linear warm-up, then half a cosine to 1% of the peak; `done` runs from 0 to 1."""
     if done < warm:
@@ -115,10 +149,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, default=Path("out/tinyworld/vae"))
     parser.add_argument("--out", type=Path, default=Path("out/tinyworld/base"))
-    parser.add_argument("--steps", type=int, default=7500)
+    parser.add_argument("--steps", type=int, default=7700)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--scenes", type=int, default=16000)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -147,6 +181,7 @@ def main() -> None:
     torch.manual_seed(args.seed + first)
     rng = Random(args.seed + first)
 
+    whereabouts = Whereabouts(model["unet"])
     started, running = time.monotonic(), 0.0
     for step in range(first + 1, args.steps + 1):
         picks = torch.randint(len(scenes), (args.batch,)).tolist()
@@ -157,7 +192,9 @@ def main() -> None:
         predicted = model["unet"](noise.add_noise(clean, eps, t), t, context).sample
         error = (predicted - eps).square() * (1 + 3 * cover)
         loss = (error.mean(dim=(1, 2, 3)) * weights[t]).mean()
-        loss.backward()
+        lost = whereabouts.loss()
+        (loss + 0.05 * lost).backward()
+        whereabouts.step()
         for group in optimizer.param_groups:
             group["lr"] = args.lr * learning_rate_factor(step / args.steps)
         nn.utils.clip_grad_norm_(params, 1.0)
@@ -166,7 +203,10 @@ def main() -> None:
         ema.step(params)
         running += loss.item()
         if step % 100 == 0:
-            print(f"step {step} loss {running / 100:.4f} {time.monotonic() - started:.0f}s", flush=True)
+            print(
+                f"step {step} loss {running / 100:.4f} whereabouts {lost.item():.4f} {time.monotonic() - started:.0f}s",
+                flush=True,
+            )
             running = 0.0
         if step % 500 == 0 or step == args.steps:
             save_checkpoint(checkpoint, model, ema, optimizer, step)

@@ -21,9 +21,10 @@ from ..trainer import Trainer, TrainSettings
 from .console import INTERRUPTED, console, progress, say
 from .model import EmbeddedModel, load_model
 from .output import peak_rss_mb, save_picture, write_report
-from .photos import load_photos, thumbnail
+from .photos import load_photos, square, thumbnail
 from .sampling import SampleSettings
 from .tasks import draw, require_mention, trainer_for
+from .tinyworld.world import SHAPES
 
 TINYWORLD_FIGURES = (
     "concept_error",
@@ -122,19 +123,25 @@ def run_train(request: TrainRequest, model: EmbeddedModel | None = None, score: 
         "peak_rss_mb": peak_rss_mb(),
     }
     trained = Trained(concept, figures, photos)
+    write_report(request.out.with_name("report.json"), figures)
     if score and model.name == "tinyworld":
         figures.update(score_on_tinyworld(trained, model))
-    write_report(request.out.with_name("report.json"), figures)
+        write_report(request.out.with_name("report.json"), figures)
     say(f"Wrote {request.out} ({size:,} bytes) and report.json beside it")
     return trained
 
 
 def score_on_tinyworld(trained: Trained, model: EmbeddedModel, seeds: Sequence[int] = (0, 1)) -> dict[str, Any]:
-    """The figures only TinyWorld can give: the oracle reads the concept off the photos and scores unseen prompts."""
+    """The figures only TinyWorld can give: the oracle reads the concept off the photos and scores unseen prompts.
+
+    Nothing when the word is not one of TinyWorld's shapes.
+    """
     from .tinyworld import evaluate as ev
 
+    if trained.concept.word not in SHAPES:
+        return {}
     started = time.monotonic()
-    concept = ev.read_concept(trained.photos, trained.concept.word)
+    concept = ev.read_concept([square(p, model.resolution) for p in trained.photos], trained.concept.word)
     scenes = ev.unseen_scenes(concept)
     settings = SampleSettings(model.steps, model.guidance)
     with progress("scoring unseen prompts", 3 * len(scenes)) as advance:

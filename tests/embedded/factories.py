@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -43,7 +44,13 @@ def text_config(width: int, projection: int = 16) -> CLIPTextConfig:
     )  # fmt: skip
 
 
-def save_model(folder: Path, kind: str = "sd1", context: int = 768) -> Path:
+def save_model(
+    folder: Path,
+    kind: str = "sd1",
+    context: int = 768,
+    channels: tuple[int, int, int] = (16, 32, 32),
+    sample_size: int = 8,
+) -> Path:
     """Write a model folder: ``sd1``, ``sd2`` (v-prediction) or ``sdxl`` (two text encoders)."""
     torch.manual_seed(0)
     cross = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
@@ -57,7 +64,7 @@ def save_model(folder: Path, kind: str = "sd1", context: int = 768) -> Path:
             "transformer_layers_per_block": [1, 2, 1],
         }
     UNet2DConditionModel(
-        sample_size=8, block_out_channels=(16, 32, 32), layers_per_block=2, down_block_types=cross, up_block_types=up,
+        sample_size=sample_size, block_out_channels=channels, layers_per_block=2, down_block_types=cross, up_block_types=up,
         cross_attention_dim=context, attention_head_dim=4, norm_num_groups=8, **extra,
     ).save_pretrained(folder / "unet")  # fmt: skip
     AutoencoderKL(
@@ -77,3 +84,7 @@ def save_model(folder: Path, kind: str = "sd1", context: int = 768) -> Path:
     else:
         CLIPTextModel(text_config(context)).save_pretrained(folder / "text_encoder")
     return folder
+
+
+if __name__ == "__main__":  # python -m tests.embedded.factories FOLDER: SD1.5's channels and resolution, one level less
+    print(save_model(Path(sys.argv[1]), channels=(320, 640, 1280), sample_size=64))

@@ -11,14 +11,13 @@ import numpy as np
 from PIL import Image
 from scipy import stats
 
-from ...errors import InfusionError
 from ...residuals import ConceptResidual
 from ..model import EmbeddedModel
 from ..sampling import SampleSettings
 from ..tasks import Loaded, draw
 from .captions import caption
 from .oracle import Score, as_pixels, locate, read_background, read_look, score
-from .world import BACKGROUNDS, PATTERNS, POSITIONS, SHAPES, SIZE, SIZES, Concept, Scene, Thing
+from .world import BACKGROUNDS, PATTERNS, POSITIONS, SIZE, SIZES, Concept, Scene, Thing
 
 TOLD = ("size", "position", "background", "pattern")  # what an unseen prompt says; never the look
 
@@ -85,15 +84,13 @@ def evaluate(
     return out
 
 
-def read_concept(photos: Sequence[Image.Image], word: str) -> Concept:
+def read_concept(photos: Sequence[Image.Image], shape: str) -> Concept:
     """What TinyWorld training pictures show: the concept behind them, read by the oracle.
 
-    Raises:
-        InfusionError: the word is not a shape of TinyWorld.
+    Args:
+        photos: 128x128.
+        shape: what they show, a shape of TinyWorld.
     """
-    shape = word.lower().strip()
-    if shape not in SHAPES:
-        raise InfusionError(f"TinyWorld has no {word!r}; its class words are: {', '.join(SHAPES)}")
     looks, places = [], []
     for photo in photos:
         found, size, position = _find(photo, shape)

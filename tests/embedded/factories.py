@@ -64,7 +64,8 @@ def save_model(
             "transformer_layers_per_block": [1, 2, 1],
         }
     UNet2DConditionModel(
-        sample_size=sample_size, block_out_channels=channels, layers_per_block=2, down_block_types=cross, up_block_types=up,
+        sample_size=sample_size, block_out_channels=channels, layers_per_block=2,
+        down_block_types=cross, up_block_types=up,
         cross_attention_dim=context, attention_head_dim=4, norm_num_groups=8, **extra,
     ).save_pretrained(folder / "unet")  # fmt: skip
     AutoencoderKL(

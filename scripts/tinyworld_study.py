@@ -62,6 +62,7 @@ def tuning_variants() -> list[Variant]:
         "lr .03": {"learning_rate": 0.03},
         "cosine": {"learning_rate": 0.02, "schedule": "cosine"},
         "cosine, lr .03": {"learning_rate": 0.03, "schedule": "cosine"},
+        "velocity": {"weighting": "velocity"},
         "cosine, velocity": {"learning_rate": 0.02, "schedule": "cosine", "weighting": "velocity"},
         "cosine, velocity, lr .04": {"learning_rate": 0.04, "schedule": "cosine", "weighting": "velocity"},
         "cosine, velocity, 800 steps": {
@@ -136,12 +137,13 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--concepts", type=int, help="the first so many only")
+    parser.add_argument("--concepts", nargs="+", help="names; all by default. Processes may share --out")
     parser.add_argument("--only", help="variants whose name holds this, beside the yardsticks")
     parser.add_argument("--out", type=Path, default=Path("out/study"))
     args = parser.parse_args()
     model = load_model("tinyworld")
-    concepts = list((TUNING_CONCEPTS if args.tune else CONCEPTS).values())[: args.concepts]
+    known = TUNING_CONCEPTS if args.tune else CONCEPTS
+    concepts = [known[name] for name in args.concepts or known]
     variants = tuning_variants() if args.tune else study_variants()
     variants = [v for v in variants if v in YARDSTICKS or not args.only or args.only in v.name]
     folder = args.out / ("tune" if args.tune else "study")

@@ -120,8 +120,10 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="A concept file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     out: Annotated[Optional[Path], typer.Option(help="Also write it as report.json there.")] = None,  # noqa: UP045
+    seed: Annotated[int, typer.Option(help="As every command takes one; inspecting draws nothing at random.")] = 0,
 ) -> None:
     """Print what a concept file holds."""
+    del seed
     from .commands import run_inspect
 
     run_inspect(file, as_json, out)

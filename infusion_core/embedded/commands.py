@@ -18,7 +18,7 @@ from ..errors import InfusionError
 from ..residual_file import Storage, load_concept, load_state, save_concept, save_state
 from ..residuals import ConceptResidual
 from ..trainer import Trainer, TrainSettings
-from .console import INTERRUPTED, console, progress, say
+from .console import INTERRUPTED, Interrupt, console, progress, say
 from .model import EmbeddedModel, load_model
 from .output import peak_rss_mb, save_picture, write_report
 from .photos import load_photos, square, thumbnail
@@ -91,18 +91,18 @@ def run_train(request: TrainRequest, model: EmbeddedModel | None = None, score: 
         snapshots.append({"step": trainer.step, "validation_loss": validation, "file": str(path)})
         return path
 
-    try:
-        with progress(f"learning {request.word!r}", request.settings.steps) as advance:
-            advance(steps=trainer.step)
-            for report in trainer.run():
-                losses.append(report.loss)
-                advance(note=f"loss {report.loss:.4f}")
-                if report.validation_loss is not None:
-                    snapshot(report.validation_loss)
-    except KeyboardInterrupt:
-        if trainer.step:
-            say(f"Stopped at step {trainer.step}. A usable concept is in {snapshot(None)}")
-            say("Give the same command with --resume to go on.")
+    with Interrupt() as interrupt, progress(f"learning {request.word!r}", request.settings.steps) as advance:
+        advance(steps=trainer.step)
+        for report in trainer.run():
+            losses.append(report.loss)
+            advance(note=f"loss {report.loss:.4f}")
+            if report.validation_loss is not None:
+                snapshot(report.validation_loss)
+            if interrupt.asked:
+                break
+    if trainer.step < request.settings.steps:
+        say(f"Stopped at step {trainer.step}. A usable concept is in {snapshot(None)}")
+        say("Give the same command with --resume to go on.")
         sys.exit(INTERRUPTED)
 
     validation = snapshots[-1]["validation_loss"] if snapshots else None

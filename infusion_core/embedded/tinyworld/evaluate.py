@@ -17,7 +17,7 @@ from ..sampling import SampleSettings
 from ..tasks import Loaded, draw
 from .captions import caption
 from .oracle import Score, as_pixels, locate, read_background, read_look, score
-from .world import BACKGROUNDS, PATTERNS, POSITIONS, SIZE, SIZES, Concept, Scene, Thing
+from .world import BACKGROUNDS, PATTERNS, POSITIONS, SIZES, Concept, Scene, Thing
 
 TOLD = ("size", "position", "background", "pattern")  # what an unseen prompt says; never the look
 
@@ -166,7 +166,7 @@ def _runs(seeds: Sequence[int]) -> list[list[int]]:
 def _find(picture: Image.Image, shape: str) -> tuple[Thing, str, str]:
     """The thing of a shape wherever it is, with the nearest size and position words."""
     anywhere = Thing(shape)
-    found = locate(as_pixels(picture), Scene((anywhere,)), anywhere, reach=SIZE)
+    found = locate(as_pixels(picture), Scene((anywhere,)), anywhere)
     x, y = found.centre
     position = min(POSITIONS, key=lambda p: math.hypot(x - POSITIONS[p][0], y - POSITIONS[p][1]))
     size = min(SIZES, key=lambda s: abs(SIZES[s] - found.radius))

@@ -15,7 +15,7 @@ from .world import BACKGROUNDS, COLOURS, PATTERNS, POSITIONS, SIZE, SIZES, Conce
 
 RADII = tuple(np.arange(12.0, 37.0, 2.0).tolist())  # px, searched
 _PADDED = 192  # room for a silhouette beyond the edge, px
-REACH = 30.0  # px from the expected centre, searched
+REACH = 30.0  # px from the expected centre, searched in scenes of several things
 DISTINCT = 0.25  # colour distance (mean over RGB) at which a pixel certainly is not background
 
 
@@ -71,17 +71,17 @@ def score(image: Image.Image | Pixels, scene: Scene, concept: Concept | None = N
     )
 
 
-def locate(pixels: Pixels, scene: Scene, thing: Thing, reach: float = REACH) -> Thing:
+def locate(pixels: Pixels, scene: Scene, thing: Thing) -> Thing:
     """Fit centre and radius of a thing, by its silhouette alone: its colours play no part.
 
     The silhouette that best separates what is background from what is not wins; ``2 * inside - area`` is that
-    agreement up to a constant. Convolution finds it for all whole-pixel centres within `reach` px of the expected
-    one at once; a simplex search refines it.
+    agreement up to a constant. Convolution finds it for all whole-pixel centres at once, within `REACH` of the
+    expected one when other things are about; a simplex search refines it.
     """
     away = np.abs(pixels - _seen_background(pixels)).mean(axis=2)
     foreground = np.clip(away / DISTINCT, 0, 1) * _own_area(scene, thing)
     spectrum = np.fft.rfft2(foreground, (_PADDED, _PADDED))
-    near = _within(*thing.centre, reach)
+    near = _within(*thing.centre, REACH if len(scene.things) > 1 else SIZE)
 
     def agreement(radius: float) -> tuple[float, float, float, float]:
         kernel, area = _kernel(thing.shape, radius)
@@ -111,7 +111,7 @@ def read_background(image: Image.Image | Pixels) -> tuple[str, str]:
     """The background colour and pattern a picture shows, by the nearest of all of them."""
     pixels = as_pixels(image)
     errors = {key: np.abs(pixels - ground).mean(axis=2) for key, ground in _backgrounds().items()}
-    # Things cover less than half of the picture, so the median error is the background's.
+    # Things cover less than two fifths of the picture: the smallest three fifths of the errors are the background's.
     return min(errors, key=lambda key: float(np.mean(np.sort(errors[key], axis=None)[: SIZE * SIZE * 3 // 5])))
 
 

@@ -3,8 +3,8 @@
     python benchmarks/sampling.py --host embedded --size sd15
 
 Random weights: speed does not depend on them. The last line is one JSON object of ratios:
-shared, own: one concept, by base latent; balanced: maps replaced in the first half of the run only; fast: never replaced;
-no_concept: a loaded concept the prompt does not name; per_added_concept: what each further concept adds.
+shared, own: one concept, by base latent; balanced: maps replaced in the first half of the run only; fast: never
+replaced; no_concept: a loaded concept the prompt does not name; per_added_concept: what each further concept adds.
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ class Variant:
     describe: bool = False
 
 
+PAPER = {"steps": 400, "learning_rate": 0.01, "schedule": "constant", "weighting": "uniform", "layout": "block"}
 YARDSTICKS = (Variant("base model, class word"), Variant("base model, look in words", describe=True))
 
 
@@ -57,25 +58,18 @@ def study_variants() -> list[Variant]:
 
 
 def tuning_variants() -> list[Variant]:
+    tuned: dict[str, Any] = {"learning_rate": 0.02, "schedule": "cosine", "weighting": "velocity"}
     grid: dict[str, dict[str, Any]] = {
-        "paper (lr .01, 400 steps)": {},
-        "lr .03": {"learning_rate": 0.03},
-        "cosine": {"learning_rate": 0.02, "schedule": "cosine"},
-        "cosine, lr .03": {"learning_rate": 0.03, "schedule": "cosine"},
-        "velocity": {"weighting": "velocity"},
-        "cosine, velocity": {"learning_rate": 0.02, "schedule": "cosine", "weighting": "velocity"},
-        "cosine, velocity, lr .04": {"learning_rate": 0.04, "schedule": "cosine", "weighting": "velocity"},
-        "cosine, velocity, 800 steps": {
-            "learning_rate": 0.02, "schedule": "cosine", "weighting": "velocity", "steps": 800,
-        },
-        "cosine, velocity, 4 bins": {
-            "learning_rate": 0.03, "schedule": "cosine", "weighting": "velocity", "bins": 4,
-        },
-        "cosine, velocity, value": {
-            "learning_rate": 0.02, "schedule": "cosine", "weighting": "velocity", "layout": "value",
-        },
-    }  # fmt: skip
-    return [*YARDSTICKS, *(Variant(name, TrainSettings(**options)) for name, options in grid.items())]
+        "paper: lr .01, constant, uniform": {},
+        "lr .02, cosine": {"learning_rate": 0.02, "schedule": "cosine"},
+        "lr .02, cosine, velocity": tuned,
+        "lr .05, cosine, velocity": {**tuned, "learning_rate": 0.05},
+        "lr .05, cosine": {"learning_rate": 0.05, "schedule": "cosine"},
+        "lr .02, cosine, velocity, 800 steps": {**tuned, "steps": 800},
+        "lr .02, cosine, velocity, 4 bins": {**tuned, "bins": 4},
+        "lr .02, cosine, velocity, value": {**tuned, "layout": "value"},
+    }
+    return [*YARDSTICKS, *(Variant(name, TrainSettings(**{**PAPER, **options})) for name, options in grid.items())]
 
 
 def train(model: EmbeddedModel, concept: Concept, settings: TrainSettings, folder: Path) -> ConceptResidual:

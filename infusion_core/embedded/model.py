@@ -135,7 +135,7 @@ def _load(folder: Path, tiny: bool, device: torch.device, dtype: torch.dtype) ->
     text = _text(folder, tiny, part, unet, resolution)
     model = EmbeddedModel("tinyworld" if tiny else folder.name, denoiser, vae, text, scheduler, resolution)
     if tiny:
-        model.guidance, model.steps = 4.0, 25
+        model.guidance, model.steps = 3.0, 25
     return model
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from infusion_core.embedded.tinyworld import words
-from infusion_core.embedded.tinyworld.captions import random_caption, random_scene
+from infusion_core.embedded.tinyworld.captions import OPENINGS, caption, random_aspects, random_scene
 from infusion_core.embedded.tinyworld.concepts import HELD_OUT_LOOKS
 from infusion_core.embedded.tinyworld.draw import paint, silhouette
 from infusion_core.embedded.tinyworld.world import Scene
@@ -75,6 +75,35 @@ def encode_scenes(vae: AutoencoderTiny, scenes: list[Scene]) -> tuple[Tensor, Te
         cover = torch.stack([sum(torch.from_numpy(silhouette(t)) for t in s.things).clamp(max=1) for s in part])
         covers.append(nn.functional.avg_pool2d(cover[:, None], 8).half())
     return torch.cat(latents).contiguous(), torch.cat(covers).contiguous()
+
+
+def contexts(text_encoder: CLIPTextModel, scenes: list[Scene], rng: Random) -> Tensor:
+    """Text states (B, 77, WIDTH) of random captions; one in ten is empty, for classifier-free guidance.
+
+    Of the captions that tell the look, most show the network the states of the same caption *without* the look, but
+    for each noun's state. So the noun must carry the look, as "siamese" carries a cat's; otherwise the network reads it
+    off the colour words and a noun's value has no say in it.
+    """
+    texts, bare, moves = [], [], []  # moves: row, its place in `bare`, noun's position in the text and in the bare text
+    for row, scene in enumerate(scenes):
+        say, opening = random_aspects(rng), rng.choice(OPENINGS)
+        texts.append("" if rng.random() < 0.1 else caption(scene, say, opening))
+        if texts[-1] and "look" in say and rng.random() < 0.65:
+            bare.append(caption(scene, say - {"look"}, opening))
+            for thing in scene.things:
+                at = (text.split().index(thing.shape) + 1 for text in (texts[-1], bare[-1]))
+                moves.append((row, len(bare) - 1, *at))
+    ids = torch.tensor([words.encode(t) for t in texts + bare])
+    states = text_encoder(ids).last_hidden_state
+    if not bare:
+        return states
+    told, plain = states[: len(texts)], states[len(texts) :]
+    rows, places, at_told, at_plain = torch.tensor(moves).T
+    plain = plain.index_put((places, at_plain), told[rows, at_told])
+    gathered, first = rows.unique(), {}
+    for row, place, *_ in moves:
+        first[row] = place
+    return told.index_put((gathered,), plain[[first[r] for r in gathered.tolist()]])
 
 
 class Whereabouts:
@@ -185,8 +214,7 @@ def main() -> None:
     started, running = time.monotonic(), 0.0
     for step in range(first + 1, args.steps + 1):
         picks = torch.randint(len(scenes), (args.batch,)).tolist()
-        texts = [("" if rng.random() < 0.1 else random_caption(scenes[i], rng)) for i in picks]
-        context = model["text_encoder"](torch.tensor([words.encode(t) for t in texts])).last_hidden_state
+        context = contexts(model["text_encoder"], [scenes[i] for i in picks], rng)
         clean, cover = latents[picks].float(), covers[picks].float()
         eps, t = torch.randn_like(clean), torch.randint(1000, (args.batch,))
         predicted = model["unet"](noise.add_noise(clean, eps, t), t, context).sample

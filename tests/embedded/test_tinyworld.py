@@ -27,7 +27,7 @@ from infusion_core.embedded.tinyworld import (
     words,
 )
 from infusion_core.embedded.tinyworld import evaluate as ev
-from infusion_core.embedded.tinyworld.captions import caption, random_caption, random_look, random_scene
+from infusion_core.embedded.tinyworld.captions import OPENINGS, caption, random_aspects, random_look, random_scene
 from infusion_core.embedded.tinyworld.oracle import all_looks, read_background, read_look
 from infusion_core.embedded.tinyworld.world import BACKGROUNDS, COLOURS
 
@@ -120,7 +120,7 @@ def test_concepts_are_held_out_of_the_base_models_training():
 def test_every_caption_is_in_the_vocabulary():
     rng = Random(0)
     for _ in range(200):
-        assert len(words.encode(random_caption(random_scene(rng), rng))) == words.LENGTH
+        assert len(words.encode(caption(random_scene(rng), random_aspects(rng), rng.choice(OPENINGS)))) == words.LENGTH
     for text in fill(CAPTION_TEMPLATES, "circle"):
         words.encode(text)
 

@@ -78,9 +78,9 @@ def random_scene(rng: Random, held_out: Collection[Look] = (), counts: tuple[flo
     return Scene(things, rng.choice(tuple(BACKGROUNDS)), rng.choice(PATTERNS))
 
 
-def random_caption(scene: Scene, rng: Random, tell_look: float = 0.6, tell: float = 0.85) -> str:
-    """A caption that leaves things out at random: the look with 1 - `tell_look`, other aspects with 1 - `tell`."""
+def random_aspects(rng: Random, tell_look: float = 0.6, tell: float = 0.85) -> set[str]:
+    """What a caption tells: the look with probability `tell_look`, each other aspect with `tell`."""
     say = {aspect for aspect in ("size", "position", "background", "pattern") if rng.random() < tell}
     if rng.random() < tell_look:
         say.add("look")
-    return caption(scene, say, rng.choice(OPENINGS))
+    return say

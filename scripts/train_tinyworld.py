@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -23,11 +24,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from infusion_core.attention import Plan
 from infusion_core.embedded.tinyworld import words
 from infusion_core.embedded.tinyworld.captions import OPENINGS, caption, random_aspects, random_scene
 from infusion_core.embedded.tinyworld.concepts import HELD_OUT_LOOKS
 from infusion_core.embedded.tinyworld.draw import paint, silhouette
 from infusion_core.embedded.tinyworld.world import Scene
+from infusion_core.embedded.unet import SiteProcessor
+from infusion_core.residuals import ConceptResidual, Infusion
+from infusion_core.sites import site_from_module
 
 WIDTH = 128  # of the text context
 
@@ -77,33 +82,62 @@ def encode_scenes(vae: AutoencoderTiny, scenes: list[Scene]) -> tuple[Tensor, Te
     return torch.cat(latents).contiguous(), torch.cat(covers).contiguous()
 
 
-def contexts(text_encoder: CLIPTextModel, scenes: list[Scene], rng: Random) -> Tensor:
-    """Text states (B, 77, WIDTH) of random captions; one in ten is empty, for classifier-free guidance.
+@dataclass(frozen=True)
+class Read:
+    """What the network reads: text states (B, 77, WIDTH), and changes (M, WIDTH) that only values see."""
+
+    states: Tensor
+    changes: Tensor
+    rows: Tensor
+    positions: Tensor
+
+
+def read(text_encoder: CLIPTextModel, scenes: list[Scene], rng: Random) -> Read:
+    """Random captions of scenes; one in ten is empty, for classifier-free guidance.
 
     Of the captions that tell the look, most show the network the states of the same caption *without* the look, but
-    for each noun's state. So the noun must carry the look, as "siamese" carries a cat's; otherwise the network reads it
-    off the colour words and a noun's value has no say in it.
+    for each noun's state: in a third of them as a whole, in the others in the values alone. So the noun's value
+    must carry the look, as "siamese" carries a cat's; otherwise the network reads it off the colour words and a noun's
+    value has no say in it.
     """
-    texts, bare, moves = [], [], []  # moves: row, its place in `bare`, noun's position in the text and in the bare text
+    texts, shown, moves = [], [], []  # moves: row, noun's position in the told text and in the shown text, whole or not
     for row, scene in enumerate(scenes):
         say, opening = random_aspects(rng), rng.choice(OPENINGS)
         texts.append("" if rng.random() < 0.1 else caption(scene, say, opening))
-        if texts[-1] and "look" in say and rng.random() < 0.65:
-            bare.append(caption(scene, say - {"look"}, opening))
+        shown.append(texts[-1])
+        if texts[-1] and "look" in say and rng.random() < 0.7:
+            shown[-1] = caption(scene, say - {"look"}, opening)
+            whole = rng.random() < 0.33
             for thing in scene.things:
-                at = (text.split().index(thing.shape) + 1 for text in (texts[-1], bare[-1]))
-                moves.append((row, len(bare) - 1, *at))
-    ids = torch.tensor([words.encode(t) for t in texts + bare])
-    states = text_encoder(ids).last_hidden_state
-    if not bare:
-        return states
-    told, plain = states[: len(texts)], states[len(texts) :]
-    rows, places, at_told, at_plain = torch.tensor(moves).T
-    plain = plain.index_put((places, at_plain), told[rows, at_told])
-    gathered, first = rows.unique(), {}
-    for row, place, *_ in moves:
-        first[row] = place
-    return told.index_put((gathered,), plain[[first[r] for r in gathered.tolist()]])
+                at = (text.split().index(thing.shape) + 1 for text in (texts[-1], shown[-1]))
+                moves.append((row, *at, whole))
+    ids = torch.tensor([words.encode(t) for t in texts + shown])
+    told, states = text_encoder(ids).last_hidden_state.chunk(2)
+    rows, from_, to, whole = torch.tensor(moves, dtype=torch.long).reshape(-1, 4).T
+    changes = told[rows, from_] - states[rows, to]
+    whole = whole.bool()
+    states = states.index_put((rows[whole], to[whole]), told[rows[whole], from_[whole]])
+    return Read(states, changes[~whole], rows[~whole], to[~whole])
+
+
+class ValueChanges:
+    """Lets a network in training read changes that only the values see, the way a concept's residual acts."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        self._attention = {
+            site_from_module(name.removesuffix(".attn2"), 1, module.to_v.out_features): module
+            for name, module in unet.named_modules()
+            if name.endswith(".attn2")
+        }
+
+    def install(self, text: Read) -> None:
+        """Put the changes in place for the next forward pass."""
+        tensors = {site.name: text.changes[None] for site in self._attention}
+        residual = ConceptResidual("noun", "layer", tensors, "tinyworld", WIDTH)
+        entries = torch.arange(len(text.rows))
+        infusion = Infusion(residual, text.rows, text.positions, entries, torch.zeros_like(entries))
+        for site, module in self._attention.items():
+            module.processor = SiteProcessor(site, Plan(infusions=[infusion]))
 
 
 class Whereabouts:
@@ -210,14 +244,16 @@ def main() -> None:
     torch.manual_seed(args.seed + first)
     rng = Random(args.seed + first)
 
+    value_changes = ValueChanges(model["unet"])
     whereabouts = Whereabouts(model["unet"])
     started, running = time.monotonic(), 0.0
     for step in range(first + 1, args.steps + 1):
         picks = torch.randint(len(scenes), (args.batch,)).tolist()
-        context = contexts(model["text_encoder"], [scenes[i] for i in picks], rng)
+        text = read(model["text_encoder"], [scenes[i] for i in picks], rng)
+        value_changes.install(text)
         clean, cover = latents[picks].float(), covers[picks].float()
         eps, t = torch.randn_like(clean), torch.randint(1000, (args.batch,))
-        predicted = model["unet"](noise.add_noise(clean, eps, t), t, context).sample
+        predicted = model["unet"](noise.add_noise(clean, eps, t), t, text.states).sample
         error = (predicted - eps).square() * (1 + 3 * cover)
         loss = (error.mean(dim=(1, 2, 3)) * weights[t]).mean()
         lost = whereabouts.loss()

@@ -22,7 +22,7 @@ Weighting = Literal["uniform", "velocity"]
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train. The defaults were chosen on TinyWorld, see docs/tinyworld-study.md.
+    """How to train. The defaults are the paper's.
 
     Attributes:
         steps: optimizer steps.

@@ -1,7 +1,7 @@
 """Train TinyWorld's text encoder and UNet together, from nothing, on captioned random scenes.
 
     python scripts/train_tinyworld_vae.py
-    python scripts/train_tinyworld.py --steps 7500
+    python scripts/train_tinyworld.py --steps 10000
 
 A stopped run goes on from its last checkpoint. The weights in use are the exponential moving average.
 """
@@ -212,10 +212,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, default=Path("out/tinyworld/vae"))
     parser.add_argument("--out", type=Path, default=Path("out/tinyworld/base"))
-    parser.add_argument("--steps", type=int, default=7700)
+    parser.add_argument("--steps", type=int, default=10000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--scenes", type=int, default=16000)
     parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--start", type=Path, help="a folder with unet and text_encoder to go on from")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -231,7 +232,10 @@ def main() -> None:
     latents, covers = data["latents"], data["covers"]
 
     model = nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder()})
-    params = list(model.parameters())
+    if args.start:
+        model["unet"] = UNet2DConditionModel.from_pretrained(args.start, subfolder="unet")
+        model["text_encoder"] = CLIPTextModel.from_pretrained(args.start, subfolder="text_encoder")
+    params = list(model.float().train().parameters())
     ema = EMAModel(params, decay=0.9985, use_ema_warmup=True, power=0.8)
     optimizer = torch.optim.AdamW(params, lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.99))
     noise = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")

@@ -25,7 +25,14 @@ app = typer.Typer(
 _DEFAULT = TrainSettings()
 
 
-Model = Annotated[str, typer.Option(help="'tinyworld', or a local Stable Diffusion 1.x/2.x/XL folder (diffusers).")]
+Model = Annotated[
+    str,
+    typer.Option(help="'tinyworld', or a local Stable Diffusion 1.x/2.x/XL: diffusers folder or .safetensors file."),
+]
+Config = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="For a --model that is one file: a diffusers folder of its kind, for configs and tokenizer."),
+]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 LayoutOption = Annotated[Layout, typer.Option(help="Where the residual lives; block is the smallest.")]
 
@@ -36,6 +43,7 @@ def train(
     word: Annotated[str, typer.Option(help="The class word a prompt will say, e.g. 'cat'.")],
     out: Annotated[Path, typer.Option(help="The concept file to write, NAME.safetensors.")],
     model: Model = "tinyworld",
+    config: Config = None,
     layout: LayoutOption = _DEFAULT.layout,
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = _DEFAULT.steps,
     batch_size: Annotated[int, typer.Option(help="Samples per pass.")] = _DEFAULT.batch_size,
@@ -71,7 +79,7 @@ def train(
         seed=seed,
     )
     templates = tuple(template or CAPTION_TEMPLATES)
-    run_train(TrainRequest(model, images, word, out, settings, templates, continue_from, resume, storage))
+    run_train(TrainRequest(model, images, word, out, settings, templates, continue_from, resume, storage, config))
 
 
 @app.command()
@@ -79,6 +87,7 @@ def generate(
     prompt: Annotated[str, typer.Option(help="Say each concept's word, or <name> for the file NAME.safetensors.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures and report.json.")],
     model: Model = "tinyworld",
+    config: Config = None,
     concept: Annotated[
         Optional[list[str]], typer.Option(help="FILE or FILE:strength; repeat for several.")  # noqa: UP045
     ] = None,
@@ -107,6 +116,7 @@ def generate(
         out,
         seed,
         negative,
+        config,
         steps=steps,
         guidance=guidance,
         base_latent=base_latent,

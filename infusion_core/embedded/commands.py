@@ -49,6 +49,7 @@ class TrainRequest:
     start: Path | None = None
     resume: bool = False
     storage: Storage = "fp16"
+    config: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def run_train(request: TrainRequest, model: EmbeddedModel | None = None, score: 
     if request.resume and not state_file.is_file():
         raise InfusionError(f"nothing to resume: there is no {state_file}; leave --resume out")
     state = load_state(state_file) if request.resume else None
-    model = model or load_model(request.model)
+    model = model or load_model(request.model, config=request.config)
     trainer = trainer_for(model, photos, request.word, request.settings, request.templates, start, state)
     snapshots: list[dict[str, Any]] = []
     losses: list[float] = []
@@ -160,6 +161,7 @@ def run_generate(
     out: Path,
     seed: int,
     negative: str = "",
+    config: Path | None = None,
     **overrides: Any,
 ) -> None:
     """Draw pictures into a folder, with a `report.json`.
@@ -172,6 +174,7 @@ def run_generate(
         out: folder.
         seed: of the first picture.
         negative: prompt of the unconditional half.
+        config: of a base model that is a single file.
         overrides: fields of `SampleSettings`; None leaves the model's own.
 
     Raises:
@@ -184,7 +187,7 @@ def run_generate(
     if len(loaded) < len(concepts):
         raise InfusionError("two concept files share a name; rename one of them")
     require_mention(prompt, loaded)
-    model = load_model(model_name)
+    model = load_model(model_name, config=config)
     settings = replace(
         SampleSettings(model.steps, model.guidance), **{k: v for k, v in overrides.items() if v is not None}
     )

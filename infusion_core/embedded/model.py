@@ -1,8 +1,9 @@
-"""Base models of the embedded host: TinyWorld, and any local diffusers-format Stable Diffusion 1.x, 2.x or XL."""
+"""Base models of the embedded host: TinyWorld, and any local Stable Diffusion 1.x, 2.x or XL, a folder or one file."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,10 +15,12 @@ from torch import Tensor
 from ..errors import InfusionError
 from ..noise import Prediction, sigmas_from_alphas
 from .photos import square, to_images, to_tensor
+from .single_file import load_single_file
 from .text import ClipTokenizer, Encoder, TextPath, WordTokenizer
 from .unet import UNetDenoiser
 
 TINYWORLD = Path(__file__).parent / "tinyworld" / "weights"
+Load = Callable[[Any, str], Any]  # a network by its class and diffusers' name of it
 
 
 @dataclass
@@ -25,7 +28,7 @@ class EmbeddedModel:
     """A base model, ready to train on and to sample from.
 
     Attributes:
-        name: ``tinyworld`` or the folder's name.
+        name: ``tinyworld``, or the name of the folder or file.
         denoiser: the frozen UNet.
         vae: autoencoder.
         text: tokenizers and text encoders.
@@ -72,51 +75,59 @@ class EmbeddedModel:
         return torch.stack(rows).to(self.denoiser.device, self.denoiser.unet.dtype)
 
 
-def load_model(name: str, device: str | None = None) -> EmbeddedModel:
+def load_model(name: str, device: str | None = None, config: Path | None = None) -> EmbeddedModel:
     """Load a base model.
 
     Args:
-        name: ``tinyworld``, or a local folder in diffusers' format.
+        name: ``tinyworld``, a local folder in diffusers' format, or a single-file checkpoint (safetensors).
         device: where to put it; by default a GPU if there is one.
+        config: for a single file, see `load_single_file`.
 
     Raises:
-        InfusionError: the folder is missing or incomplete, or the model is not a cross-attention UNet.
+        InfusionError: the model is missing, incomplete or damaged, or it is not a cross-attention UNet.
     """
     import diffusers
     import transformers
 
-    diffusers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
     tiny = name == "tinyworld"
-    folder = TINYWORLD if tiny else Path(name)
-    if folder.is_file():
-        raise InfusionError(f"{folder} is one file; convert it to a diffusers folder and give that (--model)")
-    if not (folder / "unet" / "config.json").is_file():
+    path = TINYWORLD if tiny else Path(name)
+    if not path.is_file() and not (path / "unet" / "config.json").is_file():
         raise InfusionError(
-            f"{folder} is not a diffusers Stable Diffusion folder (it has no unet/config.json); "
-            "give 'tinyworld' or a folder with unet, vae, text_encoder, tokenizer and scheduler"
+            f"{path} is not a diffusers Stable Diffusion folder (it has no unet/config.json); give 'tinyworld', "
+            "a folder with unet, vae, text_encoder, tokenizer and scheduler, or a .safetensors checkpoint"
         )
+    if config and not path.is_file():
+        raise InfusionError(f"--config is for single-file checkpoints and {name} is none; leave it out")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() and not tiny else "cpu"))
-    dtype = torch.float16 if place.type == "cuda" else torch.float32
+    options = {"torch_dtype": torch.float16 if place.type == "cuda" else torch.float32, "local_files_only": True}
+
+    def pretrained(kind: Any, part: str) -> Any:
+        return kind.from_pretrained(path, subfolder=part, **options)
+
     try:
-        return _load(folder, tiny, place, dtype)
+        if path.is_file():
+            folder, networks = load_single_file(path, config, options)
+            return _build(path.stem, folder, lambda _, part: networks[part], place)
+        return _build("tinyworld" if tiny else path.name, path, pretrained, place)
     except InfusionError:
         raise
-    except Exception as error:  # diffusers and transformers raise of every kind for a broken folder
+    except Exception as error:  # diffusers and transformers raise of every kind for a broken model
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InfusionError(
-            f"cannot load the model in {folder} ({reason}); check that the folder is complete"
+            f"cannot load the model in {path} ({reason}); check that it is complete, and for one file that the config "
+            "is of its kind"
         ) from error
 
 
-def _load(folder: Path, tiny: bool, device: torch.device, dtype: torch.dtype) -> EmbeddedModel:
+def _build(name: str, folder: Path, load: Load, device: torch.device) -> EmbeddedModel:
+    """Put a model together from the configs in a folder and its networks."""
     import diffusers
 
     def part(kind: Any, subfolder: str) -> Any:
-        options = {"local_files_only": True, "torch_dtype": dtype}
-        model = kind.from_pretrained(folder, subfolder=subfolder, **options)
-        return model.to(device).requires_grad_(False).eval()
+        return load(kind, subfolder).to(device).requires_grad_(False).eval()
 
     scheduler = diffusers.DDIMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
     prediction = scheduler.config["prediction_type"]
@@ -132,17 +143,16 @@ def _load(folder: Path, tiny: bool, device: torch.device, dtype: torch.dtype) ->
     vae = part(getattr(diffusers, kind), "vae")
     channels = vae.config.get("block_out_channels") or vae.config["decoder_block_out_channels"]
     resolution = int(unet.config["sample_size"]) * 2 ** (len(channels) - 1)
-    text = _text(folder, tiny, part, unet, resolution)
-    model = EmbeddedModel("tinyworld" if tiny else folder.name, denoiser, vae, text, scheduler, resolution)
-    if tiny:
+    model = EmbeddedModel(name, denoiser, vae, _text(folder, part, unet, resolution), scheduler, resolution)
+    if folder == TINYWORLD:
         model.guidance, model.steps = 3.0, 25
     return model
 
 
-def _text(folder: Path, tiny: bool, part: Any, unet: Any, resolution: int) -> TextPath:
+def _text(folder: Path, part: Load, unet: Any, resolution: int) -> TextPath:
     import transformers
 
-    if tiny:
+    if folder == TINYWORLD:
         return TextPath([Encoder(WordTokenizer(), part(transformers.CLIPTextModel, "text_encoder"))])
     two = (folder / "text_encoder_2").is_dir()
     encoders = []

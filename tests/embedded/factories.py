@@ -78,12 +78,20 @@ def save_model(
         steps_offset=1, prediction_type=prediction,
     ).save_pretrained(folder / "scheduler")  # fmt: skip
     save_tokenizer(folder / "tokenizer")
+    parts = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "scheduler": "DDIMScheduler",
+             "tokenizer": "CLIPTokenizer", "text_encoder": "CLIPTextModel"}  # fmt: skip
     if kind == "sdxl":
         save_tokenizer(folder / "tokenizer_2")
-        CLIPTextModel(text_config(context // 2)).save_pretrained(folder / "text_encoder")
-        CLIPTextModelWithProjection(text_config(context // 2)).save_pretrained(folder / "text_encoder_2")
+        CLIPTextModel(text_config(context * 3 // 8)).save_pretrained(folder / "text_encoder")  # 768 of 2048 in SDXL
+        CLIPTextModelWithProjection(text_config(context * 5 // 8)).save_pretrained(folder / "text_encoder_2")
+        parts |= {"tokenizer_2": "CLIPTokenizer", "text_encoder_2": "CLIPTextModelWithProjection"}
     else:
         CLIPTextModel(text_config(context)).save_pretrained(folder / "text_encoder")
+    index: dict[str, object] = {
+        name: ["transformers" if kind_.startswith("CLIP") else "diffusers", kind_] for name, kind_ in parts.items()
+    }
+    index["_class_name"] = "StableDiffusionXLPipeline" if kind == "sdxl" else "StableDiffusionPipeline"
+    (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
 

@@ -83,12 +83,6 @@ def test_incomplete_and_damaged_folders(tmp_path, sd1_folder):
         load_model(str(tmp_path / "bare"))
 
 
-def test_a_single_file_is_refused_with_the_way_out(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(InfusionError, match="convert it to a diffusers folder"):
-        load_model(str(tmp_path / "model.safetensors"))
-
-
 def test_words_the_encoder_cannot_take(sd1, tinyworld):
     with pytest.raises(InfusionError, match="80 tokens long, 75 fit"):
         trainer_for(sd1, photos(), "x" * 80, TrainSettings())

@@ -1,0 +1,126 @@
+"""What training a concept costs against DreamBooth with LoRA, in time and in memory, measured in one run.
+
+    pip install -e ".[standalone,bench]"
+    python benchmarks/training.py --host embedded --size sd15
+
+Both train on the same network, latents and text states. Infusion is `infusion_core.trainer` with its own settings.
+LoRA is the step of diffusers' train_dreambooth_lora.py: rank 4 on to_q, to_k, to_v and to_out.0 of every attention
+layer, AdamW, clipped gradients, mixed precision on CUDA; what that script may add (autoencoder, text encoder, prior
+preservation) is left out.
+
+Seconds are medians of steps that take turns. Memory is taken in a fresh process per method: the peak while it trains
+less what was held when the network stood ready; on CUDA allocated memory, on a CPU the resident set.
+The last line is one JSON object of ratios, Infusion's figure over LoRA's: time_vs_lora, memory_vs_lora.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+
+import torch
+from common import build, device, parse, parser, take_turns
+from diffusers.training_utils import cast_training_params
+from torch import Tensor
+from torch.nn import functional as F
+
+from infusion_core.denoiser import Conditioning, EncodedPrompt
+from infusion_core.embedded.output import peak_rss_mb
+from infusion_core.embedded.unet import UNetDenoiser
+from infusion_core.trainer import Trainer, TrainSettings
+
+try:
+    import psutil
+    from peft import LoraConfig
+except ModuleNotFoundError as error:
+    sys.exit(f"{error.name} is not installed; run: pip install -e '.[standalone,bench]'")
+
+MB = 2**20
+
+
+def infusion(denoiser: UNetDenoiser, latents: Tensor, text: Tensor) -> Iterator[object]:
+    """Training steps of Infusion with its own settings."""
+    prompt = EncodedPrompt(Conditioning(text[:1]), (((5,),),))
+    settings = TrainSettings(steps=10**6, batch_size=len(latents), snapshot_every=10**6)
+    return Trainer(denoiser, latents, [prompt], "word", settings).run()
+
+
+def lora(denoiser: UNetDenoiser, latents: Tensor, text: Tensor) -> Iterator[object]:
+    """Training steps of DreamBooth-LoRA."""
+    unet, variances = denoiser.unet, denoiser.sigmas.square()
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    cast_training_params(unet)
+    trained = [p for p in unet.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=5e-4, weight_decay=1e-2)
+    keep = (1 / (1 + variances)).sqrt().to(latents)  # share of the picture left at each timestep
+    unet.train()
+    while True:
+        noise = torch.randn_like(latents)
+        times = torch.randint(len(keep), (len(latents),), device=latents.device)
+        kept = keep[times].reshape(-1, 1, 1, 1)
+        noised = kept * latents + (1 - kept.square()).sqrt() * noise
+        with torch.autocast(latents.device.type, torch.float16, enabled=latents.is_cuda):
+            predicted = unet(noised, times, encoder_hidden_states=text).sample
+        F.mse_loss(predicted.float(), noise.float()).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        yield
+
+
+METHODS = {"infusion": infusion, "lora": lora}
+
+
+def steps_of(method: str, denoiser: UNetDenoiser, args: argparse.Namespace) -> Iterator[object]:
+    """The method's training steps on random latents and text states."""
+    place = {"device": denoiser.device, "dtype": denoiser.unet.dtype}
+    latents = torch.randn(args.batch, 4, args.latent, args.latent, **place)
+    text = torch.randn(1, 77, denoiser.base.context_width, **place).repeat(args.batch, 1, 1)
+    return METHODS[method](denoiser, latents, text)
+
+
+def own_memory(args: argparse.Namespace) -> float:
+    """MB that training takes beyond the network, in this process."""
+    denoiser, _ = build(args.size)
+    held = torch.cuda.memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
+    steps = steps_of(args.memory_of, denoiser, args)
+    for _ in range(args.steps):
+        next(steps)
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_rss_mb() * MB
+    return (peak - held) / MB
+
+
+def memory(method: str, arguments: Sequence[str]) -> float:
+    """`own_memory` of a fresh process."""
+    command = [sys.executable, __file__, *arguments, "--memory-of", method]
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser(__doc__)
+    options.add_argument("--batch", type=int, default=4)
+    options.add_argument("--steps", type=int, default=3, help="steps over which the peak of memory is taken")
+    options.add_argument("--memory-of", choices=tuple(METHODS), help=argparse.SUPPRESS)
+    args = parse(options, arguments)
+    if args.memory_of:
+        print(own_memory(args))
+        return
+    given = sys.argv[1:] if arguments is None else arguments
+    megabytes = {method: memory(method, given) for method in METHODS}
+    running = {method: steps_of(method, build(args.size)[0], args) for method in METHODS}
+    seconds = take_turns({m: lambda steps=steps: next(steps) for m, steps in running.items()}, args.repeats)
+    print(f"{args.size}, batch {args.batch}, {args.latent}x{args.latent} latents, {device()}")
+    for method in METHODS:
+        print(f"{method:>10}  {seconds[method]:8.3f} s/step  {megabytes[method]:8.0f} MB")
+    ratios = {
+        "time_vs_lora": seconds["infusion"] / seconds["lora"],
+        "memory_vs_lora": megabytes["infusion"] / megabytes["lora"],
+    }
+    print(json.dumps({name: round(value, 4) for name, value in ratios.items()}))
+
+
+if __name__ == "__main__":
+    main()

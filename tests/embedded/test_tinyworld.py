@@ -117,6 +117,15 @@ def test_concepts_are_held_out_of_the_base_models_training():
     assert all(word in seen for look in HELD_OUT_LOOKS for word in look.words.split())
 
 
+def test_words_keep_the_numbers_the_weights_know():
+    known = (
+        "a photo of picture an image drawing rendering good clean bright nice the one and on at with dotted background "
+        "red yellow green blue purple white plain over striped gray pink brown teal checked lined circle square "
+        "triangle diamond small big center left right top bottom"
+    )
+    assert words.encode(known) == [0, *range(2, 48), *[1] * (words.LENGTH - 47)]
+
+
 def test_every_caption_is_in_the_vocabulary():
     rng = Random(0)
     for _ in range(200):

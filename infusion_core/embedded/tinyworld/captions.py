@@ -5,22 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from random import Random
 
+from ...captions import CAPTION_TEMPLATES
 from .world import BACKGROUNDS, BODIES, COLOURS, PATTERNS, POSITIONS, SHAPES, SIZES, Look, Scene, Thing
 
-OPENINGS = (
-    "a photo of a",
-    "a picture of a",
-    "an image of a",
-    "a drawing of a",
-    "a rendering of a",
-    "a good photo of a",
-    "a clean photo of a",
-    "a bright photo of a",
-    "a nice photo of a",
-    "a photo of the",
-    "a photo of one",
-    "a",
-)
+# The weights know the words by number, and training drew openings by place: no template may change or move.
+OPENINGS = (*(template.removesuffix(" {}") for template in CAPTION_TEMPLATES), "a")
 SPREADS = {  # positions that scenes of two and three things take
     2: (("left", "right"), ("top", "bottom")),
     3: (("left", "right", "top"), ("left", "right", "bottom"), ("top", "bottom", "left"), ("top", "bottom", "right")),

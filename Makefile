@@ -17,6 +17,8 @@ lint: $(VENV)/.ready
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+	@mkdir -p $(VENV)/pack && ln -sfn "$(CURDIR)" $(VENV)/pack/infusion_pack  # a package name for the checkout
+	MYPYPATH=$(VENV)/pack $(RUN)/mypy -p infusion_pack.nodes
 
 format: $(VENV)/.ready
 	$(RUN)/ruff check --fix .

@@ -93,6 +93,12 @@ class ConceptResidual:
         """A copy on another device and in another precision."""
         return replace(self, tensors={k: t.to(device, dtype) for k, t in self.tensors.items()})
 
+    def scaled(self, blocks: Mapping[str, float], base: Base) -> ConceptResidual:
+        """A copy with the residuals of some UNet blocks scaled; `blocks` is scale by block name, others stay."""
+        block_of = {place: s.block for s in base.sites for place in (s.block, s.name)}
+        scale = {name: blocks.get(block_of.get(name, name), 1.0) for name in self.tensors}
+        return replace(self, tensors={name: t * scale[name] for name, t in self.tensors.items()})
+
     def check_fits(self, base: Base) -> None:
         """Refuse a base model the concept was not made for.
 

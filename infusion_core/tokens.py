@@ -117,10 +117,14 @@ def spans(
     Raises:
         InfusionError: the tokenizer sees fewer occurrences of the word than the prompt shows.
     """
-    if chosen is not None and chosen and chosen[-1] >= len(found):
+    return tuple(tuple(i // capacity * length + 1 + i % capacity for i in r) for r in pick(found, chosen, word))
+
+
+def pick(found: Sequence[range], chosen: tuple[int, ...] | None, word: str) -> list[range]:
+    """The occurrences of a word that belong to a concept; arguments and errors as in `spans`."""
+    if chosen and chosen[-1] >= len(found):
         raise InfusionError(f"the tokenizer does not see every {word!r} of the prompt as a word; put spaces around it")
-    picked = found if chosen is None else [found[k] for k in chosen]
-    return tuple(tuple(i // capacity * length + 1 + i % capacity for i in r) for r in picked)
+    return list(found) if chosen is None else [found[k] for k in chosen]
 
 
 def _pattern(word: str) -> re.Pattern[str]:

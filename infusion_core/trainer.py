@@ -16,6 +16,9 @@ from .denoiser import Denoiser, EncodedPrompt, stack
 from .errors import InfusionError
 from .residuals import ConceptResidual, Infusion, Layout, infuse, zero_residual
 
+# Gradients pass through half-precision networks, where they would underflow; a power of two changes no bit elsewhere.
+LOSS_SCALE = 1024.0
+
 Schedule = Literal["cosine", "constant"]
 Weighting = Literal["uniform", "velocity"]
 
@@ -93,6 +96,7 @@ class Trainer:
         settings: how to train.
         start: a concept to continue from; its layout and bins must be the settings'.
         state: of an earlier run with the same inputs; goes on where it stopped.
+        masks: weight of the loss over each image, (N, 1, H, W), such as where the subject is; None for evenly.
 
     Raises:
         InfusionError: no images, no caption that holds the word, or `start` does not fit.
@@ -107,12 +111,14 @@ class Trainer:
         settings: TrainSettings,
         start: ConceptResidual | None = None,
         state: TrainState | None = None,
+        masks: Tensor | None = None,
     ) -> None:
         if not len(latents):
             raise InfusionError("no images to learn from; give at least one")
         if not prompts or not all(p.spans and p.spans[0] for p in prompts):
             raise InfusionError(f"a caption does not hold the word {word!r}; check the caption templates")
         self.denoiser, self.latents, self.prompts, self.settings = denoiser, latents, prompts, settings
+        self._masks = None if masks is None else masks / masks.mean(dim=(1, 2, 3), keepdim=True)
         tokens = len(prompts[0].spans[0][0])
         blank = zero_residual(denoiser.base, word, settings.layout, settings.bins, tokens)
         if start is not None:
@@ -152,8 +158,11 @@ class Trainer:
                 loss = self._loss(*self._draw(generator)) / settings.accumulation
                 if not torch.isfinite(loss):
                     raise InfusionError(f"the loss is {loss.item()} at step {self.step + 1}; lower the learning rate")
-                loss.backward()  # type: ignore[no-untyped-call]
+                (loss * LOSS_SCALE).backward()  # type: ignore[no-untyped-call]
                 total += loss.item()
+            for tensor in self.residual.tensors.values():
+                if tensor.grad is not None:
+                    tensor.grad /= LOSS_SCALE
             self._optimizer.step()
             self._optimizer.zero_grad()
             self.step += 1
@@ -222,7 +231,10 @@ class Trainer:
             noised, sigma, conditioning, Plan(supply=maps, infusions=[self._infuse(texts, sigma)])
         )
         wanted = noise_levels.target(denoiser.prediction, latent, eps, sigma)
-        return (output.float() - wanted.float()).square().mean(dim=(1, 2, 3))
+        errors = (output.float() - wanted.float()).square()
+        if self._masks is not None:
+            errors = errors * self._masks[picks]
+        return errors.mean(dim=(1, 2, 3))
 
     def _infuse(self, texts: list[int], sigma: Tensor) -> Infusion:
         bins = noise_levels.bin_of(sigma, self.denoiser.sigmas.to(sigma), self.settings.bins).tolist()

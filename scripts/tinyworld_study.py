@@ -58,16 +58,18 @@ def study_variants() -> list[Variant]:
 
 
 def tuning_variants() -> list[Variant]:
-    tuned: dict[str, Any] = {"learning_rate": 0.02, "schedule": "cosine", "weighting": "velocity"}
+    fast: dict[str, Any] = {"learning_rate": 0.02, "schedule": "cosine"}
+    tuned: dict[str, Any] = {**fast, "weighting": "velocity"}
+    faster: dict[str, Any] = {**tuned, "learning_rate": 0.05}
     grid: dict[str, dict[str, Any]] = {
         "paper: lr .01, constant, uniform": {},
-        "lr .02, cosine": {"learning_rate": 0.02, "schedule": "cosine"},
+        "lr .02, cosine": fast,
         "lr .02, cosine, velocity": tuned,
-        "lr .05, cosine, velocity": {**tuned, "learning_rate": 0.05},
-        "lr .05, cosine": {"learning_rate": 0.05, "schedule": "cosine"},
-        "lr .02, cosine, velocity, 800 steps": {**tuned, "steps": 800},
-        "lr .02, cosine, velocity, 4 bins": {**tuned, "bins": 4},
+        "lr .05, cosine, velocity": faster,
         "lr .02, cosine, velocity, value": {**tuned, "layout": "value"},
+        "lr .05, cosine, velocity, value": {**faster, "layout": "value"},
+        "lr .05, cosine, velocity, 4 bins": {**faster, "bins": 4},
+        "lr .05, cosine, velocity, 800 steps": {**faster, "steps": 800},
     }
     return [*YARDSTICKS, *(Variant(name, TrainSettings(**{**PAPER, **options})) for name, options in grid.items())]
 

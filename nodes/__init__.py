@@ -1,0 +1,27 @@
+"""The pack's nodes. This list is all there is."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import routes
+from .attention_patch import InfusionAttentionPatch
+from .concepts import InfusionLoadConcept, InfusionSaveConcept
+from .inspect_maps import InfusionInspectMaps, InfusionMapImages
+from .train import InfusionTrain
+
+
+class InfusionExtension(ComfyExtension):  # type: ignore[misc]
+    """What ComfyUI loads."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """Every node of the pack; also registers the model folder and the page's route."""
+        routes.register()
+        return [
+            InfusionTrain,
+            InfusionSaveConcept,
+            InfusionLoadConcept,
+            InfusionAttentionPatch,
+            InfusionInspectMaps,
+            InfusionMapImages,
+        ]

@@ -1,0 +1,109 @@
+"""Infusion Attention Patch: put concepts to work on a MODEL and its CLIP."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..infusion_core.errors import InfusionError
+from .concepts import Stack
+from .host import patch as host
+from .host.compat import schema
+from .host.model import base_of
+from .library import ConceptSocket
+
+_PERCENT: dict[str, Any] = {"min": 0.0, "max": 1.0, "step": 0.01}
+
+
+class InfusionAttentionPatch(io.ComfyNode):  # type: ignore[misc]
+    """Infusion Attention Patch."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node as the host shows it."""
+        return schema(
+            node_id="InfusionAttentionPatch",
+            display_name="Infusion Attention Patch",
+            category="Infusion",
+            description="Put concepts to work, like a LoRA loader: use the MODEL for sampling and the CLIP for every "
+            "prompt. A prompt that names no concept gives the unpatched model's picture, bit for bit.",
+            search_aliases=["infusion", "apply concept", "personalization", "subject", "residual"],
+            inputs=[
+                io.Model.Input("model", tooltip="Stable Diffusion 1.x, 2.x or XL."),
+                io.Clip.Input("clip", tooltip="The model's CLIP. Encode prompts with this node's CLIP output."),
+                ConceptSocket.Input("concept", tooltip="One or several concepts."),
+                io.Combo.Input(
+                    "base_latent",
+                    options=["shared", "own"],
+                    default="shared",
+                    tooltip="shared: attention maps come from the base model on the same latent. own: from the base "
+                    "model's own picture of the prompt, sampled first (slower).",
+                ),
+                io.Float.Input("start", default=0.0, tooltip="Share of the run where residuals begin.", **_PERCENT),
+                io.Float.Input("end", default=1.0, tooltip="Share of the run where residuals end.", **_PERCENT),
+                io.Float.Input(
+                    "maps_start", default=0.0, tooltip="Share of the run where map replacement begins.", **_PERCENT
+                ),
+                io.Float.Input(
+                    "maps_end",
+                    default=1.0,
+                    tooltip="Share of the run where map replacement ends. From there on no base pass is run: faster. "
+                    "0 never replaces maps.",
+                    **_PERCENT,
+                ),
+                io.String.Input(
+                    "block_strengths",
+                    default="",
+                    optional=True,
+                    tooltip="Scale of the residual per UNet block, for example: down.1=0.5, mid=0, up.1=1.2. Blocks "
+                    "not named stay at 1.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="For the sampler."),
+                io.Clip.Output(tooltip="For every prompt."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        concept: Stack,
+        base_latent: Any,
+        start: float,
+        end: float,
+        maps_start: float,
+        maps_end: float,
+        block_strengths: str = "",
+    ) -> io.NodeOutput:
+        """Patch clones of MODEL and CLIP."""
+        base = base_of(model)
+        scales = parse_block_strengths(block_strengths, sorted({site.block for site in base.sites}))
+        window = host.Window(start, end)
+        active = [host.Active(c.name, c.key, c.residual.scaled(scales, base), c.strength, window) for c in concept]
+        return io.NodeOutput(*host.apply(model, clip, active, host.Window(maps_start, maps_end), base_latent))
+
+
+def parse_block_strengths(text: str, blocks: list[str]) -> Mapping[str, float]:
+    """``down.1=0.5, mid=0`` as strength by block.
+
+    Raises:
+        InfusionError: a part is not BLOCK=NUMBER, or the model has no such block.
+    """
+    found: dict[str, float] = {}
+    for part in re.split(r"[,;\n]+", text):
+        if not part.strip():
+            continue
+        name, _, number = (p.strip() for p in part.partition("="))
+        if name not in blocks:
+            raise InfusionError(f"block_strengths: this model has no block {name!r}; it has: {', '.join(blocks)}")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise InfusionError(f"block_strengths: {part.strip()!r} is not BLOCK=NUMBER, such as mid=0.5") from None
+    return found

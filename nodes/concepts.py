@@ -1,0 +1,129 @@
+"""Load and save concept files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+from PIL import Image, ImageOps
+
+from ..infusion_core.errors import InfusionError
+from . import library, routes
+from .host.compat import schema
+from .library import ConceptSocket, NamedConcept
+
+THUMBNAIL_PX = 96
+Stack = tuple[NamedConcept, ...]
+
+
+class InfusionLoadConcept(io.ComfyNode):  # type: ignore[misc]
+    """Load Concept Residual."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node as the host shows it."""
+        return schema(
+            node_id="InfusionLoadConcept",
+            display_name="Load Concept Residual",
+            category="Infusion",
+            description="Load a concept file. Chain several to use several concepts in one prompt.",
+            search_aliases=["infusion", "concept", "personalization", "load residual", "subject"],
+            inputs=[
+                io.Combo.Input(
+                    "concept_name",
+                    options=library.names(),
+                    tooltip="A file in models/infusion or output/infusion. In a prompt, <name> means the file "
+                    "name.safetensors.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-4.0,
+                    max=4.0,
+                    step=0.05,
+                    tooltip="Scale of the residual. 0 is the base model, bit for bit.",
+                ),
+                ConceptSocket.Input("previous", optional=True, tooltip="More concepts, from a loader or trainer."),
+            ],
+            outputs=[ConceptSocket.Output(display_name="concept", tooltip="For Infusion Attention Patch.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, concept_name: str) -> bool | str:
+        """Say before the run what is wrong with the file."""
+        try:
+            library.load(concept_name, 1.0)
+        except (InfusionError, FileNotFoundError) as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, concept_name: str, **_: Any) -> float:
+        """Load again when the file has changed."""
+        return library.path_of(concept_name).stat().st_mtime
+
+    @classmethod
+    def execute(cls, concept_name: str, strength: float, previous: Stack = ()) -> io.NodeOutput:
+        """Read the file."""
+        loaded = library.load(concept_name, strength)
+        facts = routes.facts(concept_name)
+        text = f"'{facts['word']}' for {facts['base']}, {facts['steps']} steps, layout {facts['layout']}"
+        return io.NodeOutput((*previous, loaded), ui=ui.PreviewText(text))
+
+
+class InfusionSaveConcept(io.ComfyNode):  # type: ignore[misc]
+    """Save Concept Residual."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node as the host shows it."""
+        return schema(
+            node_id="InfusionSaveConcept",
+            display_name="Save Concept Residual",
+            category="Infusion",
+            description="Save a learned concept to output/infusion, where the loader finds it.",
+            search_aliases=["infusion", "save residual"],
+            is_output_node=True,
+            inputs=[
+                ConceptSocket.Input("concept", tooltip="From Infusion Train. With several, the last one is saved."),
+                io.String.Input(
+                    "filename",
+                    default="my-concept",
+                    tooltip="Name below output/infusion. A number is added if the file exists; nothing is overwritten.",
+                ),
+                io.Combo.Input(
+                    "storage",
+                    options=["fp16", "int8"],
+                    default="fp16",
+                    tooltip="int8 halves the file.",
+                ),
+                io.Image.Input("thumbnail", optional=True, tooltip="Picture shown by the loader."),
+            ],
+            outputs=[ConceptSocket.Output(display_name="concept", tooltip="The concept that was saved.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, concept: Stack, filename: str, storage: Any, thumbnail: torch.Tensor | None = None
+    ) -> io.NodeOutput:
+        """Write the file."""
+        saved = concept[-1]
+        residual = replace(saved.residual, training={**saved.residual.training, "title": filename.strip()})
+        if thumbnail is not None:
+            residual = replace(residual, thumbnail=thumbnail_of(thumbnail))
+        path = library.save(residual, filename, storage)
+        named = NamedConcept(path.stem, residual, saved.strength)
+        return io.NodeOutput((named,), ui=ui.PreviewText(f"{path.name}, {path.stat().st_size:,} bytes"))
+
+
+def thumbnail_of(images: torch.Tensor) -> bytes:
+    """A small JPEG of the first picture of a batch (B, H, W, C) in [0, 1]."""
+    pixels = (images[0, :, :, :3].cpu().numpy() * 255).round().clip(0, 255).astype(np.uint8)
+    small = ImageOps.fit(Image.fromarray(pixels), (THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    buffer = BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

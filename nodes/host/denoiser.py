@@ -1,0 +1,178 @@
+"""A host's MODEL and CLIP as the trainer's `Denoiser` and its encoded captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from torch import Tensor
+
+from ...infusion_core.attention import Plan, value_context
+from ...infusion_core.denoiser import Conditioning, EncodedPrompt
+from ...infusion_core.errors import InfusionError
+from ...infusion_core.sites import Site
+from .binding import Memory, binding_of, infuse_clip
+from .model import base_of
+from .passes import KEY, site_name
+from .patch import ValueReplacer, context_inputs
+
+_TEXT = "c_crossattn"
+
+
+@dataclass(frozen=True)
+class PlannedPass:
+    """A pass whose rows the trainer has planned itself; the counterpart of `Pass` without conditionings."""
+
+    sites: Mapping[str, Site]
+    plan: Plan
+
+    def context_inputs(self, query: Tensor, key: Tensor, value: Tensor, extra: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """See `Pass.context_inputs`. What is recorded are inputs; the host projects them."""
+        site = self.sites[site_name(extra)]
+        if self.plan.record is not None:
+            self.plan.record[site.name] = (query, key)
+        if self.plan.supply is not None:
+            query, key = self.plan.supply[site.name]
+        return query, key, value_context(site, value, self.plan.infusions)
+
+    def projected_value(self, value: Tensor, extra: Mapping[str, Any]) -> Tensor:
+        """See `Pass.projected_value`."""
+        for infusion in self.plan.infusions:
+            if infusion.in_value_space:
+                value = infusion.add_to(value, self.sites[site_name(extra)])
+        return value
+
+
+class HostDenoiser:
+    """A loaded MODEL whose UNet is frozen; see `infusion_core.denoiser.Denoiser`.
+
+    Args:
+        model: the host's patcher, already on its device (see `training`).
+
+    Raises:
+        InfusionError: the model is not supported.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.base = base_of(model)
+        self.prediction: Any = self.base.prediction
+        self._model, self._inner = model, model.model
+        self.sigmas = self._inner.model_sampling.sigmas.detach().clone().float().cpu()
+        self._sites = {site.name: site for site in self.base.sites}
+        self._replacers = {
+            (side, int(number), int(depth)): ValueReplacer()
+            for side, number, depth in (name.split(".") for name in self._sites)
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        device: torch.device = self._model.load_device
+        return device
+
+    def predict(self, noised: Tensor, sigma: Tensor, conditioning: Conditioning, plan: Plan) -> Tensor:
+        """See `Denoiser.predict`; the host's own model function does the work."""
+        options: dict[str, Any] = {"sigmas": sigma, "optimized_attention_override": _differentiable_attention}
+        if not plan.empty:
+            options |= {KEY: PlannedPass(self._sites, plan), "patches": {"attn2_patch": [context_inputs]}}
+            if any(i.in_value_space for i in plan.infusions):
+                options["patches_replace"] = {"attn2": self._replacers}
+        denoised = self._inner.apply_model(
+            noised, sigma, **{_TEXT: conditioning.context}, transformer_options=options, **conditioning.extras
+        )
+        # The host returns the picture it believes in; the trainer wants what the network said.
+        s = sigma.reshape(-1, 1, 1, 1).to(noised)
+        if self.prediction == "epsilon":
+            return (noised - denoised) / s  # type: ignore[no-any-return]
+        return (noised / (s.square() + 1) - denoised) * (s.square() + 1).sqrt() / s  # type: ignore[no-any-return]
+
+
+@contextmanager
+def training(model: Any) -> Iterator[HostDenoiser]:
+    """Load a MODEL fully and let gradients through it.
+
+    The host makes weights under inference mode, which backward cannot read; they are replaced by ordinary tensors of
+    the same bits, one at a time, and stay so.
+
+    Raises:
+        InfusionError: the model is not supported.
+    """
+    if hasattr(model, "is_dynamic") and model.is_dynamic():
+        model = model.get_non_dynamic_delegate()
+    base_of(model)
+    with torch.inference_mode(False), torch.enable_grad():
+        comfy.model_management.load_models_gpu([model], force_full_load=True)
+        _leave_inference_mode(model.model.diffusion_model)
+        yield HostDenoiser(model)
+
+
+def encode_captions(model: Any, clip: Any, captions: Sequence[str], word: str, latents: Tensor) -> list[EncodedPrompt]:
+    """Captions as the host's network reads them, each with the spans of the word as its only concept.
+
+    Args:
+        model: the host's MODEL.
+        clip: its CLIP.
+        captions: each holds the word.
+        word: the concept's.
+        latents: (N, C, H, W), for conditioning that depends on the size.
+
+    Raises:
+        InfusionError: the captions take different numbers of 77-token chunks.
+    """
+    bound = infuse_clip(clip, {"": word}, {"": ""}, {"": word_length(clip, word)}, Memory())
+    device = model.load_device
+    out = []
+    for caption in captions:
+        tokens = bound.tokenize(caption)
+        cond = comfy.sampler_helpers.convert_cond(bound.encode_from_tokens_scheduled(tokens))
+        binding = binding_of(tokens, 0)
+        encoded = comfy.samplers.encode_model_conds(model.model.extra_conds, cond[:1], latents, device, "positive")
+        parts = {k: _row(v, device) for k, v in encoded[0]["model_conds"].items()}
+        text = parts.pop(_TEXT)
+        out.append(EncodedPrompt(Conditioning(text, parts), (binding.spans[""] if binding else (),)))
+    if len({p.conditioning.context.shape[1] for p in out}) > 1:
+        raise InfusionError("the captions are of very different length; make all of them shorter than 75 tokens")
+    return out
+
+
+def word_length(clip: Any, word: str) -> int:
+    """Number of tokens of a word for a CLIP.
+
+    Raises:
+        InfusionError: the word is empty, or so long that it does not fit.
+    """
+    chunks = next(iter(clip.tokenize(word, return_word_ids=True).values()))
+    count = sum(1 for chunk in chunks for entry in chunk if entry[2])
+    if not count:
+        raise InfusionError("the word is empty; write a class word such as 'cat'")
+    if len(chunks) > 1:
+        raise InfusionError(f"the word is {count} tokens long, more than the text encoder takes; choose a short one")
+    return count
+
+
+def _row(cond: Any, device: torch.device) -> Tensor:
+    value: Tensor = cond.process_cond(batch_size=1, area=None).cond
+    return value.to(device).clone()
+
+
+def _differentiable_attention(_: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """PyTorch's attention, whatever the host is set to: sage and flash attention have no backward."""
+    result: Tensor = attention_pytorch(*args, **kwargs)
+    return result
+
+
+def _leave_inference_mode(network: torch.nn.Module) -> None:
+    for module in network.modules():
+        for name, value in module.named_parameters(recurse=False):
+            if value.is_inference():
+                setattr(module, name, torch.nn.Parameter(value.detach().clone(), requires_grad=False))
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_inference():
+                setattr(module, name, buffer.clone())

@@ -1,0 +1,93 @@
+"""Concept files where ComfyUI users keep them: ``models/infusion``, extra model paths, and the output folder."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..infusion_core.errors import InfusionError
+from ..infusion_core.residual_file import Storage, concept_bytes, load_concept, save_concept
+from ..infusion_core.residuals import ConceptResidual
+
+FOLDER = "infusion"
+SUFFIX = ".safetensors"
+
+ConceptSocket = io.Custom("INFUSION_CONCEPT")
+
+
+@dataclass(frozen=True)
+class NamedConcept:
+    """One concept in a graph. A socket carries a tuple of them.
+
+    Attributes:
+        name: what ``<name>`` in a prompt refers to.
+        residual: what was learned.
+        strength: the user's scale.
+    """
+
+    name: str
+    residual: ConceptResidual
+    strength: float = 1.0
+
+    @property
+    def key(self) -> str:
+        """Identifies the concept by name and content."""
+        return f"{self.name}:{hashlib.sha256(concept_bytes(self.residual)).hexdigest()[:16]}"
+
+
+def register_folders() -> None:
+    """Make ``infusion`` a model folder; paths from extra_model_paths.yaml stay."""
+    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
+    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.get_output_directory()) / FOLDER))
+    paths, suffixes = folder_paths.folder_names_and_paths[FOLDER]
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, {*suffixes, SUFFIX})
+
+
+def names() -> list[str]:
+    """Every concept file, relative to its folder."""
+    return list(folder_paths.get_filename_list(FOLDER))
+
+
+def path_of(name: str) -> Path:
+    """Where a listed concept file lies.
+
+    Raises:
+        FileNotFoundError: it is gone.
+    """
+    return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
+
+
+def load(name: str, strength: float) -> NamedConcept:
+    """Read a listed concept file.
+
+    Raises:
+        InfusionError: it is damaged or not a concept.
+    """
+    return NamedConcept(Path(name).stem, load_concept(path_of(name)), strength)
+
+
+def save(concept: ConceptResidual, prefix: str, storage: Storage = "fp16") -> Path:
+    """Write a concept below the output folder; an existing file is never overwritten, a number is added instead.
+
+    Raises:
+        InfusionError: the name leaves the output folder, or the disk is full.
+    """
+    root = Path(folder_paths.get_output_directory()) / FOLDER
+    wanted = _inside(root, prefix)
+    path, number = wanted.with_name(wanted.name + SUFFIX), 2
+    while path.exists():
+        path, number = wanted.with_name(f"{wanted.name}-{number}{SUFFIX}"), number + 1
+    save_concept(path, concept, storage)
+    return path
+
+
+def _inside(root: Path, prefix: str) -> Path:
+    name = prefix.strip().removesuffix(SUFFIX)
+    path = (root / name).resolve()
+    if not name or not path.is_relative_to(root.resolve()) or path == root.resolve():
+        raise InfusionError(f"{prefix!r} is not a file name below the output folder; write a name such as 'my-cat'")
+    return path

@@ -1,0 +1,51 @@
+"""What the page asks the server: the facts of a concept file, to show beside the dropdown."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Any
+
+import server
+from aiohttp import web
+
+from ..infusion_core.errors import InfusionError
+from ..infusion_core.residual_file import load_concept
+from . import library
+
+
+def facts(name: str) -> dict[str, Any]:
+    """Word, base, layout, steps and thumbnail (a data URL, or None) of a listed concept file.
+
+    Raises:
+        InfusionError: it is damaged or not a concept.
+        FileNotFoundError: it is gone.
+    """
+    concept = load_concept(library.path_of(name))
+    thumbnail = None
+    if concept.thumbnail is not None:
+        kind = "png" if concept.thumbnail.startswith(b"\x89PNG") else "jpeg"
+        thumbnail = f"data:image/{kind};base64,{base64.b64encode(concept.thumbnail).decode()}"
+    return {
+        "word": concept.word,
+        "base": concept.architecture,
+        "layout": concept.layout,
+        "steps": concept.training.get("steps", "?"),
+        "thumbnail": thumbnail,
+    }
+
+
+def register() -> None:
+    """Register the model folder and ``GET /infusion/concept?name=...``."""
+    library.register_folders()
+    instance = getattr(server.PromptServer, "instance", None)
+    if instance is not None:  # absent when the host only lists nodes
+        instance.routes.get("/infusion/concept")(_answer)
+
+
+async def _answer(request: web.Request) -> web.Response:
+    name = request.query.get("name", "")
+    try:
+        return web.json_response(await asyncio.to_thread(facts, name))
+    except (InfusionError, FileNotFoundError) as error:
+        return web.json_response({"error": str(error)}, status=404)

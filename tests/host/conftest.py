@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from infusion_core.residual_file import save_concept
+from infusion_core.residuals import ConceptResidual, zero_residual
+
+from .comfyui import Server, find_host
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if find_host() is None:
+        here = [item for item in items if item.path.parent.name == "host"]
+        for item in here:
+            item.add_marker(pytest.mark.skip(reason="no ComfyUI found; set COMFYUI_PATH"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "no ComfyUI found" in str(r.longrepr)]
+    if skipped:
+        terminalreporter.section("HOST TESTS DID NOT RUN", sep="!")
+        terminalreporter.line(f"{len(skipped)} host tests were skipped: no ComfyUI was found. Set COMFYUI_PATH.")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    host = find_host()
+    assert host is not None
+    running = Server(host, tmp_path_factory.mktemp("comfy"))
+    yield running
+    running.stop()
+
+
+def residual(word: str, seed: int, layout: str = "block", scale: float = 0.6, bins: int = 1) -> ConceptResidual:
+    """A concept with random numbers: what counts is that both hosts do the same with it."""
+    from infusion_core.embedded.model import load_model
+
+    generator = torch.Generator().manual_seed(seed)
+    blank = zero_residual(load_model("tinyworld").denoiser.base, word, layout, bins)  # type: ignore[arg-type]
+    drawn = {k: torch.randn(t.shape, generator=generator) * scale for k, t in blank.tensors.items()}
+    return ConceptResidual(word, blank.layout, drawn, blank.architecture, blank.context_width)
+
+
+@pytest.fixture(scope="session")
+def concepts(server: Server) -> dict[str, ConceptResidual]:
+    """Concepts by file name, also written to the server's models/infusion."""
+    made = {
+        "round": residual("circle", 1),
+        "corner": residual("square", 2),
+        "peak": residual("triangle", 3),
+        "layered": residual("circle", 4, "layer"),
+        "valued": residual("circle", 5, "value"),
+        "binned": residual("circle", 6, bins=3),
+        "nothing": residual("circle", 7, scale=0.0),
+    }
+    for name, concept in made.items():
+        save_concept(server.base / "models" / "infusion" / f"{name}.safetensors", concept)
+    return made

@@ -1,0 +1,5 @@
+"""Test-only nodes inside the real ComfyUI: TinyWorld as a checkpoint, and small stand-ins for what users stack."""
+
+from . import others, tinyworld
+
+NODE_CLASS_MAPPINGS = {**tinyworld.NODES, **others.NODES}

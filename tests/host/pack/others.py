@@ -1,0 +1,182 @@
+"""Test-only nodes: what users stack with Infusion, a second implementation of it, and instruments."""
+
+import json
+from pathlib import Path
+
+import comfy.cldm.cldm
+import comfy.controlnet
+import comfy.model_management
+import comfy.ops
+import folder_paths
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.patcher_extension import WrappersMP
+from safetensors.torch import load_file
+
+from .tinyworld import UNET
+
+BLOCKS = {"input.1": "down.0", "input.3": "down.1", "middle.0": "mid", "output.0": "up.0", "output.1": "up.0",
+          "output.2": "up.1", "output.3": "up.1"}  # fmt: skip
+
+
+def node(returns, **inputs):
+    """A V1 node from a function: inputs are host types or widget descriptions."""
+
+    def wrap(function):
+        types = {k: v if isinstance(v, tuple) else (v,) for k, v in inputs.items()}
+
+        class Node:
+            RETURN_TYPES = returns
+            FUNCTION = "run"
+            CATEGORY = "test"
+
+            @classmethod
+            def INPUT_TYPES(cls):  # noqa: N802
+                return {"required": types}
+
+            def run(self, **values):
+                return (function(**values),)
+
+        return Node
+
+    return wrap
+
+
+TEXT = ("STRING", {"default": ""})
+
+
+@node(("SIGMAS",), values=TEXT)
+def sigmas(values):
+    """Noise levels, separated by spaces."""
+    return torch.tensor([float(v) for v in values.split()])
+
+
+@node(("MODEL",), model="MODEL", name=TEXT)
+def row_log(model, name):
+    """Write the number of rows of every forward to output/NAME.json."""
+    counts = []
+    patched = model.clone()
+
+    def count(executor, x, *args, **kwargs):
+        counts.append(len(x))
+        (Path(folder_paths.get_output_directory()) / f"{name}.json").write_text(json.dumps(counts))
+        return executor(x, *args, **kwargs)
+
+    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "row_log", count)
+    return patched
+
+
+@node(("MODEL",), model="MODEL")
+def replacer(model):
+    """As IPAdapter does: an attn2 replacer at every layer that adds attention to a few tokens of its own."""
+    patched = model.clone()
+
+    def make(seed):
+        def replace(q, k, v, extra):
+            generator = torch.Generator().manual_seed(seed)
+            drawn = torch.randn(2, 1, 4, q.shape[-1], generator=generator).to(q)
+            own_k, own_v = drawn.expand(-1, len(q), -1, -1)
+            heads = extra["n_heads"]
+            return optimized_attention(q, k, v, heads) + 0.3 * optimized_attention(q, own_k, own_v, heads)
+
+        return replace
+
+    for i, name in enumerate(BLOCKS):
+        side, number = name.split(".")
+        patched.set_model_attn2_replace(make(i), side, int(number))
+    return patched
+
+
+@node(("MODEL",), model="MODEL")
+def couple(model):
+    """As attention couple does: rows grow before cross-attention and are merged after it (here, into themselves)."""
+    patched = model.clone()
+    patched.set_model_attn2_patch(lambda q, k, v, extra: tuple(t.repeat_interleave(2, 0) for t in (q, k, v)))
+    patched.set_model_attn2_output_patch(lambda n, extra: n.unflatten(0, (-1, 2)).mean(1))
+    return patched
+
+
+@node(("MODEL",), model="MODEL")
+def self_attention(model):
+    """An attn1 patch that changes values, as style and guidance packs do."""
+    patched = model.clone()
+    patched.set_model_attn1_patch(lambda q, k, v, extra: (q, k, v * 1.05))
+    return patched
+
+
+@node(("CONTROL_NET",))
+def control():
+    """A randomly initialised ControlNet of TinyWorld's geometry, its zero convolutions no longer zero."""
+    torch.manual_seed(5)
+    with torch.inference_mode(False):
+        config = {k: v for k, v in UNET.items() if k not in ("out_channels", "transformer_depth_output")}
+        network = comfy.cldm.cldm.ControlNet(
+            **config, hint_channels=3, operations=comfy.ops.manual_cast, device="cpu", dtype=torch.float32
+        )
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.03)
+    device = comfy.model_management.get_torch_device()
+    return comfy.controlnet.ControlNet(network, load_device=device, manual_cast_dtype=None)
+
+
+@node(("MODEL",), model="MODEL", file=TEXT, positions=TEXT, text="CONDITIONING", maps=("BOOLEAN", {"default": True}))
+def reference(model, file, positions, text, maps):
+    """Infusion a second time, by hand: at the model function, on the rows that read one given text.
+
+    Runs every forward twice. Layout block, one bin, one token.
+    """
+    delta = {k.removeprefix("residual."): v.float() for k, v in load_file(file).items()}
+    where = [int(p) for p in positions.split()]
+    wanted = text[0][0]
+
+    def place(extra):
+        return ".".join(map(str, extra["block"]))
+
+    def run(apply_model, args):
+        x, c = args["input"], args["c"]
+        context = c["c_crossattn"]
+        own = torch.tensor([torch.equal(row[: wanted.shape[1]], wanted[0].to(row)) for row in context])
+        seen = {}
+
+        def record(q, k, v, extra):
+            seen[place(extra)] = q.clone()
+            return q, k, v
+
+        def supply(q, k, v, extra):
+            base = seen[place(extra)]
+            q = torch.where(own[:, None, None], base, q) if maps else q
+            v = v.clone()
+            for row in own.nonzero().flatten().tolist():
+                for p in where:
+                    for start in range(0, v.shape[1], wanted.shape[1]):
+                        v[row, start + p] += delta[BLOCKS[place(extra)]][0, 0].to(v)
+            return q, k, v
+
+        def forward(patch):
+            options = c["transformer_options"]
+            patches = options.get("patches", {})
+            patches = {**patches, "attn2_patch": [patch, *patches.get("attn2_patch", [])]}
+            once = {**c, "transformer_options": {**options, "patches": patches}}
+            if "control" in c:
+                once["control"] = {k: list(v) for k, v in c["control"].items()}
+            return apply_model(x, args["timestep"], **once)
+
+        if not own.any():
+            return apply_model(x, args["timestep"], **c)
+        first, second = forward(record), forward(supply)
+        return torch.where(own[:, None, None, None], second, first)
+
+    patched = model.clone()
+    patched.set_model_unet_function_wrapper(run)
+    return patched
+
+
+NODES = {
+    "TestSigmas": sigmas,
+    "TestRowLog": row_log,
+    "TestReplacer": replacer,
+    "TestCouple": couple,
+    "TestSelfAttention": self_attention,
+    "TestControl": control,
+    "TestReference": reference,
+}

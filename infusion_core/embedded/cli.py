@@ -64,7 +64,7 @@ def train(
     seed: Seed = _DEFAULT.seed,
 ) -> None:
     """Learn a concept from photos; write a concept file and a report.json beside it."""
-    from .commands import TrainRequest, run_train
+    from .training import TrainRequest, run_train
 
     settings = TrainSettings(
         steps=steps,

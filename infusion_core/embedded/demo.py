@@ -19,19 +19,19 @@ from PIL import Image
 from ..atomic import write_atomic
 from ..errors import InfusionError
 from ..trainer import TrainSettings
-from .commands import TrainRequest, run_train
-from .console import progress, say
+from .console import say
 from .model import load_model
 from .output import peak_rss_mb, png_bytes, save_picture, write_report
-from .sampling import SampleSettings
+from .scoring import SEEDS, Comparison, compare
 from .tinyworld import CONCEPTS, Concept, Score, training_images
 from .tinyworld import evaluate as ev
 from .tinyworld.world import SIZE
+from .training import TrainRequest, run_train
 
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
-SEEDS = (0, 1)
+TITLES = ("base model", "with the concept", "base model, look in words")  # of a comparison's three parts
 MEASURES = tuple(f.name for f in fields(Score) if f.name != "found")
 
 
@@ -52,17 +52,12 @@ def run_demo(out: Path, name: str, settings: TrainSettings) -> None:
     request = TrainRequest("tinyworld", out / "photos", concept.shape, out / "concept.safetensors", settings)
     trained = run_train(request, model, score=False)
 
-    scenes = ev.unseen_scenes(concept)
-    sampling = SampleSettings(model.steps, model.guidance)
-    with progress("drawing and scoring unseen prompts", 3 * len(scenes)) as advance:
-        bare = ev.evaluate(model, concept, scenes, SEEDS, sampling, on_scene=advance)
-        learned = ev.evaluate(model, concept, scenes, SEEDS, sampling, trained.concept, on_scene=advance)
-        told = ev.evaluate(model, concept, scenes, SEEDS, sampling, describe=True, on_scene=advance)
-    report = {**trained.report, **ev.headline(bare, told, learned), "concept": name, "seeds": list(SEEDS)}
+    comparison = compare(model, concept, trained.concept)
+    report = {**trained.report, **comparison.figures, "concept": name, "seeds": list(SEEDS)}
     report |= {"seconds": time.monotonic() - started, "peak_rss_mb": peak_rss_mb()}
     write_report(out / "report.json", report)
-    save_picture(out / "overview.png", _overview(trained.photos, bare, learned, told))
-    write_atomic(out / "index.html", _page(concept, trained.photos, bare, learned, told, report).encode())
+    save_picture(out / "overview.png", _overview(trained.photos, comparison))
+    write_atomic(out / "index.html", _page(concept, trained.photos, comparison, report).encode())
     say(
         f"Concept error {report['base_concept_error']:.3f} -> {report['concept_error']:.3f}: "
         f"{report['gap_closed']:.0%} of the gap to describing the look in words."
@@ -70,51 +65,43 @@ def run_demo(out: Path, name: str, settings: TrainSettings) -> None:
     say(f"Open {(out / 'index.html').resolve()}")
 
 
-def _overview(photos: Sequence[Image.Image], *methods: Sequence[ev.Scored]) -> Image.Image:
+def _overview(photos: Sequence[Image.Image], comparison: Comparison) -> Image.Image:
     """A sheet: training pictures on top, then a column per method and a row per prompt, half of the prompts a side."""
     edge, gap = SIZE, 8
-    rows = [trio for trio in zip(*methods, strict=True) if trio[0].seed == SEEDS[0]]
+    rows = [trio for trio in zip(*comparison, strict=True) if trio[0].seed == SEEDS[0]]
     half = -(-len(rows) // 2)
-    width = 2 * len(methods) * (edge + gap) + 3 * gap
+    width = 2 * len(comparison) * (edge + gap) + 3 * gap
     sheet = Image.new("RGB", (width, (half + 1) * (edge + gap) + 2 * gap), "white")
     left = (width - len(photos) * (edge + gap)) // 2
     for index, photo in enumerate(photos):
         sheet.paste(photo, (left + index * (edge + gap), gap))
     for index, trio in enumerate(rows):
         side, line = divmod(index, half)
-        x = gap + side * (len(methods) * (edge + gap) + gap)
+        x = gap + side * (len(comparison) * (edge + gap) + gap)
         for column, scored in enumerate(trio):
             sheet.paste(scored.picture, (x + column * (edge + gap), (line + 1) * (edge + gap) + 2 * gap))
     return sheet
 
 
-def _page(
-    concept: Concept,
-    photos: Sequence[Image.Image],
-    bare: Sequence[ev.Scored],
-    learned: Sequence[ev.Scored],
-    told: Sequence[ev.Scored],
-    report: dict[str, Any],
-) -> str:
+def _page(concept: Concept, photos: Sequence[Image.Image], comparison: Comparison, report: dict[str, Any]) -> str:
     """The self-contained page."""
-    titles = ("base model", "with the concept", "base model, look in words")
     rows = [
         {
             "prompt": trio[1].prompt,
             "seed": trio[1].seed,
             "cells": [
                 {"image": _inline(s.picture), "error": s.score.concept_error, "title": title}
-                for s, title in zip(trio, titles, strict=True)
+                for s, title in zip(trio, TITLES, strict=True)
             ],
         }
-        for trio in zip(bare, learned, told, strict=True)
+        for trio in zip(*comparison, strict=True)
     ]
     scores = [
         {
             "name": title,
             "cells": [ev.mean_interval([getattr(s.score, m) for s in scored]) for m in MEASURES],
         }
-        for title, scored in zip(titles, (bare, learned, told), strict=True)
+        for title, scored in zip(TITLES, comparison, strict=True)
     ]
     environment = jinja2.Environment(loader=jinja2.PackageLoader(__package__), autoescape=True, trim_blocks=True)
     return environment.get_template("demo.html.j2").render(
@@ -122,7 +109,7 @@ def _page(
         photos=[_inline(p) for p in photos],
         rows=rows,
         scores=scores,
-        count=len(learned),
+        count=len(comparison.learned),
         measures=[m.replace("_", " ") + (" (px)" if m == "position_error" else "") for m in MEASURES],
         report=report,
         curve=_curve(report["losses"], report["snapshots"]),

@@ -56,6 +56,9 @@ def train(
         Optional[list[str]], typer.Option(help="Caption with {} for the word; repeat for several.")  # noqa: UP045
     ] = None,
     snapshot_every: Annotated[int, typer.Option(help="Steps between snapshots.")] = _DEFAULT.snapshot_every,
+    validation_draws: Annotated[
+        int, typer.Option(help="Fixed draws that the validation loss of a snapshot is the mean of.")
+    ] = _DEFAULT.validation_draws,
     continue_from: Annotated[
         Optional[Path], typer.Option("--continue", help="A concept file to continue from.")  # noqa: UP045
     ] = None,
@@ -76,6 +79,7 @@ def train(
         bins=bins,
         weighting=weighting,
         snapshot_every=snapshot_every,
+        validation_draws=validation_draws,
         seed=seed,
     )
     templates = tuple(template or CAPTION_TEMPLATES)

@@ -95,5 +95,6 @@ def save_model(
     return folder
 
 
-if __name__ == "__main__":  # python -m tests.embedded.factories FOLDER: SD1.5's channels and resolution, one level less
-    print(save_model(Path(sys.argv[1]), channels=(320, 640, 1280), sample_size=64))
+if __name__ == "__main__":  # python -m tests.embedded.factories FOLDER [SAMPLE_SIZE]: SD1.5's channels, one level less
+    size = int(sys.argv[2]) if len(sys.argv) > 2 else 64
+    print(save_model(Path(sys.argv[1]), channels=(320, 640, 1280), sample_size=size))

@@ -33,7 +33,8 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, photos):
     out = tmp_path_factory.mktemp("trained") / "ember.safetensors"
-    done = infusion("train", "--images", photos, "--word", "circle", "--out", out, "--steps", 4, "--snapshot-every", 2)
+    done = infusion("train", "--images", photos, "--word", "circle", "--out", out, "--steps", 4, "--snapshot-every", 2,
+                    "--validation-draws", 3)  # fmt: skip
     assert done.returncode == 0, done.stderr
     return out
 
@@ -45,6 +46,7 @@ def test_train_leaves_a_concept_snapshots_and_a_report(trained):
     report = json.loads(trained.with_name("report.json").read_text())
     assert [s["step"] for s in report["snapshots"]] == [2, 4]
     assert all(s["validation_loss"] > 0 and load_concept(s["file"]) for s in report["snapshots"])
+    assert report["settings"]["validation_draws"] == 3
     assert report["concept_file_bytes"] == trained.stat().st_size
     assert report["appearance_read_from_photos"] == CONCEPTS["ember"].look.words
     for key in ("concept_error", "scene_error", "base_concept_error", "base_scene_error",

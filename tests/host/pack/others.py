@@ -53,7 +53,7 @@ def sigmas(values):
 
 @node(("MODEL",), model="MODEL", name=TEXT)
 def row_log(model, name):
-    """Write the number of rows of every forward to output/NAME.json."""
+    """Write the number of rows of every forward of a sampling run to output/NAME.json."""
     counts = []
     patched = model.clone()
 
@@ -62,7 +62,12 @@ def row_log(model, name):
         (Path(folder_paths.get_output_directory()) / f"{name}.json").write_text(json.dumps(counts))
         return executor(x, *args, **kwargs)
 
+    def begin(executor, *args, **kwargs):
+        counts.clear()
+        return executor(*args, **kwargs)
+
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "row_log", count)
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "row_log", begin)
     return patched
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ...infusion_core.errors import InfusionError
 from ...infusion_core.residuals import Base, ConceptResidual
+from ...infusion_core.sites import Site
 from .binding import Memory, infuse_clip, memory_of
 from .model import base_of
 from .passes import KEY, Pass
@@ -129,19 +131,27 @@ def check_replacers(patch: Patch, transformer_options: dict[str, Any]) -> None:
     if not any(c.residual.layout == "value" for c in patch.concepts):
         return
     installed = transformer_options.get("patches_replace", {}).get("attn2", {})
-    for block, replacer in installed.items():
-        if not isinstance(replacer, ValueReplacer):
+    for site in patch.base.sites:
+        layer, block = _places(site)
+        ours, shadowed = installed.get(layer), installed.get(block)
+        if not isinstance(ours, ValueReplacer) or not _same(shadowed, ours.shadowed):
+            other = shadowed if isinstance(ours, ValueReplacer) else ours
             raise InfusionError(
-                f"{_name(replacer)} replaced cross-attention at {block} after Infusion Attention Patch; the layout "
+                f"{_name(other)} replaced cross-attention at {site.name} after Infusion Attention Patch; the layout "
                 "'value' needs that place: put Infusion Attention Patch after that node, or train with layout 'block'"
             )
 
 
 class ValueReplacer:
-    """Cross-attention with value-space residuals, for one layer; hands on to the replacer that was there before."""
+    """Cross-attention with value-space residuals, for one layer; hands on to the replacer that was there before.
 
-    def __init__(self, before: Any = None) -> None:
-        self.before = before
+    Attributes:
+        before: the replacer that acted at this layer, or None.
+        shadowed: the one for the whole block, which the host no longer asks since this one is for the layer.
+    """
+
+    def __init__(self, before: Any = None, shadowed: Any = None) -> None:
+        self.before, self.shadowed = before, shadowed
 
     def __deepcopy__(self, memo: object) -> ValueReplacer:
         return self
@@ -164,11 +174,22 @@ class ValueReplacer:
 def _replace_values(patched: Any, base: Base) -> None:
     installed = patched.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
     for site in base.sites:
-        side, number, depth = site.name.split(".")
-        block = (side, int(number), int(depth))
-        before = installed.get(block, installed.get(block[:2]))
+        layer, block = _places(site)
+        shadowed = installed.get(block)
+        before = installed.get(layer, shadowed)
         if not isinstance(before, ValueReplacer):
-            patched.set_model_attn2_replace(ValueReplacer(before), side, block[1], block[2])
+            patched.set_model_attn2_replace(ValueReplacer(before, shadowed), *layer)
+
+
+def _places(site: Site) -> tuple[tuple[str, int, int], tuple[str, int]]:
+    """Where the host looks for the replacer of a layer: its own place, then its block's."""
+    side, number, depth = site.name.split(".")
+    return (side, int(number), int(depth)), (side, int(number))
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two replacers are one; objects may be copies, as some hosts copy them with the model."""
+    return one is other or (not inspect.isroutine(one) and type(one) is type(other))
 
 
 def context_inputs(query: Tensor, key: Tensor, value: Tensor, extra: dict[str, Any]) -> tuple[Tensor, ...]:

@@ -76,7 +76,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                 io.Mask.Input("mask", optional=True, tooltip="Where the subject is: a mask per photo, or one for all."),
                 io.String.Input(
                     "captions", default="", multiline=True, optional=True,
-                    tooltip="Caption templates, one per line, with {} for the word. Empty: eleven neutral ones.",
+                    tooltip="Caption templates, one per line, with {} for the word. Empty: neutral ones.",
                 ),
                 ConceptSocket.Input("continue_from", optional=True, tooltip="A concept to go on training."),
             ],
@@ -144,20 +144,19 @@ class Run:
         """
         bar = comfy.utils.ProgressBar(self.settings.steps)
         picture: Image.Image | None = None
-        for report in self.trainer.run():
-            self.losses.append(report.loss)
-            if report.validation_loss is not None:
-                self.validation.append((report.step, report.validation_loss))
-                self.snapshot()
-                picture = self.preview() or picture
-            preview = None if picture is None else ("JPEG", picture, 512)
-            bar.update_absolute(report.step, self.settings.steps, preview)
-            yield report
-            try:
+        try:
+            for report in self.trainer.run():
+                self.losses.append(report.loss)
+                if report.validation_loss is not None:
+                    self.validation.append((report.step, report.validation_loss))
+                    self.snapshot()
+                    picture = self.preview() or picture
+                bar.update_absolute(report.step, None, None if picture is None else ("JPEG", picture, 512))
                 comfy.model_management.throw_exception_if_processing_interrupted()
-            except comfy.model_management.InterruptProcessingException:
-                self.snapshot()
-                raise
+                yield report
+        except comfy.model_management.InterruptProcessingException:
+            self.snapshot()
+            raise
 
     def described(self) -> ConceptResidual:
         """The concept as learned so far, with its settings and thumbnail."""

@@ -103,4 +103,3 @@ def test_negative_with_the_area_of_a_positive_is_not_bound(server: Server, conce
         return graphs.encode(graph, clip, PROMPT)
 
     assert graphs.close(drawn(server, area), by_hand(server, area, "3", whole)) < 2e-3
-

@@ -1,0 +1,206 @@
+"""Infusion Train, save, load, patch, sample: in the real host, against the embedded trainer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from infusion_core.embedded.model import load_model
+from infusion_core.embedded.tasks import trainer_for
+from infusion_core.embedded.tinyworld import CONCEPTS, training_images
+from infusion_core.residual_file import load_concept
+from infusion_core.trainer import TrainSettings
+
+from . import graphs
+from .comfyui import Graph, Output, PromptError, Server
+
+WORD = "circle"
+WIDGETS = {"word": WORD, "steps": 6, "batch_size": 2, "learning_rate": 0.02, "layout": "block", "bins": 1,
+           "resolution": 128, "seed": 5, "preview_every": 3, "captions": ""}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(server: Server) -> list[str]:
+    """Training pictures of a TinyWorld concept in the host's input folder."""
+    names = []
+    for i, picture in enumerate(training_images(CONCEPTS["ember"])[:3]):
+        names.append(f"ember-{i}.png")
+        picture.save(server.base / "input" / names[-1])
+    return names
+
+
+def images(graph: Graph, names: list[str]) -> Output:
+    batch = graph.add("LoadImage", image=names[0])[0]
+    for name in names[1:]:
+        batch = graph.add("ImageBatch", image1=batch, image2=graph.add("LoadImage", image=name)[0])
+    return batch
+
+
+def train(graph: Graph, names: list[str], **changed: Any) -> Output:
+    model, clip, vae = graphs.load(graph)
+    inputs = {**WIDGETS, **changed}
+    return graph.add("InfusionTrain", model=model, clip=clip, vae=vae, images=images(graph, names), **inputs)
+
+
+def expected(settings: TrainSettings, count: int, **options: Any) -> dict[str, torch.Tensor]:
+    """What the embedded host learns from the same pictures."""
+    pictures = training_images(CONCEPTS["ember"])[:count]
+    trainer = trainer_for(load_model("tinyworld"), pictures, WORD, settings, **options)
+    for _ in trainer.run():
+        pass
+    return dict(trainer.concept().tensors)
+
+
+def settings(**changed: Any) -> TrainSettings:
+    same = {k: WIDGETS[k] for k in ("steps", "batch_size", "learning_rate", "layout", "bins", "seed")}
+    return TrainSettings(**{**same, "snapshot_every": WIDGETS["preview_every"], **changed})  # type: ignore[arg-type]
+
+
+def assert_alike(learned: Any, wanted: dict[str, torch.Tensor]) -> None:
+    assert learned.tensors.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert tensor.abs().max() > 0.01
+        assert (learned.tensors[name] - tensor).norm() < 0.02 * tensor.norm(), name
+
+
+@pytest.mark.parametrize("layout", ["block", "value"])
+def test_the_host_learns_what_the_embedded_host_learns(server: Server, photos: list[str], layout: str) -> None:
+    graph = Graph()
+    trained = train(graph, photos, layout=layout)
+    saved = graph.add("InfusionSaveConcept", concept=trained, filename=f"made/{layout}", storage="fp16")
+    graph.add("SaveImage", images=trained[1], filename_prefix="loss")
+    ran = server.run(graph)
+    learned = load_concept(server.output / "infusion" / "made" / f"{layout}.safetensors")
+    assert_alike(learned, expected(settings(layout=layout), len(photos)))
+    assert learned.training["steps"] == "6"
+    assert learned.thumbnail
+    assert ran.previews >= 2  # one picture per snapshot
+    assert f"{layout}.safetensors" in ran.outputs[saved.node]["text"][0]
+    progress = [m["data"]["value"] for m in ran.messages if m["type"] == "progress" and m["data"]["max"] == 6]
+    assert sorted(set(progress)) == [1, 2, 3, 4, 5, 6]
+    assert list(server.output.glob("loss_*.png"))
+
+
+def test_train_save_load_patch_sample(server: Server, photos: list[str]) -> None:
+    graph = Graph()
+    trained = train(graph, photos, steps=4, seed=8)
+    graph.add("InfusionSaveConcept", concept=trained, filename="circus", storage="int8")
+    server.run(graph)
+    assert "circus.safetensors" in json.dumps(server.get("/object_info/InfusionLoadConcept"))
+    use = Graph()
+    model, clip, vae = graphs.load(use)
+    model, clip = graphs.patch(use, model, clip, ["circus"])
+    empty = graphs.encode(use, clip, "")
+    samples = graphs.sample(use, model, graphs.encode(use, clip, "a big <circus> at left on pink"), empty)
+    use.add("SaveImage", images=use.add("VAEDecode", samples=samples, vae=vae), filename_prefix="circus")
+    ran = server.run(use)
+    (loader,) = (k for k, v in use.nodes.items() if v["class_type"] == "InfusionLoadConcept")
+    assert ran.outputs[loader]["text"] == ["'circle' for tinyworld, 4 steps, layout block"]
+    assert list(server.output.glob("circus_*.png"))
+
+
+def test_saving_again_never_overwrites(server: Server, photos: list[str]) -> None:
+    for seed in (1, 2):
+        graph = Graph()
+        trained = train(graph, photos[:1], steps=1, seed=seed)
+        graph.add("InfusionSaveConcept", concept=trained, filename="twice", storage="fp16")
+        server.run(graph)
+    folder = server.output / "infusion"
+    first, second = (load_concept(folder / f"{n}.safetensors") for n in ("twice", "twice-2"))
+    assert first.training["seed"] == "1"
+    assert second.training["seed"] == "2"
+
+
+def test_training_goes_on_from_a_concept(server: Server, photos: list[str]) -> None:
+    graph = Graph()
+    model, clip, vae = graphs.load(graph)
+    first = train(graph, photos, steps=3)
+    second = graph.add("InfusionTrain", model=model, clip=clip, vae=vae, images=images(graph, photos),
+                       **{**WIDGETS, "steps": 3, "seed": 6}, continue_from=first)  # fmt: skip
+    graph.add("InfusionSaveConcept", concept=second, filename="longer", storage="fp16")
+    server.run(graph)
+    pictures, model = training_images(CONCEPTS["ember"])[:3], load_model("tinyworld")
+    earlier = trainer_for(model, pictures, WORD, settings(steps=3))
+    for _ in earlier.run():
+        pass
+    wanted = expected(settings(steps=3, seed=6), 3, start=earlier.concept())
+    assert_alike(load_concept(server.output / "infusion" / "longer.safetensors"), wanted)
+
+
+def test_a_mask_keeps_the_background_out_of_the_loss(server: Server, photos: list[str]) -> None:
+    def learned(value: float, name: str) -> Any:
+        graph = Graph()
+        mask = graph.add("SolidMask", value=1.0, width=128, height=64)
+        whole = graph.add("SolidMask", value=value, width=128, height=128)
+        placed = graph.add("MaskComposite", destination=whole, source=mask, x=0, y=0, operation="or")
+        trained = train(graph, photos[:1], steps=3, mask=placed)
+        graph.add("InfusionSaveConcept", concept=trained, filename=name, storage="fp16")
+        server.run(graph)
+        return load_concept(server.output / "infusion" / f"{name}.safetensors")
+
+    even, upper = learned(1.0, "even"), learned(0.0, "upper")
+    assert_alike(even, expected(settings(steps=3), 1))
+    assert any((upper.tensors[k] - even.tensors[k]).norm() > 0.1 * even.tensors[k].norm() for k in even.tensors)
+
+
+def test_an_interrupt_leaves_a_usable_snapshot_and_the_host_works_on(server: Server, photos: list[str]) -> None:
+    graph = Graph()
+    trained = train(graph, photos, steps=400, seed=21, preview_every=0)
+    graph.add("InfusionSaveConcept", concept=trained, filename="never", storage="fp16")
+    with pytest.raises(PromptError, match="interrupted"):
+        server.run(graph, interrupt_at=2)
+    folder = server.output / "infusion"
+    assert not (folder / "never.safetensors").exists()
+    (snapshot,) = (p for p in (folder / "snapshots").glob("*.safetensors") if load_concept(p).training["seed"] == "21")
+    assert load_concept(snapshot).word == WORD
+    graph = Graph()
+    graph.add(
+        "InfusionSaveConcept", concept=train(graph, photos[:1], steps=1, seed=3), filename="after", storage="fp16"
+    )
+    server.run(graph)
+    assert list((server.output / "infusion").glob("after*.safetensors"))
+
+
+BAD = {
+    "empty word": ({"word": " "}, "the word is empty"),
+    "caption without a place": ({"captions": "a photo"}, "must hold {} once"),
+    "resolution": ({"resolution": 64, "layout": "block", "captions": "{} " + "gray " * 100 + "\n{}"},
+                   "captions are of very different length"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(server: Server, photos: list[str], case: str) -> None:
+    changed, message = BAD[case]
+    graph = Graph()
+    graph.add("InfusionSaveConcept", concept=train(graph, photos[:1], **changed), filename="bad", storage="fp16")
+    with pytest.raises(PromptError) as refused:
+        server.run(graph)
+    assert message in str(refused.value)
+
+
+def test_a_file_name_cannot_leave_the_folder(server: Server, photos: list[str]) -> None:
+    graph = Graph()
+    trained = train(graph, photos[:1], steps=1, seed=3)
+    graph.add("InfusionSaveConcept", concept=trained, filename="../../elsewhere", storage="fp16")
+    with pytest.raises(PromptError, match="not a file name below the output folder"):
+        server.run(graph)
+
+
+def test_a_damaged_file_is_named_before_the_run(server: Server, concepts: Any) -> None:
+    whole = (server.base / "models" / "infusion" / "round.safetensors").read_bytes()
+    (server.base / "models" / "infusion" / "damaged.safetensors").write_bytes(whole[:-50])
+    graph = Graph()
+    model, clip, _ = graphs.load(graph)
+    model, clip = graphs.patch(graph, model, clip, ["damaged"])
+    graphs.keep(graph, graphs.sample(graph, model, *(graphs.encode(graph, clip, t) for t in ("a", ""))), "damaged")
+    with pytest.raises(PromptError, match="damaged"):
+        server.run(graph)
+
+
+def test_the_page_can_ask_for_the_facts_of_a_file(server: Server, concepts: Any) -> None:
+    facts = server.get("/infusion/concept?name=round.safetensors")
+    assert (facts["word"], facts["base"], facts["layout"]) == ("circle", "tinyworld", "block")

@@ -1,0 +1,80 @@
+"""The real page: every example workflow opens, runs and shows its picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infusion_core.residual_file import save_concept
+
+from .comfyui import REPOSITORY, Server
+from .conftest import residual
+from .examples import prepare
+from .page import find_browser, load_workflow, open_page, queue, set_widget
+
+pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium found")
+EXAMPLES = sorted((REPOSITORY / "example_workflows").glob("*.json"))
+SMALL = {
+    "EmptyLatentImage": {"width": 128, "height": 128},
+    "KSampler": {"steps": 2},
+    "InfusionTrain": {"steps": 2, "resolution": 128, "preview_every": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def page(server: Server) -> Iterator[Any]:
+    prepare(server)
+    for name, word in (("my-cat", "cat"), ("my-dog", "dog"), ("my-backpack", "backpack")):
+        save_concept(server.base / "models" / "infusion" / f"{name}.safetensors", residual(word, 1))
+    with open_page(server) as opened:
+        yield opened
+
+
+def test_there_are_four_examples_with_pictures() -> None:
+    assert len(EXAMPLES) == 4
+    assert all(path.with_suffix(".jpg").is_file() for path in EXAMPLES)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_an_example_opens_runs_and_shows_its_picture(server: Server, page: Any, path: Path) -> None:
+    load_workflow(page, json.loads(path.read_text()))
+    for node, widgets in SMALL.items():
+        for widget, value in widgets.items():
+            set_widget(page, node, widget, value)
+    entry = queue(page, server)
+    assert entry["status"]["status_str"] == "success"
+    shown = [output for output in entry["outputs"].values() if output.get("images")]
+    assert shown
+    page.wait_for_function(
+        "() => window.app.graph._nodes.some((n) => ['SaveImage', 'PreviewImage'].includes(n.type)"
+        " && n.imgs?.length && n.imgs[0].naturalWidth > 0)",
+        timeout=20_000,
+    )
+    page.screenshot(path=server.base / f"{path.stem}.png")
+
+
+def test_the_loader_shows_what_a_file_holds(server: Server, page: Any) -> None:
+    load_workflow(page, json.loads((REPOSITORY / "example_workflows" / "2-use-a-concept.json").read_text()), zoom=1.0)
+    page.wait_for_function("() => document.body.innerText.includes('\"cat\" · tinyworld')", timeout=20_000)
+    page.screenshot(path=server.base / "loader.png")
+    colour = page.evaluate("() => window.app.canvas.default_connection_color_byType.INFUSION_CONCEPT")
+    assert colour == "#e0873e"
+
+
+def test_every_node_has_help_and_translations(server: Server) -> None:
+    ours = {n for n in server.get("/object_info") if n.startswith("Infusion")}
+    from scripts.locales import ENGLISH, definitions
+
+    english = json.loads(ENGLISH.read_text())
+    assert english == definitions(server)
+    german = json.loads((ENGLISH.parents[1] / "de" / "nodeDefs.json").read_text())
+    assert set(german) == set(english) == ours
+    for name in ours:
+        assert (REPOSITORY / "web" / "docs" / f"{name}.md").is_file()
+        for part in ("inputs", "outputs"):
+            assert german[name][part].keys() == english[name][part].keys()
+        assert all(entry["tooltip"] for part in ("inputs", "outputs") for entry in english[name][part].values()), name

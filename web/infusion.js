@@ -1,0 +1,81 @@
+// Socket colours, and what a concept file holds, shown on the nodes that load and save it.
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+
+const COLOURS = { INFUSION_CONCEPT: "#e0873e", INFUSION_MAPS: "#c2556b" };
+
+/** A read-only panel at the foot of a node: a picture (or none) and a line of text. */
+function addPanel(node) {
+  const element = document.createElement("div");
+  element.style.cssText = "display:flex;gap:8px;align-items:center;font:12px sans-serif;color:#ccc;overflow:hidden";
+  const picture = document.createElement("img");
+  picture.style.cssText = "height:64px;border-radius:4px;display:none";
+  const text = document.createElement("span");
+  element.append(picture, text);
+  const widget = node.addDOMWidget("facts", "infusion-facts", element, {
+    serialize: false,
+    getMinHeight: () => 72,
+    getMaxHeight: () => 72,
+  });
+  widget.serialize = false;
+  return (line, image) => {
+    text.textContent = line;
+    picture.style.display = image ? "" : "none";
+    if (image) picture.src = image;
+  };
+}
+
+/** Ask the server what a listed concept file holds, and show it. */
+async function showFacts(show, name) {
+  if (!name) return show("Put concept files into models/infusion, or train one.");
+  const answer = await api.fetchApi(`/infusion/concept?name=${encodeURIComponent(name)}`);
+  const facts = await answer.json();
+  if (facts.error) return show(facts.error);
+  show(`"${facts.word}" · ${facts.base} · ${facts.steps} steps · layout ${facts.layout}`, facts.thumbnail);
+}
+
+function watchLoader(node) {
+  const show = addPanel(node);
+  const dropdown = node.widgets.find((w) => w.name === "concept_name");
+  const before = dropdown.callback;
+  dropdown.callback = function (...values) {
+    before?.apply(this, values);
+    showFacts(show, dropdown.value);
+  };
+  const configure = node.onConfigure;
+  node.onConfigure = function (...values) {
+    configure?.apply(this, values);
+    showFacts(show, dropdown.value);
+  };
+  showFacts(show, dropdown.value);
+}
+
+function watchSaver(node) {
+  const show = addPanel(node);
+  const executed = node.onExecuted;
+  node.onExecuted = function (output) {
+    executed?.call(this, output);
+    if (output?.text) show(output.text.join(" "));
+  };
+}
+
+/** Give a socket type a colour that a theme may change; themes write "" for types they do not know. */
+function setColour(table, type, colour) {
+  let current = colour;
+  const set = (wanted) => (current = wanted || current);
+  Object.defineProperty(table, type, { get: () => current, set, enumerable: true, configurable: true });
+}
+
+app.registerExtension({
+  name: "Infusion",
+  setup() {
+    for (const [type, colour] of Object.entries(COLOURS)) {
+      setColour(app.canvas.default_connection_color_byType, type, colour);
+      setColour(globalThis.LGraphCanvas.link_type_colors, type, colour);
+    }
+  },
+  nodeCreated(node) {
+    if (node.comfyClass === "InfusionLoadConcept") watchLoader(node);
+    if (node.comfyClass === "InfusionSaveConcept") watchSaver(node);
+  },
+});

@@ -1,4 +1,4 @@
-"""What the benchmarks share: networks of a given geometry, options, and cases that take turns.
+"""What the benchmarks of the embedded host share: networks of a given geometry, and options.
 
 Weights are random: neither speed nor memory depends on them.
 """
@@ -6,14 +6,11 @@ Weights are random: neither speed nor memory depends on them.
 from __future__ import annotations
 
 import argparse
-import statistics
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.utils import logging
+from turns import device
 
 from infusion_core.embedded.unet import UNetDenoiser
 from infusion_core.noise import sigmas_from_alphas
@@ -36,19 +33,6 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return options
 
 
-def parse(options: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse, and leave if the host cannot be measured yet."""
-    args = options.parse_args(arguments)
-    if args.host == "comfyui":
-        sys.exit("the ComfyUI nodes are not in this version; use --host embedded")
-    return args
-
-
-def device() -> str:
-    """A GPU if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def build(size: str) -> tuple[UNetDenoiser, DDIMScheduler]:
     """A randomly initialised network of that geometry, with Stable Diffusion's schedule."""
     logging.set_verbosity_error()
@@ -57,22 +41,3 @@ def build(size: str) -> tuple[UNetDenoiser, DDIMScheduler]:
     unet = UNet2DConditionModel(sample_size=32, **SIZES[size]).to(device(), dtype)
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
     return UNetDenoiser(unet, sigmas_from_alphas(scheduler.alphas_cumprod), "epsilon"), scheduler
-
-
-def take_turns(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median wall seconds of each case after one warm-up, in turns: a machine that slows down slows all of them."""
-    times: dict[str, list[float]] = {name: [] for name in cases}
-    for case in cases.values():
-        case()
-    for _ in range(repeats):
-        for name, case in cases.items():
-            times[name].append(_seconds(case))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _seconds(case: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    case()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started

@@ -1,6 +1,7 @@
 """What a concept costs while sampling, as ratios to the plain model, measured in one run.
 
     python benchmarks/sampling.py --host embedded --size sd15
+    python benchmarks/sampling.py --host comfyui              # SD1.5's geometry, with the nodes' own patch
 
 The last line is one JSON object of ratios:
 shared, own: one concept, by base latent; balanced: maps replaced in the first half of the run only; fast: never
@@ -9,21 +10,32 @@ replaced; no_concept: a loaded concept the prompt does not name; per_added_conce
 
 from __future__ import annotations
 
-import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
 
 import torch
-from common import build, device, parse, parser, take_turns
+from common import build, parser
+from turns import device, print_sampling, take_turns
 
 from infusion_core.denoiser import Conditioning, EncodedPrompt
 from infusion_core.embedded.sampling import Sampler, SampleSettings, Window
 from infusion_core.residuals import zero_residual
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from tests.host.comfyui import REPOSITORY, find_host, host_python
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--steps", type=int, default=4)
-    args = parse(options, arguments)
+    args = options.parse_args(arguments)
+    if args.host == "comfyui":
+        if args.size != "sd15":
+            sys.exit("in ComfyUI only --size sd15 is measured")
+        run_in_host([str(v) for v in (args.latent, args.steps, args.repeats)])
     denoiser, scheduler = build(args.size)
     place = {"device": denoiser.device, "dtype": denoiser.unet.dtype}
     text = Conditioning(torch.randn(1, 77, denoiser.base.context_width, **place))
@@ -45,13 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "no_concept": case(1, named=False),
         "three concepts": case(3),
     }
-    times = take_turns(cases, args.repeats)
-    print(f"{args.size}, {args.latent}x{args.latent} latents, {device()}")
-    for name, value in times.items():
-        print(f"{name:>16}  {value / args.steps:8.3f} s/step  x{value / times['plain']:.3f}")
-    ratios = {name: times[name] / times["plain"] for name in ("shared", "own", "balanced", "fast", "no_concept")}
-    ratios["per_added_concept"] = (times["three concepts"] - times["shared"]) / 2 / times["plain"]
-    print(json.dumps({name: round(value, 4) for name, value in ratios.items()}))
+    title = f"{args.size}, {args.latent}x{args.latent} latents, {device()}"
+    print_sampling(title, take_turns(cases, args.repeats), args.steps)
+
+
+def run_in_host(options: Sequence[str]) -> NoReturn:
+    """The same cases with the nodes' own patch, in ComfyUI's interpreter."""
+    host = find_host()
+    if host is None:
+        sys.exit("no ComfyUI found; set COMFYUI_PATH")
+    launcher, script = REPOSITORY / "tests" / "host" / "launcher.py", REPOSITORY / "benchmarks" / "in_comfyui.py"
+    sys.exit(subprocess.call([host_python(host), str(launcher), str(host), str(script), *options], cwd=host))
 
 
 if __name__ == "__main__":

@@ -22,10 +22,11 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import torch
-from common import build, device, parse, parser, take_turns
+from common import build, parser
 from diffusers.training_utils import cast_training_params
 from torch import Tensor
 from torch.nn import functional as F
+from turns import device, take_turns
 
 from infusion_core.denoiser import Conditioning, EncodedPrompt
 from infusion_core.embedded.output import peak_rss_mb
@@ -104,7 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--batch", type=int, default=4)
     options.add_argument("--steps", type=int, default=3, help="steps over which the peak of memory is taken")
     options.add_argument("--memory-of", choices=tuple(METHODS), help=argparse.SUPPRESS)
-    args = parse(options, arguments)
+    args = options.parse_args(arguments)
+    if args.host == "comfyui":
+        sys.exit("training is measured in the embedded host only: ComfyUI runs the same trainer; use --host embedded")
     if args.memory_of:
         print(own_memory(args))
         return

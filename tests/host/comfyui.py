@@ -103,8 +103,8 @@ class Server:
         self.log = base / "server.log"
         launcher = Path(__file__).with_name("launcher.py")
         command = [
-            host_python(host), str(launcher), str(host), "--cpu", "--base-directory", str(base), "--port",
-            str(self.port), "--database-url", "sqlite:///:memory:", "--disable-api-nodes",
+            host_python(host), str(launcher), str(host), str(host / "main.py"), "--cpu", "--base-directory", str(base),
+            "--port", str(self.port), "--database-url", "sqlite:///:memory:", "--disable-api-nodes",
         ]  # fmt: skip
         self._file = self.log.open("w")
         self._process = subprocess.Popen(command, cwd=host, stdout=self._file, stderr=subprocess.STDOUT)

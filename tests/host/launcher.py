@@ -1,4 +1,7 @@
-"""Starts a real ComfyUI on a machine whose torchvision and torchaudio cannot load: python launcher.py HOST ARGS..."""
+"""Runs a file inside a real ComfyUI, also where torchvision and torchaudio cannot load.
+
+python launcher.py HOST FILE ARGS...
+"""
 
 import contextlib
 import importlib
@@ -25,7 +28,7 @@ def main() -> None:
             sys.modules[name] = types.ModuleType(name)
             sys.modules[name].__spec__ = ModuleSpec(name, None)
     sys.path[0] = str(host)  # in place of this folder
-    sys.argv = [str(host / "main.py"), *sys.argv[2:]]
+    sys.argv = sys.argv[2:]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 

@@ -15,8 +15,13 @@ from safetensors.torch import load_file
 
 from .tinyworld import UNET
 
-BLOCKS = {"input.1": "down.0", "input.3": "down.1", "middle.0": "mid", "output.0": "up.0", "output.1": "up.0",
-          "output.2": "up.1", "output.3": "up.1"}  # fmt: skip
+
+def block_of(side, number, per_level):
+    """The UNet block of an attention layer; `per_level` is the number of residual blocks of a level going down."""
+    if side == "middle":
+        return "mid"
+    level = (number - 1) // (per_level + 1) if side == "input" else number // (per_level + 1)
+    return f"{'down' if side == 'input' else 'up'}.{level}"
 
 
 def node(returns, **inputs):
@@ -86,9 +91,9 @@ def replacer(model):
 
         return replace
 
-    for i, name in enumerate(BLOCKS):
-        side, number = name.split(".")
-        patched.set_model_attn2_replace(make(i), side, int(number))
+    places = [("input", 1), ("input", 3), ("middle", 0), *(("output", n) for n in range(4))]
+    for i, (side, number) in enumerate(places):
+        patched.set_model_attn2_replace(make(i), side, number)
     return patched
 
 
@@ -134,8 +139,10 @@ def reference(model, file, positions, text, maps):
     where = [int(p) for p in positions.split()]
     wanted = text[0][0]
 
+    per_level = model.model.model_config.unet_config["num_res_blocks"][0]
+
     def place(extra):
-        return ".".join(map(str, extra["block"]))
+        return (*extra["block"], extra["block_index"])
 
     def run(apply_model, args):
         x, c = args["input"], args["c"]
@@ -154,7 +161,7 @@ def reference(model, file, positions, text, maps):
             for row in own.nonzero().flatten().tolist():
                 for p in where:
                     for start in range(0, v.shape[1], wanted.shape[1]):
-                        v[row, start + p] += delta[BLOCKS[place(extra)]][0, 0].to(v)
+                        v[row, start + p] += delta[block_of(*extra["block"], per_level)][0, 0].to(v)
             return q, k, v
 
         def forward(patch):

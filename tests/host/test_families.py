@@ -1,0 +1,103 @@
+"""SD2's v-prediction and SDXL's two encoders, by their structure; models that cannot be patched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from infusion_core.residual_file import save_concept
+from infusion_core.residuals import Base, ConceptResidual, zero_residual
+from infusion_core.sites import Site
+
+from . import graphs
+from .comfyui import Graph, Output, PromptError, Server
+
+PROMPT = "a photo of a cat on a roof"
+CAT = "5"
+BASES = {
+    "sd2": Base("sd2", 1024, "v_prediction", tuple(Site(b, b, 1) for b in ("down.0", "down.1", "mid", "up.0", "up.1"))),
+    "sdxl": Base("sdxl", 2048, "epsilon", tuple(Site(b, b, 1) for b in ("down.1", "mid", "up.0"))),
+}
+
+
+def concept(kind: str) -> ConceptResidual:
+    blank, generator = zero_residual(BASES[kind], "cat"), torch.Generator().manual_seed(1)
+    drawn = {k: torch.randn(t.shape, generator=generator) * 20 for k, t in blank.tensors.items()}
+    return ConceptResidual("cat", "block", drawn, blank.architecture, blank.context_width, blank.prediction)
+
+
+def small(graph: Graph, kind: str) -> tuple[Output, Output]:
+    loaded = graph.add("TestSmall", kind=kind)
+    return loaded[0], loaded[1]
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_patch_equals_the_reference(server: Server, kind: str) -> None:
+    file = server.base / "models" / "infusion" / f"{kind}-cat.safetensors"
+    save_concept(file, concept(kind))
+    drawn = {}
+    for way in ("infusion", "reference", "neither"):
+        graph = Graph()
+        model, clip = small(graph, kind)
+        if way == "reference":
+            text = graphs.encode(graph, clip, PROMPT)
+            model = graph.add("TestReference", model=model, file=str(file), positions=CAT, text=text, maps=True)
+        if way == "infusion":
+            model, clip = graphs.patch(graph, model, clip, [f"{kind}-cat"])
+        latent = graph.add("EmptyLatentImage", width=64, height=64, batch_size=2)
+        samples = graphs.sample(
+            graph, model, graphs.encode(graph, clip, PROMPT), graphs.encode(graph, clip, ""), latent=latent
+        )
+        drawn[way] = graphs.drawn(server, graph, samples, f"{kind}-{way}")
+    assert graphs.close(drawn["infusion"], drawn["reference"]) < 2e-3
+    assert graphs.close(drawn["neither"], drawn["reference"]) > 0.02
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_the_trainer_sees_what_the_network_says(server: Server, kind: str) -> None:
+    graph = Graph()
+    model, clip = small(graph, kind)
+    seen = graph.add("TestNetworkOutput", model=model, text=graphs.encode(graph, clip, PROMPT))
+    assert graphs.drawn(server, graph, seen, f"{kind}-output").max() < 1e-3
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_training(server: Server, kind: str) -> None:
+    graph = Graph()
+    model, clip = small(graph, kind)
+    _, _, vae = graphs.load(graph)
+    image = graph.add("EmptyImage", width=64, height=64, batch_size=1, color=0x4080C0)
+    trained = graph.add(
+        "InfusionTrain", model=model, clip=clip, vae=vae, images=image, word="teddy bear", steps=2, batch_size=1,
+        learning_rate=0.01, layout="layer", bins=2, resolution=64, seed=0, preview_every=0, captions="",
+    )  # fmt: skip
+    graph.add("InfusionSaveConcept", concept=trained, filename=f"bear-{kind}", storage="fp16")
+    server.run(graph)
+    use = Graph()
+    model, clip = small(use, kind)
+    concept = use.add("InfusionLoadConcept", concept_name=f"bear-{kind}.safetensors", strength=1.0)
+    patched = use.add("InfusionAttentionPatch", model=model, clip=clip, concept=concept, **graphs.PATCH)
+    text = graphs.encode(use, patched[1], "a teddy bear")
+    latent = use.add("EmptyLatentImage", width=64, height=64, batch_size=1)
+    samples = graphs.sample(use, patched[0], text, graphs.encode(use, patched[1], ""), latent=latent)
+    assert graphs.drawn(server, use, samples, f"bear-{kind}").isfinite().all()
+
+
+def test_a_concept_of_another_base_is_refused(server: Server, concepts: Any) -> None:
+    graph = Graph()
+    model, clip = small(graph, "sdxl")
+    model, clip = graphs.patch(graph, model, clip, ["round"])
+    samples = graphs.sample(graph, model, graphs.encode(graph, clip, PROMPT), graphs.encode(graph, clip, ""))
+    with pytest.raises(PromptError, match="was made for tinyworld, not sdxl"):
+        graphs.drawn(server, graph, samples, "refused")
+
+
+def test_a_model_without_cross_attention_is_refused_by_name(server: Server, concepts: Any) -> None:
+    graph = Graph()
+    _, clip, _ = graphs.load(graph)
+    model, clip = graphs.patch(graph, graph.add("TestTransformer"), clip, ["round"])
+    samples = graphs.sample(graph, model, graphs.encode(graph, clip, PROMPT), graphs.encode(graph, clip, ""))
+    with pytest.raises(PromptError, match="has no UNet with cross-attention"):
+        graphs.drawn(server, graph, samples, "refused")

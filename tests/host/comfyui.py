@@ -105,6 +105,7 @@ class Server:
         command = [
             host_python(host), str(launcher), str(host), str(host / "main.py"), "--cpu", "--base-directory", str(base),
             "--port", str(self.port), "--database-url", "sqlite:///:memory:", "--disable-api-nodes",
+            "--extra-model-paths-config", str(self._extra_paths()),
         ]  # fmt: skip
         self._file = self.log.open("w")
         self._process = subprocess.Popen(command, cwd=host, stdout=self._file, stderr=subprocess.STDOUT)
@@ -179,6 +180,13 @@ class Server:
             if kind == "execution_success":
                 return ran
         raise TimeoutError(f"the prompt did not end; see {self.log}")
+
+    def _extra_paths(self) -> Path:
+        """An extra_model_paths.yaml that names BASE/elsewhere/concepts."""
+        (self.base / "elsewhere" / "concepts").mkdir(parents=True)
+        config = self.base / "extra.yaml"
+        config.write_text(f"mine:\n  base_path: {self.base / 'elsewhere'}\n  infusion: concepts\n")
+        return config
 
     def _wait(self) -> None:
         for _ in range(240):

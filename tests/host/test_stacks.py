@@ -91,6 +91,7 @@ PAIRS: dict[str, dict[str, Any]] = {
     "perturbed attention guidance": {"after": add("PerturbedAttentionGuidance", scale=2.0)},
     "self attention guidance": {"after": add("SelfAttentionGuidance", scale=0.5, blur_sigma=2.0)},
     "freeu": {"before": add("FreeU_V2", b1=1.3, b2=1.4, s1=0.9, s2=0.2)},
+    "hypertile": {"before": add("HyperTile", tile_size=64, swap_size=2, max_depth=0, scale_depth=False)},
     "rescale cfg": {"after": add("RescaleCFG", multiplier=0.7)},
     "batch of four": {"batch": 4},
     "no guidance": {"sampled": {"cfg": 1.0}},

@@ -201,6 +201,21 @@ def test_a_damaged_file_is_named_before_the_run(server: Server, concepts: Any) -
         server.run(graph)
 
 
+def test_extra_model_paths_are_listed_and_the_list_refreshes(server: Server, concepts: Any) -> None:
+    def listed() -> str:
+        return json.dumps(server.get("/object_info/InfusionLoadConcept"))
+
+    assert "faraway.safetensors" not in listed()
+    source = server.base / "models" / "infusion" / "round.safetensors"
+    (server.base / "elsewhere" / "concepts" / "faraway.safetensors").write_bytes(source.read_bytes())
+    assert "faraway.safetensors" in listed()
+    graph = Graph()
+    model, clip, _ = graphs.load(graph)
+    model, clip = graphs.patch(graph, model, clip, ["faraway"])
+    text, empty = (graphs.encode(graph, clip, t) for t in ("a big <faraway> at left", ""))
+    assert graphs.drawn(server, graph, graphs.sample(graph, model, text, empty), "faraway").isfinite().all()
+
+
 def test_the_page_can_ask_for_the_facts_of_a_file(server: Server, concepts: Any) -> None:
     facts = server.get("/infusion/concept?name=round.safetensors")
     assert (facts["word"], facts["base"], facts["layout"]) == ("circle", "tinyworld", "block")

@@ -70,7 +70,7 @@ class InfusionLoadConcept(io.ComfyNode):  # type: ignore[misc]
     def execute(cls, concept_name: str, strength: float, previous: Stack = ()) -> io.NodeOutput:
         """Read the file."""
         loaded = library.load(concept_name, strength)
-        facts = routes.facts(concept_name)
+        facts = routes.facts(loaded.residual)
         text = f"'{facts['word']}' for {facts['base']}, {facts['steps']} steps, layout {facts['layout']}"
         return io.NodeOutput((*previous, loaded), ui=ui.PreviewText(text))
 

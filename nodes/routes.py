@@ -10,18 +10,12 @@ import server
 from aiohttp import web
 
 from ..infusion_core.errors import InfusionError
-from ..infusion_core.residual_file import load_concept
+from ..infusion_core.residuals import ConceptResidual
 from . import library
 
 
-def facts(name: str) -> dict[str, Any]:
-    """Word, base, layout, steps and thumbnail (a data URL, or None) of a listed concept file.
-
-    Raises:
-        InfusionError: it is damaged or not a concept.
-        FileNotFoundError: it is gone.
-    """
-    concept = load_concept(library.path_of(name))
+def facts(concept: ConceptResidual) -> dict[str, Any]:
+    """Word, base, layout, steps and thumbnail (a data URL, or None) of a concept."""
     thumbnail = None
     if concept.thumbnail is not None:
         kind = "png" if concept.thumbnail.startswith(b"\x89PNG") else "jpeg"
@@ -46,6 +40,7 @@ def register() -> None:
 async def _answer(request: web.Request) -> web.Response:
     name = request.query.get("name", "")
     try:
-        return web.json_response(await asyncio.to_thread(facts, name))
+        loaded = await asyncio.to_thread(library.load, name, 1.0)
+        return web.json_response(facts(loaded.residual))
     except (InfusionError, FileNotFoundError) as error:
         return web.json_response({"error": str(error)}, status=404)

@@ -21,7 +21,7 @@ from ..infusion_core.trainer import StepReport, Trainer, TrainSettings
 from . import library
 from .concepts import Stack, thumbnail_of
 from .host.compat import schema
-from .host.denoiser import encode_captions, training
+from .host.denoiser import HostDenoiser, encode_captions, training
 from .host.preview import draw
 from .library import ConceptSocket, NamedConcept
 from .plot import loss_plot
@@ -107,7 +107,9 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             weights = None if mask is None else mask_of(mask, latents, resolution)
             start = continue_from[-1].residual if continue_from else None
             trainer = Trainer(denoiser, latents, prompts, word, settings, start, masks=weights)
-            run = Run(trainer, settings, (model, clip, vae) if preview_every else None, thumbnail_of(squares), word)
+            run = Run(
+                trainer, denoiser, settings, (model, clip, vae) if preview_every else None, thumbnail_of(squares), word
+            )
             for _ in run.steps():
                 pass
         concept = run.described()
@@ -120,6 +122,7 @@ class Run:
 
     Attributes:
         trainer: does the work.
+        denoiser: the network it trains on.
         settings: of the run.
         drawing: MODEL, CLIP and VAE for previews, or None for no previews.
         thumbnail: JPEG of the first photo.
@@ -127,6 +130,7 @@ class Run:
     """
 
     trainer: Trainer
+    denoiser: HostDenoiser
     settings: TrainSettings
     drawing: tuple[Any, Any, Any] | None
     thumbnail: bytes
@@ -181,7 +185,9 @@ class Run:
         if self.drawing is None:
             return None
         latent = self.trainer.latents[:1].cpu()
-        return draw(*self.drawing, self.trainer.concept(), f"a photo of a {self.word}", latent)
+        picture = draw(*self.drawing, self.trainer.concept(), f"a photo of a {self.word}", latent)
+        self.denoiser.load()
+        return picture
 
 
 def square(images: Tensor, resolution: int) -> Tensor:

@@ -54,7 +54,7 @@ class HostDenoiser:
     """A loaded MODEL whose UNet is frozen; see `infusion_core.denoiser.Denoiser`.
 
     Args:
-        model: the host's patcher, already on its device (see `training`).
+        model: the host's patcher; see `training`.
 
     Raises:
         InfusionError: the model is not supported.
@@ -70,6 +70,12 @@ class HostDenoiser:
             (side, int(number), int(depth)): ValueReplacer()
             for side, number, depth in (name.split(".") for name in self._sites)
         }
+
+    def load(self) -> None:
+        """Bring the whole network to its device, as ordinary tensors; again after the host has drawn something."""
+        with torch.inference_mode(False):
+            comfy.model_management.load_models_gpu([self._model], force_full_load=True)
+            _leave_inference_mode(self._inner.diffusion_model)
 
     @property
     def device(self) -> torch.device:
@@ -106,11 +112,10 @@ def training(model: Any) -> Iterator[HostDenoiser]:
     """
     if hasattr(model, "is_dynamic") and model.is_dynamic():
         model = model.get_non_dynamic_delegate()
-    base_of(model)
+    denoiser = HostDenoiser(model)
     with torch.inference_mode(False), torch.enable_grad():
-        comfy.model_management.load_models_gpu([model], force_full_load=True)
-        _leave_inference_mode(model.model.diffusion_model)
-        yield HostDenoiser(model)
+        denoiser.load()
+        yield denoiser
 
 
 def encode_captions(model: Any, clip: Any, captions: Sequence[str], word: str, latents: Tensor) -> list[EncodedPrompt]:

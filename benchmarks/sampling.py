@@ -10,22 +10,17 @@ replaced; no_concept: a loaded concept the prompt does not name; per_added_conce
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NoReturn
 
 import torch
 from common import build, parser
+from in_host import run_in_host
 from turns import device, print_sampling, take_turns
 
 from infusion_core.denoiser import Conditioning, EncodedPrompt
 from infusion_core.embedded.sampling import Sampler, SampleSettings, Window
 from infusion_core.residuals import zero_residual
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-from tests.host.comfyui import REPOSITORY, find_host, host_python
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.host == "comfyui":
         if args.size != "sd15":
             sys.exit("in ComfyUI only --size sd15 is measured")
-        run_in_host([str(v) for v in (args.latent, args.steps, args.repeats)])
+        print(run_in_host("in_comfyui.py", args.latent, args.steps, args.repeats), end="")
+        return
     denoiser, scheduler = build(args.size)
     place = {"device": denoiser.device, "dtype": denoiser.unet.dtype}
     text = Conditioning(torch.randn(1, 77, denoiser.base.context_width, **place))
@@ -59,15 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     title = f"{args.size}, {args.latent}x{args.latent} latents, {device()}"
     print_sampling(title, take_turns(cases, args.repeats), args.steps)
-
-
-def run_in_host(options: Sequence[str]) -> NoReturn:
-    """The same cases with the nodes' own patch, in ComfyUI's interpreter."""
-    host = find_host()
-    if host is None:
-        sys.exit("no ComfyUI found; set COMFYUI_PATH")
-    launcher, script = REPOSITORY / "tests" / "host" / "launcher.py", REPOSITORY / "benchmarks" / "in_comfyui.py"
-    sys.exit(subprocess.call([host_python(host), str(launcher), str(host), str(script), *options], cwd=host))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     pip install -e ".[standalone,bench]"
     python benchmarks/training.py --host embedded --size sd15
+    python benchmarks/training.py --host comfyui     # against ComfyUI's own Train LoRA node, rank 4
 
 Both train on the same network, latents and text states. Infusion is `infusion_core.trainer` with its own settings.
 LoRA is the step of diffusers' train_dreambooth_lora.py: rank 4 on to_q, to_k, to_v and to_out.0 of every attention
@@ -19,11 +20,12 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from common import build, parser
 from diffusers.training_utils import cast_training_params
+from in_host import run_in_host
 from torch import Tensor
 from torch.nn import functional as F
 from turns import device, take_turns
@@ -107,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--memory-of", choices=tuple(METHODS), help=argparse.SUPPRESS)
     args = options.parse_args(arguments)
     if args.host == "comfyui":
-        sys.exit("training is measured in the embedded host only: ComfyUI runs the same trainer; use --host embedded")
+        in_comfyui(args)
+        return
     if args.memory_of:
         print(own_memory(args))
         return
@@ -115,7 +118,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     megabytes = {method: memory(method, given) for method in METHODS}
     running = {method: steps_of(method, build(args.size)[0], args) for method in METHODS}
     seconds = take_turns({m: lambda steps=steps: next(steps) for m, steps in running.items()}, args.repeats)
-    print(f"{args.size}, batch {args.batch}, {args.latent}x{args.latent} latents, {device()}")
+    print_table(f"{args.size}, batch {args.batch}, {args.latent}x{args.latent} latents, {device()}", seconds, megabytes)
+
+
+def in_comfyui(args: argparse.Namespace) -> None:
+    """The same figures in ComfyUI, against its own LoRA trainer; SD1.5's geometry."""
+    if args.size != "sd15":
+        sys.exit("in ComfyUI only --size sd15 is measured")
+    given = (args.latent, args.batch, args.steps, args.repeats)
+    script = "in_comfyui_training.py"
+    megabytes = {m: float(run_in_host(script, *given, m).splitlines()[-1]) for m in METHODS}
+    seconds = json.loads(run_in_host(script, *given).splitlines()[-1])
+    title = f"ComfyUI, sd15, batch {args.batch}, {args.latent}x{args.latent} latents, {device()}"
+    print_table(title, seconds, megabytes)
+
+
+def print_table(title: str, seconds: Mapping[str, float], megabytes: Mapping[str, float]) -> None:
+    """Seconds and memory per method, and one JSON object of ratios on the last line."""
+    print(title)
     for method in METHODS:
         print(f"{method:>10}  {seconds[method]:8.3f} s/step  {megabytes[method]:8.0f} MB")
     ratios = {

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from infusion_core.attention import Plan
+from infusion_core.denoiser import Conditioning, EncodedPrompt
+from infusion_core.errors import InfusionError
+from infusion_core.metrics.fisher import DenoiserPredictor, fisher_divergence
+from infusion_core.metrics.interval import mean_interval
+from infusion_core.noise import target
+from infusion_core.residuals import ConceptResidual, infuse, zero_residual
+
+from . import toy
+
+NAMING, OTHER = toy.prompts(2), toy.prompts(3, spans=())
+
+
+def concept(denoiser: toy.ToyDenoiser, layout: str = "block", bins: int = 1) -> ConceptResidual:
+    blank = zero_residual(denoiser.base, "cat", layout, bins)
+    generator = torch.Generator().manual_seed(3)
+    drawn = {k: torch.randn(t.shape, generator=generator) for k, t in blank.tensors.items()}
+    return ConceptResidual("cat", blank.layout, drawn, "toy", toy.WIDTH)
+
+
+class Spy:
+    """A predictor that says a function of sigma and notes what it was asked."""
+
+    def __init__(self, says=lambda sigma: 0.0) -> None:
+        self.says, self.asked = says, []
+
+    def __call__(self, noised: Tensor, sigma: Tensor, prompt: int) -> Tensor:
+        self.asked += [(x.clone(), float(s), prompt) for x, s in zip(noised, sigma, strict=True)]
+        return torch.stack([torch.full_like(x, self.says(s)) for x, s in zip(noised, sigma, strict=True)])
+
+
+def test_the_norm_is_half_the_squared_sum_over_the_latent():
+    sigmas = toy.ToyDenoiser().sigmas
+    found = fisher_divergence(Spy(), Spy(lambda _: 0.5), toy.latents(), 1, sigmas, draws=4)
+    assert found.elements == 16
+    assert found.values.tolist() == [0.5 * 0.25 * 16] * 4
+    assert (found.interval.mean, found.interval.low, found.interval.high) == (2.0, 2.0, 2.0)
+
+
+def test_timesteps_are_uniform_and_latents_noised_to_their_level():
+    sigmas, latents = toy.ToyDenoiser().sigmas, toy.latents()
+    base, custom = Spy(), Spy()
+    found = fisher_divergence(base, custom, latents, 3, sigmas, draws=300, batch=7)
+    assert (found.times * 10 // 1000).bincount().tolist() == [30] * 10
+    assert stats.kstest(found.times / 1000, "uniform").pvalue > 0.9
+    assert found.prompts.bincount().tolist() == [100] * 3
+    assert all(torch.equal(a[0], b[0]) and a[1:] == b[1:] for a, b in zip(base.asked, custom.asked, strict=True))
+    noises = [min(((x - z) / s).square().mean().item() for z in latents) for x, s, _ in base.asked]
+    assert 0.9 < sum(noises) / len(noises) < 1.05
+
+
+def test_divergence_of_two_networks_is_that_of_a_loop():
+    one, two = toy.ToyDenoiser(), toy.ToyDenoiser()
+    two.leave.weight.data += 0.3
+    base, custom = DenoiserPredictor(one, OTHER), DenoiserPredictor(two, OTHER)
+    spy = Spy()
+    fisher_divergence(spy, Spy(), toy.latents(), 3, one.sigmas, draws=10, seed=4)
+    expected = []
+    for x, s, prompt in spy.asked:
+        sigma, conditioning = torch.tensor([s]), OTHER[prompt].conditioning
+        said = [d.predict(x[None], sigma, conditioning, Plan()) for d in (one, two)]
+        expected.append(float(sum((a - b) ** 2 for a, b in zip(said[0].flatten(), said[1].flatten(), strict=True))) / 2)
+    found = fisher_divergence(base, custom, toy.latents(), 3, one.sigmas, draws=10, seed=4)
+    assert sorted(found.values.tolist()) == pytest.approx(sorted(expected), rel=1e-5)
+    assert found.interval.mean == pytest.approx(sum(expected) / 10, rel=1e-5)
+    in_ones = fisher_divergence(base, custom, toy.latents(), 3, one.sigmas, draws=10, seed=4, batch=1)
+    torch.testing.assert_close(in_ones.values, found.values, rtol=1e-5, atol=0)
+    again = fisher_divergence(base, custom, toy.latents(), 3, one.sigmas, draws=10, seed=4)
+    assert torch.equal(again.values, found.values)
+    other = fisher_divergence(base, custom, toy.latents(), 3, one.sigmas, draws=10, seed=5)
+    assert not torch.equal(other.values, found.values)
+
+
+@pytest.mark.parametrize("layout", ["block", "layer", "value"])
+def test_a_concept_is_exactly_nothing_where_the_word_is_not(layout):
+    denoiser = toy.ToyDenoiser()
+    prompts = [NAMING[0], EncodedPrompt(OTHER[0].conditioning, ((),))]
+    base = DenoiserPredictor(denoiser, prompts)
+    custom = DenoiserPredictor(denoiser, prompts, [(concept(denoiser, layout), 1.0)])
+    found = fisher_divergence(base, custom, toy.latents(), 2, denoiser.sigmas, draws=12)
+    assert found.of_prompt(1) == 0.0
+    assert found.of_prompt(0) > 0.01
+    silent = DenoiserPredictor(denoiser, prompts, [(concept(denoiser, layout), 0.0)])
+    none = fisher_divergence(base, silent, toy.latents(), 2, denoiser.sigmas, draws=12).interval
+    assert (none.mean, none.low, none.high) == (0.0, 0.0, 0.0)
+
+
+def test_the_concept_stream_is_the_base_streams_maps_with_the_residual_of_its_bin():
+    denoiser = toy.ToyDenoiser()
+    residual = concept(denoiser, bins=2)
+    noised, sigma = toy.latents(2), denoiser.sigmas[[100, 900]]
+    said = DenoiserPredictor(denoiser, NAMING, [(residual, 0.7)])(noised, sigma, 1)
+    for row, bin_ in enumerate((0, 1)):
+        text, maps = NAMING[1].conditioning, {}
+        denoiser.predict(noised[[row]], sigma[[row]], text, Plan(record=maps))
+        plan = Plan(supply=maps, infusions=[infuse(residual, [0], [NAMING[1].spans[0]], [bin_], 0.7)])
+        torch.testing.assert_close(said[[row]], denoiser.predict(noised[[row]], sigma[[row]], text, plan))
+    plain = DenoiserPredictor(denoiser, NAMING, [(residual, 0.7)], replace_maps=False)(noised, sigma, 1)
+    assert not torch.allclose(plain, said)
+
+
+class Velocity(toy.ToyDenoiser):
+    """The same network, saying v instead of epsilon."""
+
+    prediction = "v_prediction"
+
+    def predict(self, noised: Tensor, sigma: Tensor, conditioning: Conditioning, plan: Plan) -> Tensor:
+        noise = super().predict(noised, sigma, conditioning, plan)
+        latent = noised - sigma.reshape(-1, 1, 1, 1) * noise
+        return target("v_prediction", latent, noise, sigma)
+
+
+def test_v_prediction_is_compared_as_epsilon():
+    one, two = toy.ToyDenoiser(), Velocity()
+    same = fisher_divergence(
+        DenoiserPredictor(one, OTHER), DenoiserPredictor(two, OTHER), toy.latents(), 3, one.sigmas, draws=20
+    )
+    assert same.values.max() < 1e-6
+
+
+def test_what_cannot_be_compared_is_refused():
+    sigmas = toy.ToyDenoiser().sigmas
+    with pytest.raises(InfusionError, match="no images"):
+        fisher_divergence(Spy(), Spy(), toy.latents(0), 1, sigmas)
+    with pytest.raises(InfusionError, match="no prompts"):
+        fisher_divergence(Spy(), Spy(), toy.latents(), 0, sigmas)
+    with pytest.raises(InfusionError, match="3 draws are not enough for 4 prompts"):
+        fisher_divergence(Spy(), Spy(), toy.latents(), 4, sigmas, draws=3)
+
+
+def test_the_interval_is_scipys_percentile_bootstrap():
+    values = torch.randn(60, generator=torch.Generator().manual_seed(0)).double().exp()
+    ours = mean_interval(values)
+    theirs = stats.bootstrap((values.numpy(),), np.mean, method="percentile", n_resamples=20000)
+    width = theirs.confidence_interval.high - theirs.confidence_interval.low
+    assert ours.mean == pytest.approx(values.mean().item())
+    assert abs(ours.low - theirs.confidence_interval.low) < 0.08 * width
+    assert abs(ours.high - theirs.confidence_interval.high) < 0.08 * width
+
+
+def test_the_interval_covers_the_mean():
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(400, 64, generator=generator)
+    covered = sum(i.low <= 0 <= i.high for i in map(mean_interval, drawn))
+    assert 0.90 <= covered / 400 <= 0.98
+
+
+def test_one_prompt_without_spans_serves_models_without_concepts():
+    plain = [EncodedPrompt(p.conditioning) for p in OTHER]
+    denoiser = toy.ToyDenoiser()
+    one = DenoiserPredictor(denoiser, plain)
+    assert fisher_divergence(one, one, toy.latents(), 3, denoiser.sigmas, draws=6).interval.high == 0.0

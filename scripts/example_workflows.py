@@ -34,10 +34,11 @@ THUMBNAIL_PX = 384
 NEGATIVE = "blurry, low quality"
 STANDINS = {"my-cat": "ember", "my-dog": "harlequin", "my-backpack": "orchid"}
 TINY = {  # what the thumbnails' prompts say in TinyWorld's words
-    "a photo of a cat reading a book in a library": "a big circle at left on teal",
+    "a photo of a cat reading a book in a library": "a photo of a big circle at the left on a plain teal background",
     "a photo of a cat and a dog beside a backpack on a beach":
-        "a big circle at left and a small square at right and a small triangle at top on teal",
-    "a photo of a cat on a snowy roof": "a big circle at center on pink",
+        "a photo of a small circle at the left and a small square at the right and a small triangle at the bottom "
+        "on a plain teal background",
+    "a photo of a cat on a snowy roof": "a photo of a big circle at the center on a lined pink background",
     NEGATIVE: "",
 }  # fmt: skip
 

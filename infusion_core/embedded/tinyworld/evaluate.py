@@ -57,6 +57,7 @@ def evaluate(
     residual: ConceptResidual | None = None,
     describe: bool = False,
     on_scene: Callable[[], None] | None = None,
+    phrase: str | None = None,
 ) -> list[Scored]:
     """Draw every scene from every seed and score it against the concept.
 
@@ -69,12 +70,14 @@ def evaluate(
         residual: the learned concept; without one the base model draws.
         describe: say the concept's look in words (the oracle caption).
         on_scene: called after each scene.
+        phrase: what prompts say for the concept; its word by default.
     """
     concepts: Loaded = {} if residual is None else {concept.name: (residual, 1.0)}
     out = []
     for scene in scenes:
         said = scene.wearing(concept) if describe else scene
         prompt = caption(said, (*TOLD, "look") if describe else TOLD)
+        prompt = prompt.replace(concept.shape, phrase or concept.shape)
         for run in _runs(seeds):
             pictures = draw(model, prompt, concepts, len(run), run[0], settings)
             for seed, picture in zip(run, pictures, strict=True):

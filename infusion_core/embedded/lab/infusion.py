@@ -1,0 +1,66 @@
+"""Infusion itself, trained by the project's own trainer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from ...residuals import ConceptResidual, zero_residual
+from ...trainer import TrainSettings
+from ..model import EmbeddedModel
+from ..tasks import trainer_for
+from .method import Customised, Learned, Snapshot, Subject, full
+from .studio import Studio
+
+
+@dataclass(frozen=True)
+class Infusion:
+    """Residuals in the value path of the class word's tokens.
+
+    Attributes:
+        settings: of training; steps and seed are set by each run.
+        strength: of the residuals when they are applied.
+    """
+
+    settings: TrainSettings = field(default_factory=TrainSettings)
+    strength: float = 1.0
+    key: ClassVar = "infusion"
+    title: ClassVar = "Infusion"
+    joint: ClassVar = False
+
+    @property
+    def steps(self) -> int:
+        """See `Method.steps`."""
+        return self.settings.steps
+
+    def train(
+        self, studio: Studio, subjects: Sequence[Subject], marks: Sequence[int], seed: int = 0
+    ) -> Iterator[Snapshot]:
+        """See `Method.train`."""
+        (subject,) = subjects
+        steps = max(marks)
+        settings = replace(self.settings, steps=steps, seed=seed, snapshot_every=steps)
+        trainer = trainer_for(studio.base, list(subject.photos), subject.word, settings)
+        seconds, losses, started = 0.0, [], time.perf_counter()
+        for report in trainer.run():
+            losses.append(report.loss)
+            if report.step in marks:
+                seconds += time.perf_counter() - started
+                learned = Learned.of(subjects, trainer.concept().tensors)
+                yield Snapshot(report.step, seconds, sum(losses) / len(losses), learned)
+                losses, started = [], time.perf_counter()
+
+    def apply(self, studio: Studio, learned: Sequence[Learned]) -> Customised:
+        """See `Method.apply`."""
+        subjects = [one.subjects[0] for one in learned]
+        concepts = {
+            s.name: (self._residual(studio.base, s, one), self.strength)
+            for s, one in zip(subjects, learned, strict=True)
+        }
+        return Customised(studio.base, tuple(s.word for s in subjects), concepts)
+
+    def _residual(self, base: EmbeddedModel, subject: Subject, one: Learned) -> ConceptResidual:
+        blank = zero_residual(base.denoiser.base, subject.word, self.settings.layout)
+        return replace(blank, tensors=full(one, base.denoiser.device))

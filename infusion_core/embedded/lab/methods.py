@@ -1,0 +1,88 @@
+"""Every method of the lab, with the recipes chosen on the tuning concepts (`infusion lab --tune`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..tinyworld import Concept, training_images
+from .dreambooth import DreamBooth, DreamBoothLora
+from .infusion import Infusion
+from .method import Baseline, Method, Recipe, Subject
+from .new_words import CustomDiffusion, TextualInversion
+from .perfusion import Perfusion
+from .studio import MARKS
+
+TUNED = Path(__file__).parent / "tuned.json"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A baseline with the settings its paper or diffusers' script has, and the learning rates that tuning tries."""
+
+    method: Baseline
+    rates: tuple[float, ...]
+    source: str
+
+
+# Learning rates of Stable Diffusion's size are low for a network of 4 million parameters: the grids reach up from
+# them. The batch size is the same for all.
+PUBLISHED: dict[str, Published] = {
+    p.method.key: p
+    for p in (
+        Published(
+            DreamBooth(Recipe(800, 5e-6, prior_weight=1.0)),
+            (5e-6, 5e-5, 2e-4, 5e-4),
+            "diffusers train_dreambooth.py: lr 5e-6, 400 to 800 steps, 200 class pictures, prior weight 1",
+        ),
+        Published(
+            DreamBoothLora(Recipe(500, 1e-4)),
+            (1e-4, 1e-3, 5e-3),
+            "diffusers train_dreambooth_lora.py: rank 4, lr 1e-4, 500 steps",
+        ),
+        Published(
+            TextualInversion(Recipe(3000, 2e-3)),
+            (2e-3, 5e-3, 2e-2),
+            "diffusers textual_inversion.py: lr 5e-4 scaled by 4, 3000 steps; the paper 5e-3",
+        ),
+        Published(
+            CustomDiffusion(Recipe(250, 1e-5, prior_weight=1.0)),
+            (1e-5, 1e-4, 1e-3),
+            "diffusers train_custom_diffusion.py: lr 1e-5, 250 steps, 200 class pictures, prior weight 1",
+        ),
+        Published(
+            Perfusion(Recipe(400, 0.03)),
+            (0.01, 0.03, 0.1),
+            "the paper: lr 0.03 for values and 0.006 for the word, 400 steps, gate 0.75 and 0.1",
+        ),
+    )
+}
+
+
+def tuned() -> dict[str, dict[str, Any]]:
+    """What `infusion lab --tune` chose, by method: ``learning_rate`` and ``steps``."""
+    chosen: dict[str, dict[str, Any]] = json.loads(TUNED.read_text())["chosen"] if TUNED.exists() else {}
+    return chosen
+
+
+def all_methods() -> list[Method]:
+    """The baselines with their tuned recipes (the published ones where there is none), then Infusion."""
+    chosen = tuned()
+    baselines: list[Method] = [with_recipe(p.method, chosen.get(key, {})) for key, p in PUBLISHED.items()]
+    return [*baselines, Infusion()]
+
+
+def with_recipe(method: Baseline, changes: dict[str, Any]) -> Any:
+    """A baseline with some settings of its recipe changed."""
+    return replace(method, recipe=replace(method.recipe, **changes))
+
+
+def subjects_of(concepts: Sequence[Concept]) -> tuple[Subject, ...]:
+    """TinyWorld concepts as subjects, each with a mark of its own."""
+    marks = list(MARKS)
+    return tuple(
+        Subject(c.name, c.shape, tuple(training_images(c)), mark) for c, mark in zip(concepts, marks, strict=False)
+    )

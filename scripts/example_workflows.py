@@ -26,7 +26,7 @@ from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 from infusion_core.residual_file import save_concept
 from infusion_core.trainer import TrainSettings
 from tests.host.comfyui import REPOSITORY, Graph, Output, Server, find_host
-from tests.host.examples import CONTROLNET, CHECKPOINT, LORA, PHOTOS, prepare
+from tests.host.examples import CHECKPOINT, CONTROLNET, LORA, PHOTOS, prepare
 from tests.host.page import open_page
 
 FOLDER = REPOSITORY / "example_workflows"
@@ -94,7 +94,7 @@ def one_concept() -> Graph:
     graph = Graph()
     model, clip, vae = checkpoint(graph)
     model, clip = patch(graph, model, clip, concepts(graph, "my-cat"))
-    texts = [graph.add("CLIPTextEncode", clip=clip, text=t) for t in (list(TINY)[0], NEGATIVE)]
+    texts = [graph.add("CLIPTextEncode", clip=clip, text=t) for t in (next(iter(TINY)), NEGATIVE)]
     picture(graph, model, texts[0], texts[1], vae, "infusion-one")
     return graph
 

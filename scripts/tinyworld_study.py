@@ -128,6 +128,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def comparisons(rows: list[dict[str, Any]]) -> str:
+    """Each learned variant against the first, concept by concept, as Markdown: mean difference and 95% interval."""
+    learned = [row for row in rows if row["name"] not in {v.name for v in YARDSTICKS}]
+    first = np.array(list(learned[0]["per_concept"].values()))
+    lines = [f"\n| against {learned[0]['name']} | gap closed, paired difference |", "|---|---|"]
+    for row in learned[1:]:
+        mean, low, _ = ev.mean_interval(np.array(list(row["per_concept"].values())) - first)
+        lines.append(f"| {row['name']} | {mean:+.0%} ± {mean - low:.0%} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tune", action="store_true")
@@ -152,15 +163,23 @@ def main() -> None:
     def means(variant: Variant, measure: str) -> np.ndarray:
         return np.array([np.mean([s[measure] for s in scores]) for scores in results[variant.name]])
 
+    def shares(name: str) -> np.ndarray:
+        """Gap closed by a variant, per concept."""
+        reached = np.array([np.mean([s["concept_error"] for s in scores]) for scores in results[name]])
+        return (yardsticks["bare"] - reached) / (yardsticks["bare"] - yardsticks["told"])
+
     yardsticks = {
         "bare": means(YARDSTICKS[0], "concept_error"),
         "told": means(YARDSTICKS[1], "concept_error"),
         "scene": means(YARDSTICKS[0], "scene_error"),
     }
     rows = [summarise(name, cells, yardsticks) for name, cells in results.items()]
+    for row in rows:
+        row["per_concept"] = {c.name: float(v) for c, v in zip(concepts, shares(row["name"]), strict=True)}
     report = {"concepts": [c.name for c in concepts], "prompts": args.prompts, "seeds": args.seeds, "rows": rows}
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     print(table(rows))
+    print(comparisons(rows))
 
 
 if __name__ == "__main__":

@@ -124,9 +124,13 @@ class Server:
         self._process.wait(20)
         self._file.close()
 
-    def get(self, path: str) -> Any:
+    def read(self, path: str) -> str:
         with urllib.request.urlopen(self.address + path) as answer:
-            return json.load(answer)
+            text: str = answer.read().decode()
+            return text
+
+    def get(self, path: str) -> Any:
+        return json.loads(self.read(path))
 
     def post(self, path: str, body: Any) -> Any:
         request = urllib.request.Request(

@@ -78,3 +78,10 @@ def test_every_node_has_help_and_translations(server: Server) -> None:
         for part in ("inputs", "outputs"):
             assert german[name][part].keys() == english[name][part].keys()
         assert all(entry["tooltip"] for part in ("inputs", "outputs") for entry in english[name][part].values()), name
+
+
+def test_the_host_serves_help_translations_and_templates(server: Server) -> None:
+    assert server.read("/extensions/infusion/docs/InfusionTrain.md").startswith("# Infusion Train")
+    assert server.get("/i18n")["de"]["nodeDefs"]["InfusionTrain"]["display_name"] == "Infusion Training"
+    assert sorted(server.get("/workflow_templates")["infusion"]) == [path.stem for path in EXAMPLES]
+    assert server.read("/extensions/infusion/infusion.js").startswith("// Socket colours")

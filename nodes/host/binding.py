@@ -19,6 +19,7 @@ from ...infusion_core.tokens import BoundPrompt, Span, bind_prompt, occurrences,
 
 KEY = "infusion"
 REMEMBERED = 32
+CHUNK = 77
 _FOUND = "infusion_found"
 
 
@@ -52,7 +53,7 @@ class BoundToken(int):
 
 
 class Memory:
-    """The states of the last prompts that named a concept, for nodes that drop what travels beside the states."""
+    """The states of the last prompts that named a concept: all that Concat keeps of its second input."""
 
     def __init__(self) -> None:
         self._kept: list[tuple[Tensor, Binding]] = []
@@ -64,18 +65,19 @@ class Memory:
         """Remember states (1, L, D); the oldest are forgotten."""
         self._kept = [*self._kept[1 - REMEMBERED :], (states[0].detach(), binding)]
 
-    def find(self, states: Tensor) -> dict[str, tuple[Span, ...]]:
-        """Spans of remembered prompts that stand word for word in `states` (1, L, D), such as concatenated ones."""
+    def find(self, states: Tensor, first: int) -> dict[str, tuple[Span, ...]]:
+        """Spans of remembered prompts that are part of `states` (1, L, D), from position `first` on; the latest counts.
+
+        A remembered prompt that is all of `states` is not looked for: then the binding itself has travelled.
+        """
         found: dict[str, tuple[Span, ...]] = {}
-        row = states[0]
-        for kept, binding in self._kept:
-            length = len(kept)
-            if kept.shape[-1] != row.shape[-1]:
-                continue
-            for at in range(0, len(row) - length + 1, 77 if length % 77 == 0 else length):
-                if torch.equal(row[at : at + length], kept.to(row)):
-                    for key, spans in binding.shifted(at).items():
-                        found[key] = tuple(dict.fromkeys((*found.get(key, ()), *spans)))
+        row, at = states[0], first
+        while at < len(row):
+            kept = next((k for k in reversed(self._kept) if _stands(k[0], row, at)), None)
+            if kept is not None:
+                for key, spans in kept[1].shifted(at).items():
+                    found[key] = (*found.get(key, ()), *spans)
+            at += len(kept[0]) if kept is not None else CHUNK
         return found
 
 
@@ -274,14 +276,19 @@ def _find(cond: dict[str, Any], memory: Memory) -> Mapping[str, tuple[Span, ...]
     text = cond["model_conds"].get("c_crossattn")
     if text is None:
         return {}
-    states = text.cond
-    beside, binding = cond.get("cross_attn"), cond.get(KEY)
-    found = memory.find(states)
+    states, binding = text.cond, cond.get(KEY)
+    beside = cond.get("cross_attn")
     own = beside is not None and beside.shape == states.shape and torch.equal(beside.to(states), states)
-    if binding is not None and own and states.any():
-        for key, spans in binding.spans.items():
-            found[key] = tuple(dict.fromkeys((*spans, *found.get(key, ()))))
-    return found
+    if binding is None or not own or not states.any():
+        return memory.find(states, 0)
+    found = memory.find(states, binding.length)
+    return {key: (*binding.spans.get(key, ()), *found.get(key, ())) for key in {*binding.spans, *found}}
+
+
+def _stands(kept: Tensor, row: Tensor, at: int) -> bool:
+    """Whether remembered states are the part of a longer row that begins at a position."""
+    part = row[at : at + len(kept)]
+    return len(kept) < len(row) and part.shape == kept.shape and torch.equal(part, kept.to(part))
 
 
 def word_ids(tokenizer: Any, word: str) -> list[int]:

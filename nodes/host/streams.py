@@ -126,8 +126,8 @@ def _bound(
 
 
 def _named(patch: Patch, conds: Mapping[str, Any]) -> bool:
-    """Whether any conditioning names a concept."""
-    keys = {c.key for c in patch.concepts}
+    """Whether any conditioning names a concept that is not switched off."""
+    keys = {c.key for c in patch.concepts if c.strength}
     return any(keys & spans_in(cond, patch.memory).keys() for entries in conds.values() for cond in entries or [])
 
 

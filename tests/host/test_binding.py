@@ -80,6 +80,21 @@ def test_a_placeholder_binds_one_of_two_mentions(server: Server, concepts: Any) 
     assert graphs.close(drawn(server, text(prompt)), by_hand(server, plain, "2")) < 2e-3
 
 
+def test_what_was_encoded_before_does_not_count(server: Server, concepts: Any) -> None:
+    """The same text, once with both mentions bound, once with one, once by the unpatched CLIP."""
+    plain = text("a circle at left and a circle at right")
+    both = drawn(server, plain)
+    one = drawn(server, text("a <round> at left and a circle at right"))
+    again = drawn(server, plain)
+    assert torch.equal(both, again)
+    assert graphs.close(one, both) > 0.01
+
+    def unpatched(graph: Graph, clip: Output) -> Output:
+        return graphs.encode(graph, Output("1", 1), "a circle at left and a circle at right")
+
+    assert torch.equal(drawn(server, unpatched), drawn(server, unpatched, None))
+
+
 def test_an_unknown_placeholder_is_refused_with_the_known_ones(server: Server, concepts: Any) -> None:
     with pytest.raises(PromptError, match=r"names <rund> but no such concept is loaded; loaded: <round>"):
         drawn(server, text("a big <rund> at left"))

@@ -17,6 +17,8 @@ from ..noise import as_epsilon, bin_of
 from ..residuals import ConceptResidual, infuse
 from .interval import Interval, mean_interval
 
+GROUP = 8  # neighbouring timesteps that the interval takes for alike
+
 
 class NoisePredictor(Protocol):
     """A model, base or customised, with the prompts it has encoded."""
@@ -84,7 +86,7 @@ class Divergence:
     Attributes:
         interval: mean over the draws and its 95% interval.
         values: per draw, half the squared norm of the difference, summed over the latent, (N,).
-        times: training timestep of each draw, (N,).
+        times: training timestep of each draw, ascending, (N,).
         prompts: prompt of each draw, (N,).
         elements: numbers in one latent.
     """
@@ -106,9 +108,9 @@ def fisher_divergence(
 ) -> Divergence:  # fmt: skip
     """``1/2 E || eps_base(z_t, t, c') - eps_custom(z_t, t, c') ||^2`` (eq. 4), the squared norm summed over the latent.
 
-    Images and non-concept prompts c' take turns; timesteps are uniform, one drawn from each of N equal slices, which
-    makes the interval cautious. The base model sees all draws before the customised one does. One call holds rows of
-    one prompt only.
+    Images and non-concept prompts c' take turns; timesteps are uniform, one drawn from each of N equal slices, and the
+    interval knows it. Images and prompts themselves are taken as given. The base model sees all draws before the
+    customised one does. One call holds rows of one prompt only.
 
     Args:
         base, custom: both with the same prompts.
@@ -145,4 +147,4 @@ def fisher_divergence(
 
     difference = seen_by(base).double() - seen_by(custom).double()
     values = difference.square().flatten(1).sum(1) / 2
-    return Divergence(mean_interval(values), values, times, spoken, latents[0].numel())
+    return Divergence(mean_interval(values, GROUP), values, times, spoken, latents[0].numel())

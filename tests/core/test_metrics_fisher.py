@@ -153,6 +153,21 @@ def test_the_interval_covers_the_mean():
     assert 0.90 <= covered / 400 <= 0.98
 
 
+def test_the_interval_of_strata_covers_the_mean_without_counting_the_trend():
+    generator = torch.Generator().manual_seed(0)
+    covered, widths = 0, []
+    for _ in range(300):
+        times = (torch.arange(64) + torch.rand(64, generator=generator)) / 64
+        drawn = 10 * times + torch.rand(64, generator=generator)
+        found = mean_interval(drawn, group=8)
+        covered += found.low <= 5.5 <= found.high
+        widths.append(found.high - found.low)
+    assert 0.93 <= covered / 300 <= 1.0
+    plain = mean_interval(drawn)
+    assert sum(widths) / 300 < 0.25 * (plain.high - plain.low)
+    assert mean_interval(torch.arange(5.0), group=8) == mean_interval(torch.arange(5.0))
+
+
 def test_one_prompt_without_spans_serves_models_without_concepts():
     plain = [EncodedPrompt(p.conditioning) for p in OTHER]
     denoiser = toy.ToyDenoiser()

@@ -157,6 +157,37 @@ def demo(
     run_demo(out, concept, TrainSettings(steps=steps, layout=layout, seed=seed))
 
 
+@app.command()
+def lab(
+    out: Annotated[Path, typer.Option(help="Folder to write; what is finished there is not done again.")] = Path(
+        "out/lab"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="Under ten minutes on two cores, instead of hours.")] = False,
+    tune: Annotated[bool, typer.Option("--tune", help="Choose the baselines' settings on other concepts.")] = False,
+    only: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Study: steps, fidelity, several, ablations or toy; repeat for several."),
+    ] = None,
+    method: Annotated[
+        Optional[list[str]], typer.Option(help="Key of a method, e.g. lora; repeat for several.")  # noqa: UP045
+    ] = None,
+    concept: Annotated[
+        Optional[list[str]], typer.Option(help="With --tune: a tuning concept; repeat for several.")  # noqa: UP045
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Compare every method on TinyWorld: one page with figures, tables and pictures (needs the extra 'lab')."""
+    try:
+        from .lab.run import run_lab
+        from .lab.tune import run_tune
+    except ModuleNotFoundError as error:
+        raise InfusionError(f"{error.name} is not installed; run: pip install 'infusion[standalone,lab]'") from error
+    if tune:
+        run_tune(out, quick, concept or [], method or [], seed)
+    else:
+        run_lab(out, quick, only or [], method or [], seed)
+
+
 def run() -> None:
     """Run the command line; an `InfusionError` becomes one line and exit code 1."""
     try:

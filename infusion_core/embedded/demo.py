@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import fields
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 from ..atomic import write_atomic
@@ -21,15 +18,13 @@ from ..errors import InfusionError
 from ..trainer import TrainSettings
 from .console import say
 from .model import load_model
-from .output import peak_rss_mb, png_bytes, save_picture, write_report
+from .output import peak_rss_mb, save_picture, write_report
+from .page import inline_figure, inline_picture, render_page
 from .scoring import SEEDS, Comparison, compare
 from .tinyworld import CONCEPTS, Concept, Score, training_images
 from .tinyworld import evaluate as ev
 from .tinyworld.world import SIZE
 from .training import TrainRequest, run_train
-
-matplotlib.use("Agg")
-from matplotlib.figure import Figure
 
 TITLES = ("base model", "with the concept", "base model, look in words")  # of a comparison's three parts
 MEASURES = tuple(f.name for f in fields(Score) if f.name != "found")
@@ -90,7 +85,7 @@ def _page(concept: Concept, photos: Sequence[Image.Image], comparison: Compariso
             "prompt": trio[1].prompt,
             "seed": trio[1].seed,
             "cells": [
-                {"image": _inline(s.picture), "error": s.score.concept_error, "title": title}
+                {"image": inline_picture(s.picture), "error": s.score.concept_error, "title": title}
                 for s, title in zip(trio, TITLES, strict=True)
             ],
         }
@@ -103,10 +98,10 @@ def _page(concept: Concept, photos: Sequence[Image.Image], comparison: Compariso
         }
         for title, scored in zip(TITLES, comparison, strict=True)
     ]
-    environment = jinja2.Environment(loader=jinja2.PackageLoader(__package__), autoescape=True, trim_blocks=True)
-    return environment.get_template("demo.html.j2").render(
+    return render_page(
+        "demo.html.j2",
         concept=concept,
-        photos=[_inline(p) for p in photos],
+        photos=[inline_picture(p) for p in photos],
         rows=rows,
         scores=scores,
         count=len(comparison.learned),
@@ -114,10 +109,6 @@ def _page(concept: Concept, photos: Sequence[Image.Image], comparison: Compariso
         report=report,
         curve=_curve(report["losses"], report["snapshots"]),
     )
-
-
-def _inline(picture: Image.Image) -> str:
-    return "data:image/png;base64," + base64.b64encode(png_bytes(picture)).decode()
 
 
 def _curve(losses: Sequence[float], snapshots: Sequence[dict[str, Any]]) -> str:
@@ -135,6 +126,4 @@ def _curve(losses: Sequence[float], snapshots: Sequence[dict[str, Any]]) -> str:
     axes.set(xlabel="step", ylabel="loss")
     axes.set_ylim(0, float(np.percentile(losses, 99)) * 1.1)
     axes.legend(frameon=False)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return inline_figure(figure)

@@ -77,7 +77,7 @@ def test_inspect_prints_what_the_file_holds(trained):
     assert "mid" in table
 
 
-@pytest.mark.parametrize("command", ["train", "generate", "inspect", "demo"])
+@pytest.mark.parametrize("command", ["train", "generate", "inspect", "demo", "lab"])
 def test_help(command):
     done = infusion(command, "--help")
     assert done.returncode == 0
@@ -102,6 +102,8 @@ def test_help(command):
         (("generate", "--prompt", "a circle", "--out", "{photos}/0.png/x"), "cannot write"),
         (("inspect", "{photos}/0.png"), "not a safetensors file"),
         (("demo", "--concept", "dragon", "--out", "{gone}"), "no concept 'dragon'; choose one of"),
+        (("lab", "--only", "dragons", "--out", "{gone}"), "no study 'dragons'; choose of"),
+        (("lab", "--tune", "--method", "dragon", "--out", "{gone}"), "nothing called 'dragon' is tuned"),
     ],
 )
 def test_bad_input_is_one_clear_line(args, message, photos, trained, tmp_path):

@@ -35,6 +35,10 @@ class Infusion:
         """See `Method.steps`."""
         return self.settings.steps
 
+    def run_settings(self, steps: int) -> object:
+        """See `Method.run_settings`; the schedule ends with the run."""
+        return replace(self.settings, steps=steps)
+
     def train(
         self, studio: Studio, subjects: Sequence[Subject], marks: Sequence[int], seed: int = 0
     ) -> Iterator[Snapshot]:
@@ -63,4 +67,5 @@ class Infusion:
 
     def _residual(self, base: EmbeddedModel, subject: Subject, one: Learned) -> ConceptResidual:
         blank = zero_residual(base.denoiser.base, subject.word, self.settings.layout)
-        return replace(blank, tensors=full(one, base.denoiser.device))
+        tensors = {k: v * self.strength for k, v in full(one, base.denoiser.device).items()}
+        return replace(blank, tensors=tensors)

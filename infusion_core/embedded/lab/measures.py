@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
+from statistics import median
 
-import torch
+import numpy as np
+from PIL import Image
 from torch import Tensor
 
+from ...captions import CAPTION_TEMPLATES
 from ...metrics.fisher import DenoiserPredictor, Divergence, fisher_divergence
+from ...metrics.similarity import diversity
 from ..model import EmbeddedModel
-from ..tinyworld import render
+from ..sampling import SampleSettings
+from ..tasks import draw
+from ..tinyworld import Concept, render
+from ..tinyworld import evaluate as ev
 from ..tinyworld.captions import caption, random_aspects, random_scene
 from ..tinyworld.concepts import HELD_OUT_LOOKS
 from ..tinyworld.world import Scene
 from .method import Customised
+
+ERRORS = ("concept_error", "scene_error", "position_error", "size_error")
+BARE_SEED = 70_000  # of the first picture of a bare prompt
 
 
 def other_scenes(words: Sequence[str], count: int) -> list[Scene]:
@@ -51,9 +63,53 @@ def fisher(base: EmbeddedModel, customised: Customised, words: Sequence[str], pr
     return fisher_divergence(plain, predictor(customised, texts), latents, prompts, base.denoiser.sigmas, draws)
 
 
-def spread(pictures: Tensor) -> float:
-    """Mean distance of all pairs of pictures (N, 3, H, W): mean absolute colour difference, 0 to 1."""
-    rows = pictures.flatten(1)
-    distances = torch.cdist(rows, rows, p=1) / rows.shape[1]
-    count = len(rows)
-    return (distances.sum() / (count * (count - 1))).item()
+def drawn_and_scored(
+    customised: Customised, concept: Concept, prompts: int, seeds: Sequence[int], settings: SampleSettings
+) -> list[ev.Scored]:
+    """Unseen prompts drawn and scored by the oracle; the prompts say the method's phrase for the concept."""
+    residual = customised.concepts[concept.name][0] if customised.concepts else None
+    return ev.evaluate(
+        customised.model,
+        concept,
+        ev.unseen_scenes(concept, prompts),
+        seeds,
+        settings,
+        residual,
+        phrase=customised.phrases[0],
+    )
+
+
+def bare_pictures(
+    customised: Customised, word: str, count: int, settings: SampleSettings, seed: int = BARE_SEED
+) -> list[Image.Image]:
+    """Pictures of "a photo of a `word`", which leaves everything else open."""
+    prompt = CAPTION_TEMPLATES[0].format(word)
+    return draw(customised.model, prompt, customised.concepts, count, seed, settings)
+
+
+def openness(pictures: Sequence[Image.Image], latents: Tensor, concept: Concept) -> dict[str, float]:
+    """How much a bare prompt still leaves open.
+
+    ``diversity``: mean ``1 - cosine`` of all pairs of latents. ``layout_repeated``: mean of the share of pictures with
+    the training photos' background colour and the share with their position.
+    """
+    trained = concept.training_scene(0)
+    seen = [ev.obeyed(picture, trained) for picture in pictures]
+    repeated = float(np.mean([[s["background"], s["position"]] for s in seen]))
+    return {"diversity": diversity(latents.flatten(1)), "layout_repeated": repeated}
+
+
+def sampling_cost(base: EmbeddedModel, customised: Customised, word: str, settings: SampleSettings) -> float:
+    """Seconds of one picture over those of the base model's picture of `word`: medians of three, taken in turns."""
+    phrase = customised.phrases[0]
+
+    def seconds(run: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+
+    ours, plain = [], []
+    for seed in range(3):
+        ours.append(seconds(partial(bare_pictures, customised, phrase, 1, settings, seed)))
+        plain.append(seconds(partial(bare_pictures, Customised(base, ()), word, 1, settings, seed)))
+    return median(ours) / median(plain)

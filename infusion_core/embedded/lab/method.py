@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
 import safetensors.torch
@@ -85,6 +85,10 @@ class Baseline:
         """See `Method.steps`."""
         return self.recipe.steps
 
+    def run_settings(self, steps: int) -> object:
+        """See `Method.run_settings`; the learning rate is constant, so the number of steps is left out."""
+        return replace(self.recipe, steps=0)
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -132,6 +136,10 @@ class Method(Protocol):
     @property
     def steps(self) -> int:
         """Optimizer steps it is usually trained for."""
+        ...
+
+    def run_settings(self, steps: int) -> object:
+        """What a run of so many steps depends on; equal ones have equal snapshots up to the shorter run's end."""
         ...
 
     def train(

@@ -35,7 +35,7 @@ PUBLISHED: dict[str, Published] = {
     for p in (
         Published(
             DreamBooth(Recipe(800, 5e-6, prior_weight=1.0)),
-            (5e-6, 5e-5, 2e-4, 5e-4),
+            (5e-6, 5e-5, 5e-4),
             "diffusers train_dreambooth.py: lr 5e-6, 400 to 800 steps, 200 class pictures, prior weight 1",
         ),
         Published(
@@ -62,15 +62,15 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
-def tuned() -> dict[str, dict[str, Any]]:
-    """What `infusion lab --tune` chose, by method: ``learning_rate`` and ``steps``."""
-    chosen: dict[str, dict[str, Any]] = json.loads(TUNED.read_text())["chosen"] if TUNED.exists() else {}
-    return chosen
+def tuning() -> dict[str, Any]:
+    """What `infusion lab --tune` found: ``chosen`` settings by method, and the ``grid`` they were chosen from."""
+    found: dict[str, Any] = json.loads(TUNED.read_text()) if TUNED.exists() else {"chosen": {}, "grid": []}
+    return found
 
 
 def all_methods() -> list[Method]:
     """The baselines with their tuned recipes (the published ones where there is none), then Infusion."""
-    chosen = tuned()
+    chosen = tuning()["chosen"]
     baselines: list[Method] = [with_recipe(p.method, chosen.get(key, {})) for key, p in PUBLISHED.items()]
     return [*baselines, Infusion()]
 

@@ -1,0 +1,74 @@
+"""Study: what each part of Infusion is good for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from ...trainer import TrainSettings
+from ..sampling import Window
+from ..tinyworld import Concept
+from .bench import Bench
+from .infusion import Infusion
+from .measures import ERRORS, bare_pictures, drawn_and_scored, openness
+from .store import Cell, Result, Row
+
+STUDY = "ablations"
+STRENGTHS = (0.5, 0.75, 1.25, 1.5)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Infusion with one thing changed: how it is trained, or how it is sampled."""
+
+    name: str
+    method: Infusion
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+
+def variants() -> list[Variant]:
+    """Infusion as it is, then every ablation."""
+    plain = Infusion()
+
+    def trained(**changes: Any) -> Infusion:
+        return Infusion(replace(TrainSettings(), **changes))
+
+    return [
+        Variant("Infusion", plain),
+        Variant("no map replacement", trained(replace_maps=False), {"replacement": Window(0.0, 0.0)}),
+        Variant("own base latent", plain, {"base_latent": "own"}),
+        *(Variant(f"layout {layout}", trained(layout=layout)) for layout in ("layer", "value")),
+        Variant("4 bins", trained(bins=4)),
+        Variant("paper's settings", trained(learning_rate=0.01, schedule="constant", weighting="uniform")),
+        *(Variant(f"strength {s:g}", replace(plain, strength=s)) for s in STRENGTHS),
+    ]
+
+
+def cells(bench: Bench) -> list[Cell]:
+    """One cell per variant and concept."""
+    out, scale = [], bench.scale
+    for concept in bench.concepts[: scale.curve_concepts]:
+        for variant in variants():
+            amount = (scale.prompts, scale.seeds, scale.samples, bench.seed, bench.steps(variant.method))
+            compute = partial(_measure, bench, variant, concept)
+            out.append(Cell(STUDY, variant.name, concept.name, (amount, variant), compute))
+    return out
+
+
+def _measure(bench: Bench, variant: Variant, concept: Concept) -> Result:
+    step = bench.steps(variant.method)
+    learned, _ = bench.learned(variant.method, [concept], step)
+    customised = variant.method.apply(bench.studio, learned)
+    sampling = replace(bench.sampling, **variant.sampling)
+    scored = drawn_and_scored(customised, concept, bench.scale.prompts, bench.seeds, sampling)
+    rows = [
+        Row(STUDY, variant.name, concept.name, step, s.prompt, s.seed, error, getattr(s.score, error))
+        for s in scored
+        for error in ERRORS
+    ]
+    bare = bare_pictures(customised, concept.shape, bench.scale.samples, sampling)
+    found = openness(bare, bench.studio.base.encode(bare), concept) | {"bytes": float(len(learned[0].data))}
+    rows += [Row(STUDY, variant.name, concept.name, step, "", bench.seed, m, v) for m, v in found.items()]
+    return Result(rows, {}, {scored[0].prompt: scored[0].picture})

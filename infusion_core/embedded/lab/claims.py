@@ -1,0 +1,76 @@
+"""The paper's claims, each held against the measured figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..tinyworld.evaluate import mean_interval
+from . import ablations, curves, fidelity, several
+from .store import Row
+from .tables import Figures, figures, with_gap
+
+REPRODUCED, REFUTED, OPEN = "reproduced", "refuted", "undecided"
+TUNERS = ("dreambooth", "lora", "custom-diffusion")  # baselines that change the network
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, what became of it, and the figures that say so."""
+
+    claim: str
+    verdict: str
+    figures: str
+
+
+def verdicts(rows: Sequence[Row], names: Mapping[str, str]) -> list[Verdict]:
+    """Every claim the rows can speak to."""
+    table1 = with_gap(figures(rows, fidelity.STUDY))
+    steps = sorted({r.step for r in rows if r.study == curves.STUDY})
+    late = figures(rows, curves.STUDY, steps[-1]) if steps else {}
+    together = figures(rows, several.STUDY)
+    parts = figures(rows, ablations.STUDY)
+
+    def against(found: Figures, measure: str, other: str, claim: str, less: bool = True) -> Verdict | None:
+        return _compare(found, measure, ("infusion", other), claim.format(names.get(other, other)), less)
+
+    found: list[Verdict | None] = [_unchanged(late or table1)]
+    found += [against(late, "layout_repeated", t, "Trained long, Infusion repeats the photos' layout less than {}")
+              for t in TUNERS]  # fmt: skip
+    found += [against(late, "w2_class", t, "Trained long, Infusion moves its super-class less than {} (2-Wasserstein)")
+              for t in TUNERS]  # fmt: skip
+    found += [against(table1, "gap_closed", o, "Infusion draws the concept better than {}", less=False)
+              for o in ("textual-inversion", "perfusion", "lora", "custom-diffusion", "dreambooth")]  # fmt: skip
+    found += [against(table1, "scene_error", t, "Infusion obeys the prompt's scene better than {}") for t in TUNERS]
+    found += [against(together, "leaked", t, "Concepts leak less into each other than with {}") for t in TUNERS]
+    found.append(_compare(parts, "concept_error", ("Infusion", "no map replacement"),
+                          "Replacing maps helps the concept's fidelity"))  # fmt: skip
+    found.append(_compare(parts, "layout_repeated", ("Infusion", "no map replacement"),
+                          "Replacing maps keeps the layout free"))  # fmt: skip
+    return [v for v in found if v]
+
+
+def _unchanged(found: Figures) -> Verdict | None:
+    values = found.get(("infusion", "fisher"))
+    if not values:
+        return None
+    worst = max(values.values())
+    text = f"largest Fisher divergence {worst:g}"
+    return Verdict("Other prompts stay exactly what they were", REPRODUCED if worst == 0 else REFUTED, text)
+
+
+def _compare(found: Figures, measure: str, pair: tuple[str, str], claim: str, less: bool = True) -> Verdict | None:
+    """Is the first of the pair lower (or higher)? Paired over concepts; undecided where the interval holds 0."""
+    ours, theirs = (found.get((name, measure), {}) for name in pair)
+    shared = [c for c in ours if c in theirs]
+    if not shared:
+        return None
+    sign = 1 if less else -1
+    mean, low, high = mean_interval([sign * (theirs[c] - ours[c]) for c in shared])
+    sure: Callable[[bool], bool] = lambda side: side and len(shared) > 1  # noqa: E731
+    verdict = REPRODUCED if sure(low > 0) else REFUTED if sure(high < 0) else OPEN
+    text = (
+        f"{measure.replace('_', ' ')}: {sum(ours[c] for c in shared) / len(shared):.3g} against "
+        f"{sum(theirs[c] for c in shared) / len(shared):.3g}, advantage {mean:.3g} ({low:.3g} to {high:.3g})"
+    )
+    return Verdict(claim, verdict, text)

@@ -1,0 +1,78 @@
+"""Figures of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from . import curves, fidelity
+from .store import Row, means
+from .tables import figures, with_gap
+
+PANELS = {
+    "fisher": "Latent Fisher divergence, other concepts",
+    "w2_class": "W2² from the base, class word",
+    "concept_error": "concept error",
+    "scene_error": "scene error",
+    "diversity": "diversity of a bare prompt",
+    "layout_repeated": "share repeating the photos' layout",
+}
+COLOURS = {
+    "dreambooth": "#c4302b",
+    "lora": "#e07b39",
+    "textual-inversion": "#7d8590",
+    "custom-diffusion": "#8957e5",
+    "perfusion": "#2ea043",
+    "infusion": "#1f6feb",
+}
+
+
+def curves_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | None:
+    """Each measure against training steps, a line per method; None without such rows."""
+    of_study = [r for r in rows if r.study == curves.STUDY]
+    if not of_study:
+        return None
+    points = means(of_study, lambda r: (r.measure, r.method, r.step))
+    figure = Figure(figsize=(11, 6.4), layout="constrained")
+    for axes, (measure, title) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
+        for method in dict.fromkeys(r.method for r in of_study):
+            line = sorted((step, v) for (m, name, step), v in points.items() if (m, name) == (measure, method))
+            wide = 2.4 if method == "infusion" else 1.3
+            axes.plot(*zip(*line, strict=True), "o-", markersize=3, linewidth=wide, color=COLOURS.get(method),
+                      label=names.get(method, method))  # fmt: skip
+        axes.set(title=title, xlabel="steps")
+        axes.title.set_fontsize(10)
+        if measure == "fisher":
+            axes.set_yscale("symlog", linthresh=0.01)
+        else:
+            axes.set_ylim(bottom=0)
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def trade_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | None:
+    """Gap closed against what is lost, a point per method; None without such rows."""
+    found = with_gap(figures(rows, fidelity.STUDY))
+    methods = [m for m, measure in found if measure == "gap_closed" and m in COLOURS]
+    if not methods:
+        return None
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    panels = {
+        "scene_error": "scene error (lower obeys better)",
+        "layout_repeated": "share repeating the photos' layout",
+        "fisher": "Fisher divergence, other concepts",
+    }
+    for axes, (measure, label) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for method in methods:
+            x, y = (_mean(found[method, m]) for m in (measure, "gap_closed"))
+            axes.scatter(x, y, s=70, color=COLOURS[method], label=names.get(method, method))
+        axes.set(xlabel=label, ylabel="gap closed")
+        if measure == "fisher":
+            axes.set_xscale("symlog", linthresh=0.01)
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _mean(by_concept: Mapping[str, float]) -> float:
+    return sum(by_concept.values()) / len(by_concept)

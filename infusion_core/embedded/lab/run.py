@@ -1,0 +1,67 @@
+"""The command ``infusion lab``: every study, cell by cell, then the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ...errors import InfusionError
+from ..console import progress, say
+from . import ablations, curves, fidelity, several, toy
+from .bench import FULL, QUICK, Bench, bench_for
+from .methods import all_methods
+from .report import write
+from .store import Cell
+
+STUDIES: dict[str, Callable[[Bench], list[Cell]]] = {
+    curves.STUDY: curves.cells,  # first: its long runs hold snapshots that the others use
+    fidelity.STUDY: fidelity.cells,
+    several.STUDY: several.cells,
+    ablations.STUDY: ablations.cells,
+    toy.STUDY: toy.cells,
+}
+
+
+def run_lab(
+    out: Path, quick: bool = False, only: Sequence[str] = (), methods: Sequence[str] = (), seed: int = 0
+) -> None:
+    """Run the studies and write the report; finished cells are taken from `out`.
+
+    Args:
+        out: folder.
+        quick: a small run, under ten minutes on two cores, instead of hours.
+        only: studies; all by default.
+        methods: keys of methods; all by default.
+        seed: of everything.
+
+    Raises:
+        InfusionError: an unknown study or method, or the disk is full.
+    """
+    chosen = _chosen(only, list(STUDIES), "study")
+    every = all_methods()
+    keys = _chosen(methods, [m.key for m in every], "method")
+    mode = "quick" if quick else "full"
+    bench = bench_for(out / mode, QUICK if quick else FULL, [m for m in every if m.key in keys], seed)
+    run(bench, [STUDIES[name] for name in STUDIES if name in chosen], out, mode)
+    say(f"Open {(out / 'index.html').resolve()}")
+
+
+def run(bench: Bench, studies: Sequence[Callable[[Bench], list[Cell]]], out: Path, mode: str) -> None:
+    """Compute what is missing, then write the report to `out`."""
+    started = time.monotonic()
+    cells = [cell for study in studies for cell in study(bench)]
+    results = []
+    with progress("lab", len(cells)) as advance:
+        for cell in cells:
+            advance(note=f"{cell.study}: {cell.method}, {cell.concept}", steps=0)
+            results.append((cell, bench.store.result(cell)))
+            advance()
+    write(out, bench, results, time.monotonic() - started, mode)
+
+
+def _chosen(asked: Sequence[str], known: Sequence[str], what: str) -> Sequence[str]:
+    for name in asked:
+        if name not in known:
+            raise InfusionError(f"the lab has no {what} {name!r}; choose of: {', '.join(known)}")
+    return asked or known

@@ -1,0 +1,152 @@
+"""Tables of the report: means over concepts with 95% intervals (Student's t, each concept one sample)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..tinyworld.evaluate import gap_closed, mean_interval
+from . import ablations, curves, fidelity, several, toy
+from .store import Row, means
+
+BASES = (fidelity.BARE, fidelity.TOLD)
+Figures = Mapping[tuple[str, str], Mapping[str, float]]  # by method and measure: value by concept
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as it is shown, and a line of explanation."""
+
+    title: str
+    note: str
+    header: tuple[str, ...]
+    lines: list[list[str]]
+
+
+def figures(rows: Sequence[Row], study: str, step: int | None = None) -> Figures:
+    """Means per method, measure and concept of one study, at one step if given."""
+    chosen = [r for r in rows if r.study == study and (step is None or r.step == step)]
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for (method, measure, concept), value in means(chosen, lambda r: (r.method, r.measure, r.concept)).items():
+        found.setdefault((method, measure), {})[concept] = value
+    return found
+
+
+def with_gap(found: Figures) -> Figures:
+    """The figures with ``gap_closed`` per concept, for methods that have the yardsticks beside them."""
+    bare, told = (found.get((name, "concept_error"), {}) for name in BASES)
+    gaps = {
+        (method, "gap_closed"): {
+            c: gap_closed(bare[c], told[c], value) for c, value in by.items() if c in bare and c in told
+        }
+        for (method, measure), by in found.items()
+        if measure == "concept_error"
+    }
+    return {**found, **{key: by for key, by in gaps.items() if by}}
+
+
+def table(
+    title: str, note: str, found: Figures, columns: Mapping[str, tuple[str, str]], names: Mapping[str, str]
+) -> Table:
+    """A line per method, a column per measure.
+
+    Args:
+        title, note: of the table.
+        found: see `figures`.
+        columns: heading and format by measure.
+        names: what a method is called; its key by default.
+    """
+    methods = list(dict.fromkeys(method for method, _ in found))
+    shown = {m: c for m, c in columns.items() if any((name, m) in found for name in methods)}
+    lines = []
+    for method in methods:
+        cells = [cell(found.get((method, m), {}), form) for m, (_, form) in shown.items()]
+        lines.append([names.get(method, method), *cells])
+    return Table(title, note, ("", *(heading for heading, _ in shown.values())), lines)
+
+
+def cell(by_concept: Mapping[str, float], form: str) -> str:
+    """``mean ± half of the 95% interval``, or the mean alone where there is one concept."""
+    if not by_concept:
+        return ""
+    mean, _, high = mean_interval(list(by_concept.values()))
+    text = format(mean, form)
+    return text if len(by_concept) < 2 else f"{text} ± {format(high - mean, form)}"
+
+
+ERRORS = {
+    "concept_error": ("concept error", ".3f"),
+    "gap_closed": ("gap closed", ".0%"),
+    "scene_error": ("scene error", ".4f"),
+    "position_error": ("position error (px)", ".1f"),
+    "size_error": ("size error", ".3f"),
+    "diversity": ("diversity", ".3f"),
+    "layout_repeated": ("photos' layout repeated", ".0%"),
+}
+
+
+def fidelity_table(rows: Sequence[Row], costs: Sequence[Row], names: Mapping[str, str]) -> Table:
+    """Table 1's analogue."""
+    found = with_gap(figures([*rows, *costs], fidelity.STUDY))
+    columns = {
+        **ERRORS,
+        "fisher": ("Fisher divergence", ".3g"),
+        "bytes": ("stored bytes", ",.0f"),
+        "training_seconds": ("training (s)", ".0f"),
+        "sampling_ratio": ("sampling / base's", ".2f"),
+    }
+    note = (
+        "Unseen prompts scored by the oracle. Concept error: inside the thing, against the concept. Gap closed: the "
+        "way from the class word to the look in words. Scene, position and size error: is the prompt obeyed? Diversity "
+        "and the share that repeats the photos' background and position: of a bare prompt."
+    )
+    return table("Every method beside every other", note, found, columns, names)
+
+
+def steps_table(rows: Sequence[Row], names: Mapping[str, str]) -> Table:
+    """The curves' last point."""
+    last = max((r.step for r in rows if r.study == curves.STUDY), default=0)
+    columns = {
+        "fisher": ("Fisher divergence, other concepts", ".3g"),
+        "w2_class": ("W2², class word", ".1f"),
+        "w2_concept": ("W2², concept's phrase", ".1f"),
+        **ERRORS,
+    }
+    note = (
+        "W2²: squared 2-Wasserstein distance, Ledoit-Wolf shrinkage, between latents the base model and the customised "
+        "one draw for the class word. Infusion binds the class word itself, so with the concept loaded the class word "
+        "is the concept; called as <name>, the bare class word is untouched and its distance 0."
+    )
+    return table(f"After {last} steps", note, figures(rows, curves.STUDY, last), columns, names)
+
+
+def several_table(rows: Sequence[Row], names: Mapping[str, str]) -> Table:
+    """Leakage between concepts of one prompt."""
+    columns = {
+        "own_error": ("error against its own concept", ".3f"),
+        "other_error": ("against the nearest other concept", ".3f"),
+        "leaked": ("things nearer to another concept", ".0%"),
+        "scene_error": ("scene error", ".4f"),
+    }
+    note = "Joint methods (DreamBooth, LoRA, Custom Diffusion) learn the concepts of a prompt in one run."
+    return table("Several concepts in one prompt", note, figures(rows, several.STUDY), columns, names)
+
+
+def ablation_table(rows: Sequence[Row]) -> Table:
+    """What each part of Infusion is good for."""
+    columns = {**ERRORS, "bytes": ("stored bytes", ",.0f")}
+    note = "Each line changes one thing. The strength sweep scales the same residual."
+    return table("Parts of Infusion", note, figures(rows, ablations.STUDY), columns, {})
+
+
+def toy_tables(rows: Sequence[Row]) -> list[Table]:
+    """One table per toy world."""
+    columns = {
+        "w2_class_b": ("W2² of class B from the base's", ".3f"),
+        "distance_to_samples": ("distance of A's mean to the samples", ".2f"),
+        "spread_kept": ("spread of A over the base's", ".2f"),
+    }
+    worlds = dict.fromkeys(r.concept for r in rows if r.study == toy.STUDY)
+    return [
+        table(f"World “{w}”", "", figures([r for r in rows if r.concept == w], toy.STUDY), columns, {}) for w in worlds
+    ]

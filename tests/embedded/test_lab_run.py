@@ -1,0 +1,173 @@
+"""The lab as a whole, very small: resuming, the files it writes, the page, the choice of settings."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from infusion_core.embedded.lab import ablations, curves, fidelity, several, toy
+from infusion_core.embedded.lab.bench import QUICK, Bench
+from infusion_core.embedded.lab.claims import OPEN, REFUTED, REPRODUCED, verdicts
+from infusion_core.embedded.lab.infusion import Infusion
+from infusion_core.embedded.lab.methods import PUBLISHED
+from infusion_core.embedded.lab.run import run
+from infusion_core.embedded.lab.store import Cell, Result, Row, Store
+from infusion_core.embedded.lab.studio import Studio
+from infusion_core.embedded.lab.tables import cell, figures, with_gap
+from infusion_core.embedded.lab.tune import choose
+from infusion_core.embedded.sampling import SampleSettings
+from infusion_core.embedded.tinyworld import CONCEPTS, Scene, Thing, render
+from infusion_core.errors import InfusionError
+
+TINY = replace(
+    QUICK, prompts=1, seeds=1, max_steps=2, marks=(1, 2), class_pictures=2, samples=2, fisher_prompts=2, fisher_draws=2,
+    groups=(("ember", "wasp"),), group_prompts=1, concepts=("ember",),
+)  # fmt: skip
+STUDIES = [curves.cells, fidelity.cells, several.cells]
+
+
+def bench(tinyworld, folder):
+    methods = [PUBLISHED["lora"].method, PUBLISHED["perfusion"].method, Infusion()]
+    studio = Studio(tinyworld, folder / "studio", TINY.class_pictures)
+    return Bench(studio, Store(folder), TINY, methods, sampling=SampleSettings(2, 3.0))
+
+
+@pytest.fixture(scope="module")
+def finished(tinyworld, tmp_path_factory):
+    out = tmp_path_factory.mktemp("lab")
+    run(bench(tinyworld, out / "tiny"), STUDIES, out, "tiny")
+    return out
+
+
+def test_a_stopped_run_goes_on_to_the_same_csv(tinyworld, finished, tmp_path):
+    lab = bench(tinyworld, tmp_path / "tiny")
+    cells = [c for study in STUDIES for c in study(lab)]
+    for one in cells[:5]:
+        lab.store.result(one)
+    stopped = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    run(lab, STUDIES, tmp_path, "tiny")
+    assert (tmp_path / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
+    assert all(p.stat().st_mtime_ns == at for p, at in stopped.items())
+
+
+def test_the_csv_is_tidy(finished):
+    rows = list(csv.DictReader((finished / "results.csv").open()))
+    assert {r["study"] for r in rows} == {"steps", "fidelity", "several"}
+    assert {"lora", "perfusion", "infusion"} < {r["method"] for r in rows}
+    keys = [tuple(v for k, v in r.items() if k != "value") for r in rows]
+    assert len(set(keys)) == len(keys)
+    assert all(np.isfinite(float(r["value"])) for r in rows)
+    untouched = [r for r in rows if r["measure"] == "fisher" and r["method"] == "infusion"]
+    assert untouched
+    assert all(float(r["value"]) == 0 for r in untouched)
+
+
+def test_the_page_stands_alone(finished):
+    class Page(HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.open, self.sources = [], []
+
+        def handle_starttag(self, tag, attributes):
+            if tag not in ("meta", "img", "br", "html"):
+                self.open.append(tag)
+            self.sources += [value for name, value in attributes if name in ("src", "href")]
+
+        def handle_endtag(self, tag):
+            if tag != "html":
+                assert self.open.pop() == tag
+
+    page = Page()
+    page.feed((finished / "index.html").read_text())
+    assert not page.open
+    assert len(page.sources) > 20
+    assert all(s.startswith("data:image/png;base64,") for s in page.sources)
+    report = json.loads((finished / "report.json").read_text())
+    assert report["claims"]
+    assert set(report["tables"]) == {"steps", "fidelity", "several"}
+
+
+def test_every_ablation_differs_from_infusion_as_it_is():
+    settings = [(v.method, tuple(v.sampling.items())) for v in ablations.variants()]
+    assert all(s != settings[0] for s in settings[1:])
+    assert len({v.name for v in ablations.variants()}) == len(settings)
+
+
+def test_leakage_is_told_from_exact_pictures():
+    group = [CONCEPTS["ember"], CONCEPTS["flag"]]
+    scene = Scene((Thing("circle", "small", "left"), Thing("square", "small", "right")), "pink", "plain")
+    right = render(scene, group)
+    swapped = render(
+        scene, [replace(group[0], look=group[1].look), replace(group[1], look=group[0].look)]
+    )  # each thing wears the other's look
+    for picture, worn in ((right, "ember"), (swapped, "flag")):
+        errors = several.errors_against(picture, scene, group[0], group)
+        assert min(errors, key=errors.get) == worn
+        assert errors[worn] < 0.04
+
+
+def rows_of(study, measure, **values):
+    return [
+        Row(study, method, str(i), 1, "", 0, measure, v)
+        for method, per_concept in values.items()
+        for i, v in enumerate(per_concept)
+    ]
+
+
+def test_verdicts_need_intervals_without_zero():
+    def verdict(infusion, lora):
+        judged = verdicts(rows_of("several", "leaked", infusion=infusion, lora=lora), {})
+        return judged[0].verdict
+
+    assert verdict([0.1, 0.12, 0.11], [0.5, 0.52, 0.54]) == REPRODUCED
+    assert verdict([0.5, 0.52, 0.54], [0.1, 0.12, 0.11]) == REFUTED
+    assert verdict([0.1, 0.6, 0.3], [0.5, 0.2, 0.35]) == OPEN
+    assert verdict([0.1], [0.5]) == OPEN
+
+
+def test_the_gap_is_a_share():
+    rows = rows_of("fidelity", "concept_error", **{
+        "base: class word": [0.4, 0.3], "base: look in words": [0.1, 0.1], "lora": [0.25, 0.1]
+    })  # fmt: skip
+    gaps = with_gap(figures(rows, "fidelity"))["lora", "gap_closed"]
+    assert gaps == pytest.approx({"0": 0.5, "1": 1.0})
+    assert cell({"0": 1.0}, ".1f") == "1.0"
+    assert cell({"0": 1.0, "1": 2.0}, ".2f") == "1.50 ± 6.35"  # t(0.975, 1) = 12.706 times 0.5
+
+
+def test_tuning_chooses_the_least_objective():
+    rows = [
+        Row("tune", f"lora lr {rate}", "acorn", step, "", 0, measure, value)
+        for rate, step, concept_error, px in (("0.001", 50, 0.3, 0.0), ("0.01", 100, 0.2, 128.0 * 0.05))
+        for measure, value in {"concept_error": concept_error, "scene_error": 0.0, "position_error": px}.items()
+    ]  # fmt: skip
+    chosen = [line for line in choose(rows) if line["chosen"]]
+    assert [(c["learning_rate"], c["steps"], c["objective"]) for c in chosen] == [(0.01, 100, pytest.approx(0.25))]
+
+
+def test_toy_residual_leaves_the_other_class_alone_and_keeps_the_spread(monkeypatch):
+    monkeypatch.setattr(toy, "SAMPLES", 400)
+    spread = toy.worlds()[1]
+    rows = {(r.method, r.measure): r.value for r in toy._measure(0, spread).rows}
+    assert rows[toy.OWN, "w2_class_b"] < 1e-9
+    assert rows[toy.FULL, "w2_class_b"] > 0.05
+    assert rows[toy.OWN, "spread_kept"] > 0.8
+    assert rows[toy.FULL, "spread_kept"] < 0.3
+
+
+def test_half_written_cells_do_not_count(tmp_path):
+    store = Store(tmp_path)
+
+    def fail():
+        raise InfusionError("the disk is full")
+
+    one = Cell("steps", "lora", "ember", 1, fail)
+    with pytest.raises(InfusionError):
+        store.result(one)
+    again = replace(one, compute=lambda: Result([Row("steps", "lora", "ember", 1, "", 0, "fisher", 0.5)]))
+    assert store.result(again).rows == store.result(one).rows  # the second time from the file

@@ -8,6 +8,8 @@ from . import routes
 from .attention_patch import InfusionAttentionPatch
 from .concepts import InfusionLoadConcept, InfusionSaveConcept
 from .inspect_maps import InfusionInspectMaps, InfusionMapImages
+from .metrics import InfusionOverfitMetrics
+from .similarity import InfusionSimilarity
 from .train import InfusionTrain
 
 
@@ -24,4 +26,6 @@ class InfusionExtension(ComfyExtension):  # type: ignore[misc]
             InfusionAttentionPatch,
             InfusionInspectMaps,
             InfusionMapImages,
+            InfusionOverfitMetrics,
+            InfusionSimilarity,
         ]

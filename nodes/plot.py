@@ -1,8 +1,9 @@
-"""The loss curve as a picture. ComfyUI ships Pillow and no plotting library."""
+"""Curves and points as a picture. ComfyUI ships Pillow and no plotting library."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,41 +13,83 @@ WIDTH, HEIGHT = 768, 384
 LEFT, TOP, RIGHT, BOTTOM = 70, 40, 20, 40
 GREY, BLUE, ORANGE, INK = "#b9c2cc", "#1f6feb", "#d1491b", "#22272e"
 
+Point = tuple[float, float]
 
-def loss_plot(losses: Sequence[float], validation: Sequence[tuple[int, float]]) -> torch.Tensor:
-    """Loss of every step, its running mean, and the validation loss of the snapshots, as IMAGE (1, H, W, 3)."""
+
+@dataclass(frozen=True)
+class Series:
+    """One thing that is drawn.
+
+    Attributes:
+        label: in the legend.
+        colour: as Pillow names it.
+        points: x and y of each.
+        line: width of the line that joins them, px; 0 for none.
+        dot: radius of a dot at each, px; 0 for none.
+    """
+
+    label: str
+    colour: str
+    points: Sequence[Point]
+    line: int = 0
+    dot: int = 0
+
+
+def plot(series: Sequence[Series], bottom: float, top: float) -> torch.Tensor:
+    """Series over one pair of axes as IMAGE (1, H, W, 3).
+
+    Args:
+        series: with at least one point in all.
+        bottom, top: of the y axis; higher points are drawn at the top.
+    """
     picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw = ImageDraw.Draw(picture)
-    steps = max(2, len(losses))
-    top = float(np.percentile([*losses, *(v for _, v in validation)], 99)) * 1.1 or 1.0
+    every = [x for s in series for x, _ in s.points]
+    first, last = int(min(every)), int(max(*every, min(every) + 1))
 
-    def at(step: float, loss: float) -> tuple[float, float]:
-        x = LEFT + (WIDTH - LEFT - RIGHT) * (step - 1) / (steps - 1)
-        return x, TOP + (HEIGHT - TOP - BOTTOM) * (1 - min(loss, top) / top)
+    def at(x: float, y: float) -> Point:
+        across, up = (x - first) / (last - first), (min(y, top) - bottom) / (top - bottom)
+        return LEFT + (WIDTH - LEFT - RIGHT) * across, TOP + (HEIGHT - TOP - BOTTOM) * (1 - up)
 
     for part in range(5):
-        value = top * part / 4
-        y = at(1, value)[1]
+        value, tick = bottom + (top - bottom) * part / 4, first + (last - first) * part // 4
+        y = at(first, value)[1]
         draw.line([(LEFT, y), (WIDTH - RIGHT, y)], fill="#e6eaee")
-        draw.text((8, y - 6), f"{value:.4f}", fill=INK)
-    for part in range(5):
-        step = 1 + (steps - 1) * part // 4
-        draw.text((at(step, 0)[0] - 8, HEIGHT - BOTTOM + 8), str(step), fill=INK)
-    _line(draw, [at(i + 1, v) for i, v in enumerate(losses)], GREY, 1)
-    window = max(1, min(25, len(losses)))
-    means = np.convolve(losses, np.ones(window) / window, "valid")
-    _line(draw, [at(i + window, float(v)) for i, v in enumerate(means)], BLUE, 2)
-    _line(draw, [at(s, v) for s, v in validation], ORANGE, 2)
-    for s, v in validation:
-        x, y = at(s, v)
-        draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=ORANGE)
-    for x, label, colour in ((LEFT, "loss of each step", GREY), (LEFT + 150, f"mean of {window}", BLUE),
-                             (LEFT + 260, "fixed validation noise", ORANGE)):  # fmt: skip
-        draw.rectangle((x, 16, x + 14, 24), fill=colour)
-        draw.text((x + 20, 14), label, fill=INK)
+        draw.text((8, y - 6), f"{value:.4g}", fill=INK)
+        draw.text((at(tick, bottom)[0] - 8, HEIGHT - BOTTOM + 8), str(tick), fill=INK)
+    for one in series:
+        _draw(draw, one, [at(x, y) for x, y in one.points])
+    _legend(draw, series)
     return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
 
 
-def _line(draw: ImageDraw.ImageDraw, points: Sequence[tuple[float, float]], colour: str, width: int) -> None:
-    if len(points) > 1:
-        draw.line(list(points), fill=colour, width=width)
+def loss_plot(losses: Sequence[float], validation: Sequence[tuple[int, float]]) -> torch.Tensor:
+    """Loss of every step, its running mean, and the validation loss of the snapshots, as IMAGE (1, H, W, 3)."""
+    window = max(1, min(25, len(losses)))
+    means = np.convolve(losses, np.ones(window) / window, "valid")
+    top = float(np.percentile([*losses, *(v for _, v in validation)], 99)) * 1.1 or 1.0
+    return plot(
+        [
+            Series("loss of each step", GREY, [(i + 1, v) for i, v in enumerate(losses)], line=1),
+            Series(f"mean of {window}", BLUE, [(i + window, float(v)) for i, v in enumerate(means)], line=2),
+            Series("fixed validation noise", ORANGE, validation, line=2, dot=3),
+        ],
+        0.0,
+        top,
+    )
+
+
+def _draw(draw: ImageDraw.ImageDraw, series: Series, points: list[Point]) -> None:
+    if series.line and len(points) > 1:
+        draw.line(points, fill=series.colour, width=series.line)
+    if series.dot:
+        for x, y in points:
+            draw.ellipse((x - series.dot, y - series.dot, x + series.dot, y + series.dot), fill=series.colour)
+
+
+def _legend(draw: ImageDraw.ImageDraw, series: Sequence[Series]) -> None:
+    x = float(LEFT)
+    for one in series:
+        draw.rectangle((x, 16, x + 14, 24), fill=one.colour)
+        draw.text((x + 20, 14), one.label, fill=INK)
+        x += 40 + draw.textlength(one.label)

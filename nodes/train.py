@@ -98,7 +98,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             seed=seed, snapshot_every=preview_every or _DEFAULT.snapshot_every,
         )  # fmt: skip
         word = word.strip()
-        templates = tuple(line.strip() for line in captions.splitlines() if line.strip()) or CAPTION_TEMPLATES
+        templates = tuple(lines_of(captions)) or CAPTION_TEMPLATES
         squares = square(images, resolution)
         latents = model.model.process_latent_in(vae.encode(squares))
         with training(model) as denoiser:
@@ -188,6 +188,11 @@ class Run:
         picture = draw(*self.drawing, self.trainer.concept(), f"a photo of a {self.word}", latent)
         self.denoiser.load()
         return picture
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text widget that hold something."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def square(images: Tensor, resolution: int) -> Tensor:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 
+from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 from infusion_core.residual_file import save_concept
 from infusion_core.residuals import ConceptResidual, zero_residual
 
@@ -59,3 +63,28 @@ def concepts(server: Server) -> dict[str, ConceptResidual]:
     for name, concept in made.items():
         save_concept(server.base / "models" / "infusion" / f"{name}.safetensors", concept)
     return made
+
+
+@pytest.fixture(scope="session")
+def pictures(server: Server) -> list[Image.Image]:
+    """Pictures of two TinyWorld concepts, also in the host's input folder as picture-0.png and so on."""
+    drawn = [p for name in ("ember", "wasp") for p in training_images(CONCEPTS[name])[:2]]
+    for i, picture in enumerate(drawn):
+        picture.save(server.base / "input" / f"picture-{i}.png")
+    return drawn
+
+
+@pytest.fixture(scope="session")
+def lora(server: Server) -> Path:
+    """A LoRA on several attention layers, in the generic key format."""
+    generator = torch.Generator().manual_seed(9)
+    state = {}
+    for layer in ("input_blocks.1.1", "middle_block.1", "output_blocks.3.1"):
+        width = 64 if layer != "middle_block.1" else 128
+        for part, inputs in (("attn1.to_q", width), ("attn2.to_q", width), ("attn2.to_v", 128)):
+            key = f"diffusion_model.{layer}.transformer_blocks.0.{part}"
+            state[f"{key}.lora_up.weight"] = torch.randn(width, 4, generator=generator) * 0.2
+            state[f"{key}.lora_down.weight"] = torch.randn(4, inputs, generator=generator) * 0.2
+    path = server.base / "models" / "loras" / "test.safetensors"
+    save_file(state, path)
+    return path

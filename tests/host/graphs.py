@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .comfyui import Graph, Output, Server
+from .comfyui import Graph, Output, Ran, Server
 
 PATCH = {"base_latent": "shared", "start": 0.0, "end": 1.0, "maps_start": 0.0, "maps_end": 1.0}
 
@@ -65,6 +65,21 @@ def drawn(server: Server, graph: Graph, samples: Output, name: str) -> Tensor:
     keep(graph, samples, name)
     server.run(graph)
     return kept(server, name)
+
+
+def images(graph: Graph, names: Sequence[str]) -> Output:
+    """Pictures of the input folder as one batch."""
+    batch = graph.add("LoadImage", image=names[0])[0]
+    for name in names[1:]:
+        batch = graph.add("ImageBatch", image1=batch, image2=graph.add("LoadImage", image=name)[0])
+    return batch
+
+
+def floats(server: Server, graph: Graph, outputs: Sequence[Output]) -> tuple[list[float], Ran]:
+    """Run a graph and return FLOAT outputs."""
+    shown = [graph.add("PreviewAny", source=output) for output in outputs]
+    ran = server.run(graph)
+    return [float(ran.outputs[s.node]["text"][0]) for s in shown], ran
 
 
 def close(a: Tensor, b: Tensor) -> float:

@@ -8,28 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from . import graphs
 from .comfyui import Graph, Output, PromptError, Server
 
+pytestmark = pytest.mark.usefixtures("lora")
 PROMPT = "a big circle at left on pink"
 CIRCLE = "3"  # where "circle" stands: start, a, big, circle
 Extend = Callable[[Graph, Output], Output]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def lora(server: Server) -> None:
-    """A LoRA on several attention layers, in the generic key format."""
-    generator = torch.Generator().manual_seed(9)
-    state = {}
-    for layer in ("input_blocks.1.1", "middle_block.1", "output_blocks.3.1"):
-        width = 64 if layer != "middle_block.1" else 128
-        for part, inputs in (("attn1.to_q", width), ("attn2.to_q", width), ("attn2.to_v", 128)):
-            key = f"diffusion_model.{layer}.transformer_blocks.0.{part}"
-            state[f"{key}.lora_up.weight"] = torch.randn(width, 4, generator=generator) * 0.2
-            state[f"{key}.lora_down.weight"] = torch.randn(4, inputs, generator=generator) * 0.2
-    save_file(state, server.base / "models" / "loras" / "test.safetensors")
 
 
 def lora_loader(graph: Graph, model: Output, clip: Output) -> tuple[Output, Output]:

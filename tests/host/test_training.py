@@ -32,17 +32,10 @@ def photos(server: Server) -> list[str]:
     return names
 
 
-def images(graph: Graph, names: list[str]) -> Output:
-    batch = graph.add("LoadImage", image=names[0])[0]
-    for name in names[1:]:
-        batch = graph.add("ImageBatch", image1=batch, image2=graph.add("LoadImage", image=name)[0])
-    return batch
-
-
 def train(graph: Graph, names: list[str], **changed: Any) -> Output:
     model, clip, vae = graphs.load(graph)
     inputs = {**WIDGETS, **changed}
-    return graph.add("InfusionTrain", model=model, clip=clip, vae=vae, images=images(graph, names), **inputs)
+    return graph.add("InfusionTrain", model=model, clip=clip, vae=vae, images=graphs.images(graph, names), **inputs)
 
 
 def expected(settings: TrainSettings, count: int, **options: Any) -> dict[str, torch.Tensor]:
@@ -118,7 +111,7 @@ def test_training_goes_on_from_a_concept(server: Server, photos: list[str]) -> N
     graph = Graph()
     model, clip, vae = graphs.load(graph)
     first = train(graph, photos, steps=3)
-    second = graph.add("InfusionTrain", model=model, clip=clip, vae=vae, images=images(graph, photos),
+    second = graph.add("InfusionTrain", model=model, clip=clip, vae=vae, images=graphs.images(graph, photos),
                        **{**WIDGETS, "steps": 3, "seed": 6}, continue_from=first)  # fmt: skip
     graph.add("InfusionSaveConcept", concept=second, filename="longer", storage="fp16")
     server.run(graph)

@@ -1,6 +1,6 @@
 """Test-only nodes inside the real ComfyUI: TinyWorld as a checkpoint, and small stand-ins for what users stack."""
 
-from . import others, small, standins, tinyworld
+from . import others, small, standins, tinyworld, vision
 
 standins.install()
-NODE_CLASS_MAPPINGS = {**tinyworld.NODES, **others.NODES, **small.NODES}
+NODE_CLASS_MAPPINGS = {**tinyworld.NODES, **others.NODES, **small.NODES, **vision.NODES}

@@ -174,15 +174,34 @@ def lab(
     concept: Annotated[
         Optional[list[str]], typer.Option(help="With --tune: a tuning concept; repeat for several.")  # noqa: UP045
     ] = None,
+    model: Model = "tinyworld",
+    config: Config = None,
+    dataset: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="With --model: the folder 'dataset' of DreamBooth's repository."),
+    ] = None,
+    clip: Annotated[Optional[Path], typer.Option(help="With --model: folder of CLIP ViT-B/32.")] = None,  # noqa: UP045
+    dino: Annotated[Optional[Path], typer.Option(help="With --model: folder of DINO ViT-S/16.")] = None,  # noqa: UP045
+    token: Annotated[str, typer.Option(help="With --model: the rare word that stands for a subject.")] = "sks",
+    count: Annotated[int, typer.Option(help="With --model: pictures per prompt.")] = 5,
+    limit: Annotated[int, typer.Option(help="With --model: most subjects, prompts and steps; 0 for all.")] = 0,
     seed: Seed = 0,
 ) -> None:
-    """Compare every method on TinyWorld: one page with figures, tables and pictures (needs the extra 'lab')."""
+    """Compare every method: one page with figures, tables and pictures (needs the extra 'lab').
+
+    On TinyWorld by default; with --model it is the paper's Table 1 on DreamBooth's dataset.
+    """
     try:
+        from .lab.real import Request, run_real
         from .lab.run import run_lab
         from .lab.tune import run_tune
     except ModuleNotFoundError as error:
         raise InfusionError(f"{error.name} is not installed; run: pip install 'infusion[standalone,lab]'") from error
-    if tune:
+    if model != "tinyworld":
+        if not (dataset and clip and dino):
+            raise InfusionError("--model needs --dataset, --clip and --dino; give the folders, or leave --model out")
+        run_real(Request(model, dataset, clip, dino, out, config, token, count, limit, seed), method or [])
+    elif tune:
         run_tune(out, quick, concept or [], method or [], seed)
     else:
         run_lab(out, quick, only or [], method or [], seed)

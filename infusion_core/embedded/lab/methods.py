@@ -75,6 +75,11 @@ def all_methods() -> list[Method]:
     return [*baselines, Infusion()]
 
 
+def published_methods() -> list[Method]:
+    """The baselines with their published recipes, then Infusion."""
+    return [*(with_recipe(p.method, {}) for p in PUBLISHED.values()), Infusion()]
+
+
 def with_recipe(method: Baseline, changes: dict[str, Any]) -> Any:
     """A baseline with some settings of its recipe changed."""
     return replace(method, recipe=replace(method.recipe, **changes))

@@ -14,22 +14,23 @@ from ..model import EmbeddedModel
 from .dreambooth import marked_class
 from .fitting import batches, fit
 from .method import Baseline, Customised, Learned, Snapshot, Subject, full
-from .studio import MARKS, Studio, customisable, token_ids
+from .studio import Studio, customisable, last_token
 
 
 def embedding_of(model: EmbeddedModel, word: str) -> Tensor:
-    """The embedding (D,) of one word, a copy."""
+    """The embedding (D,) of one word (of its last token), a copy."""
     table = model.text.encoders[0].model.get_input_embeddings().weight
-    row: Tensor = table[token_ids(model, [word])[0, 1]].detach().clone()
+    row: Tensor = table[last_token(model, word)].detach().clone()
     return row
 
 
 def learn_words(model: EmbeddedModel, vectors: Mapping[str, Tensor]) -> None:
     """Make the text encoder read spare words as `vectors`, by mark; gradients flow into them."""
+    by_token = {last_token(model, mark): vector for mark, vector in vectors.items()}
 
     def replace_rows(_: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        for mark, vector in vectors.items():
-            out = torch.where((args[0] == MARKS[mark])[..., None], vector, out)
+        for token, vector in by_token.items():
+            out = torch.where((args[0] == token)[..., None], vector, out)
         return out
 
     model.text.encoders[0].model.get_input_embeddings().register_forward_hook(replace_rows)

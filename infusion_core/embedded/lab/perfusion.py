@@ -22,7 +22,7 @@ from ..model import EmbeddedModel
 from .fitting import batches, fit
 from .method import Baseline, Customised, Learned, Snapshot, Subject, full
 from .new_words import embedding_of, learn_words
-from .studio import MARKS, Studio, customisable, text_states, token_ids
+from .studio import Studio, customisable, last_token, text_states, token_ids
 
 BETA, TAU = 0.75, 0.1  # the paper's gate in training
 DECAY = 0.99  # of the running mean of the concept's text state
@@ -111,10 +111,8 @@ def _inverse(covariance: Tensor) -> Tensor:
 def _state_of(model: EmbeddedModel, word: str) -> Tensor:
     """Mean text state (D,) of a word over the training captions."""
     texts = fill(CAPTION_TEMPLATES, word)
-    ids = token_ids(model, texts)
-    token = MARKS.get(word) or token_ids(model, [word])[0, 1]
     with torch.no_grad():
-        mean: Tensor = text_states(model, texts)[ids == token].mean(0)
+        mean: Tensor = text_states(model, texts)[token_ids(model, texts) == last_token(model, word)].mean(0)
     return mean
 
 

@@ -43,7 +43,7 @@ def write(out: Path, bench: Bench, results: Sequence[tuple[Cell, Result]], secon
         "mode": mode,
         "seed": bench.seed,
         "scale": asdict(bench.scale),
-        "recipes": _recipes(bench),
+        "recipes": recipes(bench),
         "claims": [asdict(v) for v in judged],
         "tables": {name: [asdict(t) for t in of] for name, of in all_tables.items()},
         "seconds": seconds,
@@ -67,7 +67,7 @@ def write(out: Path, bench: Bench, results: Sequence[tuple[Cell, Result]], secon
         strips=_strips(results, names),
         photos=[inline_picture(p) for p in training_images(CONCEPTS[bench.scale.concepts[0]])],
         concept=CONCEPTS[bench.scale.concepts[0]],
-        recipes=_recipes(bench),
+        recipes=recipes(bench),
         tuning=tuning(),
         inline=inline_picture,
     )
@@ -102,16 +102,18 @@ def _strips(results: Sequence[tuple[Cell, Result]], names: Mapping[str, str]) ->
     for cell, result in results:
         wanted = first.setdefault(cell.study, cell.concept)
         if result.pictures and (cell.concept == wanted or cell.study == toy.STUDY):
-            strip = Strip(names.get(cell.method, cell.method), list(result.pictures.items()))
+            name = cell.concept if cell.study == toy.STUDY else names.get(cell.method, cell.method)
+            strip = Strip(name, list(result.pictures.items()))
             strips.setdefault(cell.study, []).append(strip)
     return strips
 
 
-def _recipes(bench: Bench) -> list[dict[str, Any]]:
+def recipes(bench: Bench) -> list[dict[str, Any]]:
     """How each method was trained, and where its settings come from."""
     out = []
     for method in bench.methods:
         source = PUBLISHED[method.key].source if method.key in PUBLISHED else "the project's defaults"
         settings = asdict(method.recipe) if isinstance(method, Baseline) else asdict(method)["settings"]  # type: ignore[call-overload]
-        out.append({"name": method.title, "steps": bench.steps(method), "source": source, "settings": settings})
+        told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items() if key != "steps")
+        out.append({"name": method.title, "steps": bench.steps(method), "source": source, "settings": told})
     return out

@@ -42,10 +42,11 @@ class MarkedTokenizer(WordTokenizer):
 
 
 def customisable(base: EmbeddedModel) -> EmbeddedModel:
-    """A copy of TinyWorld with a UNet and a text encoder of its own, and spare words."""
-    denoiser = base.denoiser
+    """A copy of a model with a UNet and a text encoder of its own; TinyWorld's gets spare words."""
+    denoiser, plain = base.denoiser, base.text.encoders[0]
     unet = UNetDenoiser(copy.deepcopy(denoiser.unet), denoiser.sigmas, denoiser.prediction)
-    encoder = Encoder(MarkedTokenizer(), copy.deepcopy(base.text.encoders[0].model))
+    tokenizer = MarkedTokenizer() if isinstance(plain.tokenizer, WordTokenizer) else plain.tokenizer
+    encoder = Encoder(tokenizer, copy.deepcopy(plain.model))
     return replace(base, denoiser=unet, text=TextPath([encoder]))
 
 
@@ -53,6 +54,12 @@ def token_ids(model: EmbeddedModel, texts: Sequence[str]) -> Tensor:
     """Framed token ids (B, L) of texts of one chunk."""
     tokenizer = model.text.encoders[0].tokenizer
     return torch.tensor([tokenizer.frame(tokenizer.split(t)[0]) for t in texts], device=model.denoiser.device)
+
+
+def last_token(model: EmbeddedModel, word: str) -> int:
+    """The token id a word ends in; most words are one token."""
+    ids, _ = model.text.encoders[0].tokenizer.split(word)
+    return ids[-1]
 
 
 def text_states(model: EmbeddedModel, texts: Sequence[str]) -> Tensor:
@@ -66,14 +73,16 @@ class Studio:
     """The base model and a folder for what is made of it once.
 
     Attributes:
-        base: TinyWorld.
+        base: the model.
         folder: cache.
         class_pictures: class pictures per word, for prior preservation; the papers have 200.
+        captions: that the covariance of text is taken over; random captions of TinyWorld by default.
     """
 
     base: EmbeddedModel
     folder: Path
     class_pictures: int = 200
+    captions: tuple[str, ...] = ()
 
     def class_latents(self, word: str) -> Tensor:
         """Encoded pictures (class_pictures, C, h, w) that the base model draws for the class word, as in DreamBooth."""
@@ -87,11 +96,19 @@ class Studio:
 
     @cached_property
     def text_covariance(self) -> Tensor:
-        """Uncentred covariance (D, D) of text states over the tokens of random captions, Perfusion's C."""
-        rng = Random("text covariance")
-        texts = [caption(random_scene(rng, HELD_OUT_LOOKS), random_aspects(rng)) for _ in range(CAPTION_COUNT)]
+        """Uncentred covariance (D, D) of text states over the tokens of captions, Perfusion's C."""
+        texts = self.captions or _tinyworld_captions()
         ids = token_ids(self.base, texts)
         with torch.no_grad():
             states = torch.cat([text_states(self.base, texts[i : i + 100]) for i in range(0, len(texts), 100)])
-        used = states[(ids != words.START) & (ids != words.END)].double()  # (tokens, D)
+        # A token of the text has another one behind it: neither the start, nor the end, nor padding.
+        ends = (ids == ids[:, -1:]).int().argmax(1)  # (B,) the first of the tokens that end and pad
+        places = torch.arange(ids.shape[1], device=ids.device)
+        used = states[(places > 0) & (places < ends[:, None])].double()  # (tokens, D)
         return (used.T @ used / len(used)).float()
+
+
+def _tinyworld_captions() -> tuple[str, ...]:
+    rng = Random("text covariance")
+    scenes = [random_scene(rng, HELD_OUT_LOOKS) for _ in range(CAPTION_COUNT)]
+    return tuple(caption(scene, random_aspects(rng)) for scene in scenes)

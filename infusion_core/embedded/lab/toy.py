@@ -198,5 +198,5 @@ def _plot(world: World, drawn: dict[str, list[Tensor]]) -> Image.Image:
         axes.scatter(*b.T, s=4, alpha=0.35, color="#1f6feb", label="class B", linewidths=0)
         axes.scatter(*world.samples.T, s=40, marker="*", color="black", label="the few samples")
         axes.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", title=name, xticks=[], yticks=[])
-    figure.axes[0].legend(frameon=False, loc="lower left", fontsize=8)
+    figure.axes[0].legend(frameon=False, loc="lower left", fontsize=8, markerscale=2)
     return Image.open(BytesIO(figure_png(figure))).convert("RGB")

@@ -1,0 +1,192 @@
+"""``infusion lab --model``: the paper's Table 1 on DreamBooth's dataset, for whoever has the weights.
+
+CLIP-I and DINO: all generated x reference pairs, raw cosines; CLIP-T: each picture with its prompt, the class word
+in the subject's place. Recipes are the published ones, and the project's defaults for Infusion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...atomic import write_atomic
+from ...errors import InfusionError
+from ...metrics.similarity import CLIP, DINO, diversity, embed, similarity, text_similarity
+from ..console import progress, say
+from ..model import EmbeddedModel, load_model
+from ..output import write_report
+from ..page import inline_picture, render_page
+from ..photos import square, to_tensor
+from ..sampling import SampleSettings
+from ..tasks import draw
+from .bench import Bench, Scale
+from .dataset import Dataset, read_dataset
+from .method import Method, Subject
+from .methods import published_methods
+from .report import Strip, recipes
+from .store import Cell, Result, Row, Store, tidy_csv
+from .studio import Studio
+from .tables import figures, table
+
+STUDY = "table1"
+COLUMNS = {
+    "clip_t": ("CLIP-T", ".3f"),
+    "clip_i": ("CLIP-I", ".3f"),
+    "dino": ("DINO", ".3f"),
+    "diversity": ("diversity (DINO)", ".3f"),
+    "bytes": ("stored bytes", ",.0f"),
+    "training_seconds": ("training (s)", ".0f"),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for; `limit` caps subjects, prompts and training steps, 0 for none."""
+
+    model: str
+    dataset: Path
+    clip: Path
+    dino: Path
+    out: Path
+    config: Path | None = None
+    mark: str = "sks"
+    count: int = 5
+    limit: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Judges:
+    """CLIP ViT-B/32 and DINO ViT-S/16 from folders in transformers' format."""
+
+    clip: Path
+    dino: Path
+    device: torch.device
+
+    @cached_property
+    def _networks(self) -> tuple[Any, Any, Any, Any]:
+        import transformers as tf
+
+        try:
+            found = (
+                tf.CLIPVisionModelWithProjection.from_pretrained(self.clip, local_files_only=True),
+                tf.CLIPTextModelWithProjection.from_pretrained(self.clip, local_files_only=True),
+                tf.ViTModel.from_pretrained(self.dino, local_files_only=True),
+            )
+            tokenizer = tf.CLIPTokenizer.from_pretrained(self.clip, local_files_only=True)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise InfusionError(
+                f"cannot load --clip or --dino ({reason}); give folders in transformers' format"
+            ) from error
+        return *(n.to(self.device).eval() for n in found), tokenizer
+
+    def clip_images(self, pictures: Tensor) -> Tensor:
+        """CLIP's embeddings (N, D) of pictures (N, 3, H, W) in [0, 1]."""
+        return embed(lambda pixels: self._networks[0](pixels.to(self.device)).image_embeds, pictures, CLIP)
+
+    def dino_images(self, pictures: Tensor) -> Tensor:
+        """DINO's class tokens (N, D)."""
+        return embed(lambda pixels: self._networks[2](pixels.to(self.device)).last_hidden_state[:, 0], pictures, DINO)
+
+    @torch.no_grad()
+    def clip_texts(self, texts: Sequence[str]) -> Tensor:
+        """CLIP's embeddings (N, D) of texts."""
+        tokens = self._networks[3](list(texts), padding=True, truncation=True, return_tensors="pt").to(self.device)
+        embedded: Tensor = self._networks[1](**tokens).text_embeds
+        return embedded.float().cpu()
+
+
+def run_real(request: Request, methods: Sequence[str] = ()) -> None:
+    """Train every method on every subject, draw, score, and write results.csv, report.json and index.html.
+
+    Raises:
+        InfusionError: something is missing, or the model has two text encoders.
+    """
+    model = _single_precision(load_model(request.model, config=request.config))
+    if len(model.text.encoders) != 1:
+        raise InfusionError("the lab's baselines know one text encoder; give a Stable Diffusion 1.x or 2.x")
+    ids, _ = model.text.encoders[0].tokenizer.split(request.mark)
+    if len(ids) != 1:
+        raise InfusionError(f"{request.mark!r} is {len(ids)} tokens of this model; give a rare word of one (--token)")
+    data = read_dataset(request.dataset, request.mark)
+    chosen = [m for m in published_methods() if not methods or m.key in methods]
+    studio = Studio(model, request.out / "table1" / "studio", min(200, request.limit or 200), data.captions)
+    scale = replace(Scale(), max_steps=request.limit or Scale().max_steps)
+    bench = Bench(studio, Store(request.out / "table1"), scale, chosen, request.seed,
+                  SampleSettings(model.steps, model.guidance))  # fmt: skip
+    judges = Judges(request.clip, request.dino, model.denoiser.device)
+    cells = [
+        Cell(STUDY, m.key, s.name, (m.run_settings(bench.steps(m)), bench.steps(m), replace(request, out=Path())),
+             partial(_measure, bench, judges, data, m, s, request))
+        for s in data.subjects[: request.limit or None]
+        for m in chosen
+    ]  # fmt: skip
+    results = []
+    with progress("table 1", len(cells)) as advance:
+        for cell in cells:
+            results.append((cell, bench.store.result(cell)))
+            advance(note=f"{cell.method}, {cell.concept}")
+    _write(request.out, bench, results)
+
+
+def _single_precision(model: EmbeddedModel) -> EmbeddedModel:
+    """The model in float32, which training whole networks needs."""
+    for network in (model.denoiser.unet, model.vae, *(e.model for e in model.text.encoders)):
+        network.float()
+    return model
+
+
+def _measure(bench: Bench, judges: Judges, data: Dataset, method: Method, subject: Subject, request: Request) -> Result:
+    step = bench.steps(method)
+    learned, seconds = bench.train(method, (subject,), (step,))[step]
+    customised = method.apply(bench.studio, [learned])
+    prompts = data.prompts(subject)[: request.limit or None]
+    pictures = [
+        draw(customised.model, p.format(customised.phrases[0]), customised.concepts, request.count, request.seed,
+             bench.sampling)
+        for p in prompts
+    ]  # fmt: skip
+    pixels = torch.cat([to_tensor(drawn) for drawn in pictures]) / 2 + 0.5
+    resolution = bench.studio.base.resolution
+    photos = to_tensor([square(p, resolution) for p in subject.photos]) / 2 + 0.5
+    texts = judges.clip_texts([p.format(subject.word) for p in prompts]).repeat_interleave(request.count, 0)
+    seen, dino = judges.clip_images(pixels), judges.dino_images(pixels)
+    found = {
+        "clip_t": text_similarity(seen, texts),
+        "clip_i": similarity(seen, judges.clip_images(photos)),
+        "dino": similarity(dino, judges.dino_images(photos)),
+        "bytes": float(len(learned.data)),
+    }
+    if request.count > 1:
+        found["diversity"] = diversity(dino, torch.arange(len(prompts)).repeat_interleave(request.count))
+    rows = [Row(STUDY, method.key, subject.name, step, "", request.seed, m, v) for m, v in found.items()]
+    shown = {p: square(drawn[0], 256) for p, drawn in list(zip(prompts, pictures, strict=True))[:4]}
+    return Result(rows, {"training_seconds": seconds}, shown)
+
+
+def _write(out: Path, bench: Bench, results: Sequence[tuple[Cell, Result]]) -> None:
+    rows = [row for _, result in results for row in result.rows]
+    costs = [
+        Row(STUDY, cell.method, cell.concept, 0, "", bench.seed, m, v)
+        for cell, result in results
+        for m, v in result.costs.items()
+    ]
+    names = {m.key: m.title for m in bench.methods}
+    note = "Raw cosines: CLIP ViT-B/32 and DINO ViT-S/16; means over subjects, ± half of the 95% interval."
+    shown = table("Table 1", note, figures([*rows, *costs], STUDY), COLUMNS, names)
+    strips = [Strip(f"{c.concept}: {names[c.method]}", list(r.pictures.items())) for c, r in results]
+    write_atomic(out / "results.csv", tidy_csv(rows).encode())
+    write_atomic(out / "costs.csv", tidy_csv(costs).encode())
+    told = {"model": bench.studio.base.name, "recipes": recipes(bench), "seed": bench.seed}
+    write_report(out / "report.json", told | {"table": {"header": shown.header, "lines": shown.lines}})
+    page = render_page("lab-real.html.j2", model=bench.studio.base.name, table=shown, strips=strips,
+                       recipes=recipes(bench), inline=inline_picture)  # fmt: skip
+    write_atomic(out / "index.html", page.encode())
+    say(f"Open {(out / 'index.html').resolve()}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..tinyworld.evaluate import mean_interval
@@ -67,8 +67,8 @@ def _compare(found: Figures, measure: str, pair: tuple[str, str], claim: str, le
         return None
     sign = 1 if less else -1
     mean, low, high = mean_interval([sign * (theirs[c] - ours[c]) for c in shared])
-    sure: Callable[[bool], bool] = lambda side: side and len(shared) > 1  # noqa: E731
-    verdict = REPRODUCED if sure(low > 0) else REFUTED if sure(high < 0) else OPEN
+    sided = len(shared) > 1 and not low <= 0 <= high
+    verdict = OPEN if not sided else REPRODUCED if mean > 0 else REFUTED
     text = (
         f"{measure.replace('_', ' ')}: {sum(ours[c] for c in shared) / len(shared):.3g} against "
         f"{sum(theirs[c] for c in shared) / len(shared):.3g}, advantage {mean:.3g} ({low:.3g} to {high:.3g})"

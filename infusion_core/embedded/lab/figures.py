@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..tinyworld.evaluate import mean_interval
 from . import curves, fidelity
 from .store import Row, means
 from .tables import figures, with_gap
@@ -33,14 +35,15 @@ def curves_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | Non
     of_study = [r for r in rows if r.study == curves.STUDY]
     if not of_study:
         return None
-    points = means(of_study, lambda r: (r.measure, r.method, r.step))
+    points = means(of_study, lambda r: (r.measure, r.method, r.step, r.concept))
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     for axes, (measure, title) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
         for method in dict.fromkeys(r.method for r in of_study):
-            line = sorted((step, v) for (m, name, step), v in points.items() if (m, name) == (measure, method))
-            wide = 2.4 if method == "infusion" else 1.3
-            axes.plot(*zip(*line, strict=True), "o-", markersize=3, linewidth=wide, color=COLOURS.get(method),
-                      label=names.get(method, method))  # fmt: skip
+            by_step: dict[int, list[float]] = {}
+            for (m, name, step, _), value in sorted(points.items()):
+                if (m, name) == (measure, method):
+                    by_step.setdefault(step, []).append(value)
+            _line(axes, by_step, names.get(method, method), COLOURS.get(method, "black"), method == "infusion")
         axes.set(title=title, xlabel="steps")
         axes.title.set_fontsize(10)
         if measure == "fisher":
@@ -49,6 +52,13 @@ def curves_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | Non
             axes.set_ylim(bottom=0)
     figure.axes[0].legend(frameon=False, fontsize=8)
     return figure
+
+
+def _line(axes: Axes, by_step: Mapping[int, Sequence[float]], label: str, colour: str, wide: bool) -> None:
+    """Means over concepts against steps, with their 95% interval shaded where there are several concepts."""
+    means_, low, high = zip(*(mean_interval(values) for values in by_step.values()), strict=True)
+    axes.plot(list(by_step), means_, "o-", markersize=3, linewidth=2.4 if wide else 1.3, color=colour, label=label)
+    axes.fill_between(list(by_step), low, high, color=colour, alpha=0.12, linewidth=0)
 
 
 def trade_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | None:

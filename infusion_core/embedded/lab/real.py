@@ -109,18 +109,10 @@ def run_real(request: Request, methods: Sequence[str] = ()) -> None:
     Raises:
         InfusionError: something is missing, or the model has two text encoders.
     """
-    model = _single_precision(load_model(request.model, config=request.config))
-    if len(model.text.encoders) != 1:
-        raise InfusionError("the lab's baselines know one text encoder; give a Stable Diffusion 1.x or 2.x")
-    ids, _ = model.text.encoders[0].tokenizer.split(request.mark)
-    if len(ids) != 1:
-        raise InfusionError(f"{request.mark!r} is {len(ids)} tokens of this model; give a rare word of one (--token)")
+    model = _checked(request)
     data = read_dataset(request.dataset, request.mark)
     chosen = [m for m in published_methods() if not methods or m.key in methods]
-    studio = Studio(model, request.out / "table1" / "studio", min(200, request.limit or 200), data.captions)
-    scale = replace(Scale(), max_steps=request.limit or Scale().max_steps)
-    bench = Bench(studio, Store(request.out / "table1"), scale, chosen, request.seed,
-                  SampleSettings(model.steps, model.guidance))  # fmt: skip
+    bench = _bench(request, model, data, chosen)
     judges = Judges(request.clip, request.dino, model.denoiser.device)
     cells = [
         Cell(STUDY, m.key, s.name, (m.run_settings(bench.steps(m)), bench.steps(m), replace(request, out=Path())),
@@ -136,11 +128,25 @@ def run_real(request: Request, methods: Sequence[str] = ()) -> None:
     _write(request.out, bench, results)
 
 
-def _single_precision(model: EmbeddedModel) -> EmbeddedModel:
-    """The model in float32, which training whole networks needs."""
-    for network in (model.denoiser.unet, model.vae, *(e.model for e in model.text.encoders)):
+def _checked(request: Request) -> EmbeddedModel:
+    """The model, in float32, which training whole networks needs."""
+    model = load_model(request.model, config=request.config)
+    if len(model.text.encoders) != 1:
+        raise InfusionError("the lab's baselines know one text encoder; give a Stable Diffusion 1.x or 2.x")
+    ids, _ = model.text.encoders[0].tokenizer.split(request.mark)
+    if len(ids) != 1:
+        raise InfusionError(f"{request.mark!r} is {len(ids)} tokens of this model; give a rare word of one (--token)")
+    for network in (model.denoiser.unet, model.vae, model.text.encoders[0].model):
         network.float()
     return model
+
+
+def _bench(request: Request, model: EmbeddedModel, data: Dataset, methods: Sequence[Method]) -> Bench:
+    folder = request.out / "table1" / model.name
+    studio = Studio(model, folder / "studio", min(200, request.limit or 200), data.captions)
+    scale = replace(Scale(), max_steps=request.limit or Scale().max_steps)
+    sampling = SampleSettings(model.steps, model.guidance)
+    return Bench(studio, Store(folder), scale, methods, request.seed, sampling)
 
 
 def _measure(bench: Bench, judges: Judges, data: Dataset, method: Method, subject: Subject, request: Request) -> Result:

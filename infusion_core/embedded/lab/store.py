@@ -92,10 +92,6 @@ class Store:
                 pictures[caption] = file.convert("RGB")
         return Result([Row(**row) for row in kept["rows"]], kept["costs"], pictures)
 
-    def has(self, cell: Cell) -> bool:
-        """Whether the cell is finished."""
-        return (self.folder / f"{cell.name}.json").exists()
-
     def _write(self, path: Path, result: Result) -> None:
         for index, picture in enumerate(result.pictures.values()):
             save_picture(_picture(path, index), picture)

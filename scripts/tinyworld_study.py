@@ -68,8 +68,6 @@ def tuning_variants() -> list[Variant]:
         "lr .05, cosine, velocity": faster,
         "lr .02, cosine, velocity, value": {**tuned, "layout": "value"},
         "lr .05, cosine, velocity, value": {**faster, "layout": "value"},
-        "lr .05, cosine, velocity, 4 bins": {**faster, "bins": 4},
-        "lr .05, cosine, velocity, 800 steps": {**faster, "steps": 800},
     }
     return [*YARDSTICKS, *(Variant(name, TrainSettings(**{**PAPER, **options})) for name, options in grid.items())]
 

@@ -63,16 +63,20 @@ PUBLISHED: dict[str, Published] = {
 
 
 def tuning() -> dict[str, Any]:
-    """What `infusion lab --tune` found: ``chosen`` settings by method, and the ``grid`` they were chosen from."""
-    found: dict[str, Any] = json.loads(TUNED.read_text()) if TUNED.exists() else {"chosen": {}, "grid": []}
+    """What `infusion lab --tune` found: the ``grid``, a line per method, learning rate and number of steps."""
+    found: dict[str, Any] = json.loads(TUNED.read_text()) if TUNED.exists() else {"grid": []}
     return found
 
 
-def all_methods() -> list[Method]:
-    """The baselines with their tuned recipes (the published ones where there is none), then Infusion."""
-    chosen = tuning()["chosen"]
-    baselines: list[Method] = [with_recipe(p.method, chosen.get(key, {})) for key, p in PUBLISHED.items()]
-    return [*baselines, Infusion()]
+def all_methods(most_steps: int) -> list[Method]:
+    """The baselines with their best tuned recipes of no more steps (the published ones without any), then Infusion."""
+    return [*(_tuned(p.method, most_steps) for p in PUBLISHED.values()), Infusion()]
+
+
+def _tuned(method: Baseline, most_steps: int) -> Any:
+    lines = [ln for ln in tuning()["grid"] if ln["method"] == method.key and ln["steps"] <= most_steps]
+    best = min(lines, key=lambda line: line["objective"], default=None)
+    return with_recipe(method, {k: best[k] for k in ("learning_rate", "steps")} if best else {})
 
 
 def published_methods() -> list[Method]:

@@ -39,10 +39,11 @@ def run_lab(
         InfusionError: an unknown study or method, or the disk is full.
     """
     chosen = _chosen(only, list(STUDIES), "study")
-    every = all_methods()
+    scale = QUICK if quick else FULL
+    every = all_methods(scale.max_steps)
     keys = _chosen(methods, [m.key for m in every], "method")
     mode = "quick" if quick else "full"
-    bench = bench_for(out / mode, QUICK if quick else FULL, [m for m in every if m.key in keys], seed)
+    bench = bench_for(out / mode, scale, [m for m in every if m.key in keys], seed)
     run(bench, [STUDIES[name] for name in STUDIES if name in chosen], out, mode)
     say(f"Open {(out / 'index.html').resolve()}")
 

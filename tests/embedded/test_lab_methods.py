@@ -20,6 +20,7 @@ from infusion_core.trainer import TrainSettings
 STEPS = 12
 FAST = {
     "dreambooth": 5e-4,
+    "dreambooth-plain": 5e-4,
     "lora": 5e-3,
     "textual-inversion": 3e-2,
     "custom-diffusion": 1e-3,
@@ -77,6 +78,7 @@ def test_the_loss_on_the_photos_falls(key, studio, subjects, snapshots):
     ("key", "may_change"),
     [
         ("dreambooth", lambda name: name.startswith("unet.")),
+        ("dreambooth-plain", lambda name: name.startswith("unet.")),
         ("lora", lambda name: ".lora_" in name),
         ("textual-inversion", lambda name: False),
         ("custom-diffusion", lambda name: name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))),
@@ -97,7 +99,7 @@ def test_nothing_but_what_is_learned_changes(key, may_change, studio, subjects, 
     after = state(method_of(key).apply(studio, [snapshots[key][-1].learned]).model)
     changed = {name for name in after if name not in before or not torch.equal(before[name], after[name])}
     assert all(may_change(name) for name in changed)
-    assert bool(changed) == (key in ("dreambooth", "lora", "custom-diffusion"))
+    assert bool(changed) == (key in ("dreambooth", "dreambooth-plain", "lora", "custom-diffusion"))
 
 
 @pytest.mark.parametrize("key", ["textual-inversion", "perfusion"])

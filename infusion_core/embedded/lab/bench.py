@@ -58,13 +58,13 @@ class Scale:
 
 QUICK = Scale(
     concepts=("ember", "wasp"),
-    prompts=3,
-    seeds=2,
+    prompts=4,
+    seeds=1,
     max_steps=100,
-    marks=(25, 50, 100),
+    marks=(50, 100),
     curve_concepts=1,
     class_pictures=16,
-    samples=12,
+    samples=8,
     fisher_prompts=8,
     fisher_draws=16,
     groups=(("ember", "wasp"),),

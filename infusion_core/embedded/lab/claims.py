@@ -11,7 +11,7 @@ from .store import Row
 from .tables import Figures, figures, with_gap
 
 REPRODUCED, REFUTED, OPEN = "reproduced", "refuted", "undecided"
-TUNERS = ("dreambooth", "lora", "custom-diffusion")  # baselines that change the network
+TUNERS = ("dreambooth", "dreambooth-plain", "lora", "custom-diffusion")  # baselines that change the network
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def verdicts(rows: Sequence[Row], names: Mapping[str, str]) -> list[Verdict]:
     found += [against(late, "w2_class", t, "Trained long, Infusion moves its super-class less than {} (2-Wasserstein)")
               for t in TUNERS]  # fmt: skip
     found += [against(table1, "gap_closed", o, "Infusion draws the concept better than {}", less=False)
-              for o in ("textual-inversion", "perfusion", "lora", "custom-diffusion", "dreambooth")]  # fmt: skip
+              for o in ("textual-inversion", "perfusion", *TUNERS)]  # fmt: skip
     found += [against(table1, "scene_error", t, "Infusion obeys the prompt's scene better than {}") for t in TUNERS]
     found += [against(together, "leaked", t, "Concepts leak less into each other than with {}") for t in TUNERS]
     found.append(_compare(parts, "concept_error", ("Infusion", "no map replacement"),

@@ -50,6 +50,14 @@ class DreamBooth(Baseline):
 
 
 @dataclass(frozen=True)
+class PlainDreamBooth(DreamBooth):
+    """DreamBooth without class pictures, as diffusers' script trains unless told otherwise."""
+
+    key: ClassVar = "dreambooth-plain"
+    title: ClassVar = "DreamBooth, no prior"
+
+
+@dataclass(frozen=True)
 class DreamBoothLora(Baseline):
     """LoRA of rank 4 on every attention layer's projections, everything else frozen."""
 

@@ -22,6 +22,7 @@ PANELS = {
 }
 COLOURS = {
     "dreambooth": "#c4302b",
+    "dreambooth-plain": "#8b1a2b",
     "lora": "#e07b39",
     "textual-inversion": "#7d8590",
     "custom-diffusion": "#8957e5",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..tinyworld import Concept, training_images
-from .dreambooth import DreamBooth, DreamBoothLora
+from .dreambooth import DreamBooth, DreamBoothLora, PlainDreamBooth
 from .infusion import Infusion
 from .method import Baseline, Method, Recipe, Subject
 from .new_words import CustomDiffusion, TextualInversion
@@ -37,6 +37,11 @@ PUBLISHED: dict[str, Published] = {
             DreamBooth(Recipe(800, 5e-6, prior_weight=1.0)),
             (5e-6, 5e-5, 5e-4),
             "diffusers train_dreambooth.py: lr 5e-6, 400 to 800 steps, 200 class pictures, prior weight 1",
+        ),
+        Published(
+            PlainDreamBooth(Recipe(400, 5e-6)),
+            (5e-6, 5e-5, 5e-4),
+            "diffusers train_dreambooth.py without prior preservation, its default: lr 5e-6, 400 steps",
         ),
         Published(
             DreamBoothLora(Recipe(500, 1e-4)),

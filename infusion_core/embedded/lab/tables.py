@@ -71,7 +71,7 @@ def cell(by_concept: Mapping[str, float], form: str) -> str:
         return ""
     mean, _, high = mean_interval(list(by_concept.values()))
     text = format(mean, form)
-    return text if len(by_concept) < 2 else f"{text} ± {format(high - mean, form)}"
+    return text if len(by_concept) < 2 or high == mean else f"{text} ± {format(high - mean, form)}"
 
 
 ERRORS = {

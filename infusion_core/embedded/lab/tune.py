@@ -115,6 +115,6 @@ def _write(grid: list[dict[str, Any]], facts: dict[str, Any]) -> None:
     known = tuning()
     fresh = {line["method"] for line in grid}
     kept = [line for line in known["grid"] if line["method"] not in fresh]
-    lines = [{k: round(v, 5) if isinstance(v, float) else v for k, v in ln.items()} for ln in [*kept, *grid]]
+    lines = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in ln.items()} for ln in [*kept, *grid]]
     text = json.dumps({**facts, "grid": lines}, indent=1)
     write_atomic(TUNED, (text + "\n").encode())

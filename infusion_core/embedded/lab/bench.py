@@ -64,11 +64,11 @@ QUICK = Scale(
     marks=(50, 100),
     curve_concepts=1,
     class_pictures=16,
-    samples=8,
+    samples=6,
     fisher_prompts=8,
     fisher_draws=16,
     groups=(("ember", "wasp"),),
-    group_prompts=3,
+    group_prompts=2,
 )
 FULL = Scale()
 

@@ -28,7 +28,7 @@ def verdicts(rows: Sequence[Row], names: Mapping[str, str]) -> list[Verdict]:
     table1 = with_gap(figures(rows, fidelity.STUDY))
     steps = sorted({r.step for r in rows if r.study == curves.STUDY})
     last = steps[-1] if steps else 0
-    late = figures(rows, curves.STUDY, last)
+    late, after = figures(rows, curves.STUDY, last), f"After {last} steps Infusion "
     together = figures(rows, several.STUDY)
     parts = figures(rows, ablations.STUDY)
 
@@ -36,9 +36,9 @@ def verdicts(rows: Sequence[Row], names: Mapping[str, str]) -> list[Verdict]:
         return _compare(found, measure, ("infusion", other), claim.format(names.get(other, other)), less)
 
     found: list[Verdict | None] = [_unchanged(late or table1)]
-    found += [against(late, "layout_repeated", t, f"After {last} steps Infusion repeats the photos' layout less than {{}}")
+    found += [against(late, "layout_repeated", t, after + "repeats the photos' layout less than {}")
               for t in TUNERS]  # fmt: skip
-    found += [against(late, "w2_class", t, f"After {last} steps Infusion moves its super-class less than {{}} (2-Wasserstein)")
+    found += [against(late, "w2_class", t, after + "moves its super-class less than {} (2-Wasserstein)")
               for t in TUNERS]  # fmt: skip
     found += [against(table1, "gap_closed", o, "Infusion draws the concept better than {}", less=False)
               for o in ("textual-inversion", "perfusion", *TUNERS)]  # fmt: skip

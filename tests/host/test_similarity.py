@@ -36,6 +36,7 @@ def spread_out(network: Any) -> Any:
 def eyes(server: Server) -> dict[int, Any]:
     """CLIP image encoders by the width of their embeddings, also in the host's input folder as vision-WIDTH."""
     made = {}
+    torch.manual_seed(0)
     for width in (512, 1024):
         made[width] = spread_out(transformers.CLIPVisionModelWithProjection(vision_config(width)))
         folder = server.base / "input" / f"vision-{width}"
@@ -47,6 +48,7 @@ def eyes(server: Server) -> dict[int, Any]:
 @pytest.fixture(scope="module")
 def dino(server: Server) -> tuple[str, Any]:
     """A small vision transformer in a folder."""
+    torch.manual_seed(0)
     config = transformers.ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
     network = spread_out(transformers.ViTModel(config, add_pooling_layer=False))
     network.save_pretrained(server.base / "dino")
@@ -112,7 +114,8 @@ def test_dino_is_that_of_transformers(server: Server, pictures: Any, dino: Any) 
         states = dino[1](prepared(pictures, 256, IMAGENET)).last_hidden_state[:, 0].numpy()
     states /= np.linalg.norm(states, axis=1, keepdims=True)
     (clip_i, _, by_dino, _), report = similar(server, [0, 1], [2, 3], dino_folder=dino[0])
-    assert by_dino == pytest.approx((states[:2] @ states[2:].T).mean(), abs=5e-4)
+    # Pillow rounds what it resizes to whole steps of 1/255; the node does not.
+    assert by_dino == pytest.approx((states[:2] @ states[2:].T).mean(), abs=2e-3)
     assert math.isnan(clip_i)
     assert "this is no ViT-S/16" in report
     assert "connect a CLIP_VISION" in report

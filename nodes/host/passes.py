@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 from torch import Tensor
 
@@ -18,7 +19,16 @@ from ...infusion_core.sites import Site
 from ...infusion_core.tokens import Span
 
 KEY = "infusion"
-Entry = tuple[int, object]  # one conditioning of a pass: index of its list, and its uuid
+Entry = tuple[int, UUID]  # one conditioning of a pass: index of its list, and its uuid
+
+
+class BaseRow(UUID):
+    """The uuid of a conditioning's rows in the base stream. It equals the conditioning's own, but tells itself apart."""
+
+    @classmethod
+    def of(cls, uuid: UUID) -> BaseRow:
+        """The base stream's twin of a conditioning."""
+        return cls(int=uuid.int)
 
 
 @dataclass(frozen=True)
@@ -40,30 +50,24 @@ class Pass:
 
     Attributes:
         sites: the model's, by name.
-        bound: the conditionings whose rows are the concept stream (or, when recording, the base stream).
-        queries: query inputs by site and conditioning, (rows, N, C): filled when recording, supplied otherwise.
-        recording: this is the base pass.
-        infusing: residuals are added.
+        bound: the conditionings whose rows are the concept stream; those with a `BaseRow` are the base stream.
+        replacing: the concept stream attends with the base stream's query inputs.
+        queries: of base rows whose concept rows are not in the same forward, (rows, N, C) by site and conditioning.
     """
 
     sites: Mapping[str, Site]
     bound: Mapping[Entry, Bound]
-    queries: dict[tuple[str, Entry], Tensor] | None = None
-    recording: bool = False
-    infusing: bool = False
+    replacing: bool
+    queries: dict[tuple[str, Entry], Tensor] = field(default_factory=dict)
     _infusions: dict[tuple[Any, ...], list[Infusion]] = field(default_factory=dict)
 
     def context_inputs(self, query: Tensor, key: Tensor, value: Tensor, extra: Mapping[str, Any]) -> tuple[Tensor, ...]:
         """The three inputs of cross-attention, (R, N, C), (R, L, D), (R, L, D), as this pass wants them."""
         site = self.sites[site_name(extra)]
-        groups = self._groups(extra, len(query))
-        if self.recording and self.queries is not None:
-            for entry, rows in groups:
-                self.queries[site.name, entry] = query[rows].clone()
-            return query, key, value
-        if self.queries is not None:
-            query = self._supplied(site, query, groups)
-        for infusion in self._residuals(groups, value):
+        base, concept = self._streams(extra, len(query))
+        if self.replacing:
+            query = self._replaced(site, query, base, concept)
+        for infusion in self._residuals(concept, value):
             if not infusion.in_value_space:
                 value = infusion.add_to(value, site)
         return query, key, value
@@ -71,31 +75,45 @@ class Pass:
     def projected_value(self, value: Tensor, extra: Mapping[str, Any]) -> Tensor:
         """The projected value (R, L, heads * head width) with value-space residuals added."""
         site = self.sites[site_name(extra)]
-        for infusion in self._residuals(self._groups(extra, len(value)), value):
+        _, concept = self._streams(extra, len(value))
+        for infusion in self._residuals(concept, value):
             if infusion.in_value_space:
                 value = infusion.add_to(value, site)
         return value
 
-    def _supplied(self, site: Site, query: Tensor, groups: Sequence[tuple[Entry, slice]]) -> Tensor:
-        assert self.queries is not None
-        query = query.clone()
-        for entry, rows in groups:
-            query[rows] = self.queries[site.name, entry].to(query)
-        return query
+    def _replaced(
+        self, site: Site, query: Tensor, base: Mapping[Entry, slice], concept: Mapping[Entry, slice]
+    ) -> Tensor:
+        """Query inputs (R, N, C), those of concept rows replaced by their base rows', from this forward or before."""
+        for entry in base.keys() - concept.keys():
+            self.queries[site.name, entry] = query[base[entry]].clone()
+        replaced = query.clone() if concept else query
+        for entry, rows in concept.items():
+            replaced[rows] = query[base[entry]] if entry in base else self._noted(site, entry).to(query)
+        return replaced
 
-    def _residuals(self, groups: Sequence[tuple[Entry, slice]], like: Tensor) -> list[Infusion]:
+    def _noted(self, site: Site, entry: Entry) -> Tensor:
+        if (site.name, entry) not in self.queries:
+            raise InfusionError(
+                f"another node took the base stream's rows away at {site.name}; put Infusion Attention Patch after it"
+            )
+        return self.queries[site.name, entry]
+
+    def _residuals(self, concept: Mapping[Entry, slice], like: Tensor) -> list[Infusion]:
         """Infusions for the rows of one forward, made once per batch layout."""
-        if not self.infusing or self.recording or not groups:
-            return []
         length = like.shape[1]
-        cache = (tuple((entry, rows.start, rows.stop) for entry, rows in groups), length, like.dtype, like.device)
+        layout = tuple((entry, rows.start, rows.stop) for entry, rows in concept.items())
+        cache = (layout, length, like.dtype, like.device)
         if cache not in self._infusions:
-            self._infusions[cache] = [i for entry, rows in groups for i in _infusions(self.bound[entry], rows, like)]
+            made = [i for entry, rows in concept.items() for i in _infusions(self.bound[entry], rows, like)]
+            self._infusions[cache] = made
         return self._infusions[cache]
 
-    def _groups(self, extra: Mapping[str, Any], total: int) -> list[tuple[Entry, slice]]:
-        """The bound conditionings of a forward and their rows."""
-        return [(entry, rows) for entry, rows in rows_of(extra, total) if entry in self.bound]
+    def _streams(self, extra: Mapping[str, Any], total: int) -> tuple[dict[Entry, slice], dict[Entry, slice]]:
+        """The rows of a forward that are the base stream, and those that are the concept stream."""
+        groups = [(entry, rows) for entry, rows in rows_of(extra, total) if entry in self.bound]
+        base = {entry: rows for entry, rows in groups if isinstance(entry[1], BaseRow)}
+        return base, {entry: rows for entry, rows in groups if not isinstance(entry[1], BaseRow)}
 
 
 def rows_of(extra: Mapping[str, Any], total: int) -> list[tuple[Entry, slice]]:

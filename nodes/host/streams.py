@@ -1,14 +1,14 @@
-"""The two streams in the host: a base pass that records query inputs, then the concept pass that is supplied with them.
+"""The two streams in the host: conditionings that name a concept run twice, as base rows and as concept rows.
 
-Both run inside one call of the sampler's model function, so no sampler notices. Keys need no recording: base and
-concept rows read the same text.
+Base rows are a twin of the conditioning with strength 0: they ride in the same batch, supply query inputs and are
+weighed with nothing, so neither the sampler nor other patches notice. Keys need no care: both read the same text.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.model_management
@@ -19,7 +19,7 @@ from torch import Tensor
 from ...infusion_core.errors import InfusionError
 from ...infusion_core.noise import bin_of
 from .binding import spans_in
-from .passes import KEY, Bound, Entry, Pass
+from .passes import KEY, BaseRow, Bound, Entry, Pass
 from .patch import Active, Patch, check_replacers
 
 TRAJECTORY = "infusion_trajectory"
@@ -90,19 +90,14 @@ def wrapper(patch: Patch) -> dict[str, Callable[..., Any]]:
         bound = _bound(patch, named, active, conds, sigma, sampling)
         if not bound:
             return run(conds, x, None)
-        state = Pass({s.name: s for s in patch.base.sites}, bound, infusing=True)
+        state = Pass({s.name: s for s in patch.base.sites}, bound, replacing)
         if not replacing:
             return run(conds, x, state)
-        state.queries, state.recording, state.infusing = {}, True, False
-        lists = {i for i, _ in bound}
-        only = [c if i in lists else None for i, c in enumerate(conds)]
-        supplied = replace(state, recording=False, infusing=True)
-        if trajectory is not None:
-            run(only, base_x, state)
-            return run(conds, x, supplied)
-        first = run(conds, x, state)
-        second = run(only, x, supplied)
-        return [second[i] if i in lists else first[i] for i in range(len(conds))]
+        base_rows = _base_rows(conds, bound)
+        if trajectory is None and _fits_one_batch(base_rows, model_options):
+            return run([b and [*c, *b] or c for c, b in zip(conds, base_rows, strict=True)], x, state)
+        run(base_rows, base_x, state)
+        return run(conds, x, state)
 
     return {WrappersMP.SAMPLER_SAMPLE: sampling, WrappersMP.CALC_COND_BATCH: prediction}
 
@@ -123,6 +118,29 @@ def _bound(
                 int(cond["model_conds"]["c_crossattn"].cond.shape[1]),
             )
     return found
+
+
+def _base_rows(conds: Conds, bound: Mapping[Entry, Bound]) -> Conds:
+    """Twins of the bound conditionings, by list; a list without any is None."""
+    return [
+        [
+            {**cond, "uuid": BaseRow.of(cond["uuid"]), "strength": 0.0}
+            for cond in entries or []
+            if (index, cond["uuid"]) in bound
+        ]
+        or None
+        for index, entries in enumerate(conds)
+    ]
+
+
+def _fits_one_batch(base_rows: Conds, model_options: Mapping[str, Any]) -> bool:
+    """Whether the host runs base rows with their concept rows or before them, and weighs them with their strength.
+
+    A conditioning set as default is weighed by what the others leave over, one with GLIGEN boxes runs alone, and
+    several GPUs share out the rows.
+    """
+    twins = [twin for entries in base_rows for twin in entries or []]
+    return "multigpu_clones" not in model_options and not any("default" in t or "gligen" in t for t in twins)
 
 
 def _named(patch: Patch, conds: Mapping[str, Any]) -> bool:

@@ -93,6 +93,13 @@ def test_only_the_recorded_rows_are_supplied():
     close(out, explicit(project, hidden[1:2], context[1:2], context[2:], []))
 
 
+def test_rows_of_a_batch_take_the_maps_of_other_rows():
+    project, hidden, context, _ = setup()
+    out = run(project, hidden, context, Plan(map_rows=[0, 2, 0]))
+    rows = [0, 2, 0]
+    close(out, explicit(project, hidden[rows], context[rows], context, []))
+
+
 def test_no_residual_gives_back_the_same_context():
     _, _, context, _ = setup()
     assert value_context(SITE, context, []) is context

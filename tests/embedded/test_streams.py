@@ -109,12 +109,12 @@ class Count:
 @pytest.mark.parametrize(
     ("settings", "rows"),
     [
-        (SampleSettings(2, 4.0), [2, 1, 2, 1]),
+        (SampleSettings(2, 4.0), [3, 3]),
         (SampleSettings(2, 4.0, "own"), [3, 1, 3, 1]),
-        (SampleSettings(2, 4.0, replacement=Window(0, 0.5)), [2, 1, 2]),
+        (SampleSettings(2, 4.0, replacement=Window(0, 0.5)), [3, 2]),
         (SampleSettings(2, 4.0, "own", replacement=Window(0, 0.5)), [3, 1, 2]),
-        (SampleSettings(2, 4.0, residual=Window(0.5, 1)), [2, 2, 1]),
-        (SampleSettings(2, 1.0), [1, 1, 1, 1]),
+        (SampleSettings(2, 4.0, residual=Window(0.5, 1)), [2, 3]),
+        (SampleSettings(2, 1.0), [2, 2]),
         (SampleSettings(2, 4.0, "own", replace_unconditional=True), [2, 2, 2, 2]),
     ],
 )

@@ -49,19 +49,19 @@ def test_strength_zero_is_bit_identical(server: Server, concepts: Any, options) 
 def test_a_zero_residual_with_map_replacement_is_the_base_model(server: Server, concepts: Any) -> None:
     plain, patched = run(server, PROMPT, None), run(server, PROMPT, ["nothing"])
     assert graphs.close(patched[0], plain[0]) < 1e-4
-    assert patched[1] == [2, 1] * 4
+    assert patched[1] == [3] * 4
 
 
 def test_rows_of_the_streams(server: Server, concepts: Any) -> None:
-    assert run(server, PROMPT, ["round"], batch=2)[1] == [4, 2] * 4
-    assert run(server, PROMPT, ["round"], cfg=1.0)[1] == [1, 1] * 4
+    assert run(server, PROMPT, ["round"], batch=2)[1] == [6] * 4
+    assert run(server, PROMPT, ["round"], cfg=1.0)[1] == [2] * 4
     assert run(server, PROMPT, ["round"], maps_end=0.0)[1] == [2] * 4
     assert run(server, PROMPT, ["round"], base_latent="own")[1] == [2] * 4 + [1, 2] * 4
 
 
 def test_windows_follow_the_schedule(server: Server, concepts: Any) -> None:
     half = run(server, PROMPT, ["round"], maps_end=0.5)[1]
-    assert half.count(1) == 2
+    assert half == [3, 3, 2, 2]
     late, early, full = (run(server, PROMPT, ["round"], **o)[0] for o in ({"start": 0.5}, {"end": 0.5}, {}))
     assert min(graphs.close(late, full), graphs.close(early, full), graphs.close(late, early)) > 0.01
 

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,19 +48,31 @@ def load_pack() -> None:
     spec.loader.exec_module(module)
 
 
-def build() -> tuple[object, object]:
+def build() -> tuple[Any, Any]:
     """MODEL and CLIP of SD1.5's geometry with random weights."""
-    torch.manual_seed(0)
     config = comfy.supported_models.SD15(SD15)
     config.set_inference_dtype(torch.float16 if device() == "cuda" else torch.float32, None)
-    inner = config.get_model({}, "")
+
+    def model(disable_dynamic: bool = False) -> Any:
+        place = comfy.model_management.get_torch_device()
+        inner = randomised(config.get_model({}, ""))
+        return comfy.model_patcher.ModelPatcher(inner, place, comfy.model_management.unet_offload_device())
+
     target = config.clip_target()
     target.params = {}
     clip = comfy.sd.CLIP(target)
-    for parameter in (*inner.parameters(), *clip.cond_stage_model.parameters()):
+    randomised(clip.cond_stage_model)
+    patcher = model()
+    patcher.cached_patcher_init = (model, ())  # how the host's LoRA trainer gets a copy of its own
+    return patcher, clip
+
+
+def randomised(network: Any) -> Any:
+    """The network with reproducible random weights."""
+    torch.manual_seed(0)
+    for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
-    place = comfy.model_management.get_torch_device()
-    return comfy.model_patcher.ModelPatcher(inner, place, comfy.model_management.unet_offload_device()), clip
+    return network
 
 
 def main() -> None:

@@ -9,10 +9,14 @@ import gc
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+
+sys.path.append(str(Path(__file__).resolve().parent))
+
 from in_comfyui import PROMPT, WORDS, build, load_pack
 from turns import device, take_turns
 

@@ -1,23 +1,42 @@
-"""Running a benchmark inside ComfyUI's interpreter."""
+"""Running a benchmark inside ComfyUI's interpreter, and what ComfyUI says of the pack when it starts."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from tests.host.comfyui import REPOSITORY, find_host, host_python
+from tests.host.comfyui import REPOSITORY, Server, find_host, host_python
 
 
 def run_in_host(script: str, *options: object) -> str:
     """What a script of this folder prints when ComfyUI's interpreter runs it."""
-    host = find_host()
-    if host is None:
-        sys.exit("no ComfyUI found; set COMFYUI_PATH")
+    host = _host()
     launcher = REPOSITORY / "tests" / "host" / "launcher.py"
     command = [host_python(host), str(launcher), str(host), str(REPOSITORY / "benchmarks" / script)]
     done = subprocess.run([*command, *map(str, options)], cwd=host, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(done.returncode)
     return done.stdout
+
+
+def import_seconds() -> float:
+    """How long ComfyUI says it took to import the pack, to a tenth of a second."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(_host(), Path(folder) / "base")
+        server.stop()
+        log = server.log.read_text()
+    line = re.search(r"([\d.]+) seconds(.*): .*custom_nodes.infusion$", log, re.MULTILINE)
+    if line is None or line[2]:
+        sys.exit(f"ComfyUI did not import the pack:\n{log[-3000:]}")
+    return float(line[1])
+
+
+def _host() -> Path:
+    host = find_host()
+    if host is None:
+        sys.exit("no ComfyUI found; set COMFYUI_PATH")
+    return host

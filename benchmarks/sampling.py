@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from common import build, parser
-from in_host import run_in_host
+from in_host import import_seconds, run_in_host
 from turns import device, print_sampling, take_turns
 
 from infusion_core.denoiser import Conditioning, EncodedPrompt
@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.host == "comfyui":
         if args.size != "sd15":
             sys.exit("in ComfyUI only --size sd15 is measured")
+        print(f"ComfyUI imports the pack in {import_seconds():.1f} s")
         print(run_in_host("in_comfyui.py", args.latent, args.steps, args.repeats), end="")
         return
     denoiser, scheduler = build(args.size)

@@ -185,6 +185,9 @@ def lab(
     token: Annotated[str, typer.Option(help="With --model: the rare word that stands for a subject.")] = "sks",
     count: Annotated[int, typer.Option(help="With --model: pictures per prompt.")] = 5,
     limit: Annotated[int, typer.Option(help="With --model: most subjects, prompts and steps; 0 for all.")] = 0,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Mixed precision: twice as fast on a processor with bfloat16 units.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """Compare every method: one page with figures, tables and pictures (needs the extra 'lab').
@@ -202,9 +205,9 @@ def lab(
             raise InfusionError("--model needs --dataset, --clip and --dino; give the folders, or leave --model out")
         run_real(Request(model, dataset, clip, dino, out, config, token, count, limit, seed), method or [])
     elif tune:
-        run_tune(out, quick, concept or [], method or [], seed)
+        run_tune(out, quick, concept or [], method or [], seed, bf16)
     else:
-        run_lab(out, quick, only or [], method or [], seed)
+        run_lab(out, quick, only or [], method or [], seed, bf16)
 
 
 def run() -> None:

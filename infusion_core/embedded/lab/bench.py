@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors.torch
+import torch
 
 from ...atomic import write_atomic
 from ..model import load_model
@@ -140,9 +141,12 @@ class Bench:
         return digest((method.run_settings(max(marks)), self.seed, self.studio.class_pictures))
 
 
-def bench_for(folder: Path, scale: Scale, methods: Sequence[Method], seed: int) -> Bench:
-    """A bench with TinyWorld in it."""
-    studio = Studio(load_model("tinyworld"), folder / "studio", scale.class_pictures)
+def bench_for(folder: Path, scale: Scale, methods: Sequence[Method], seed: int, bf16: bool = False) -> Bench:
+    """A bench with TinyWorld in it; with `bf16` its UNet computes in mixed precision, in training and in drawing."""
+    base = load_model("tinyworld")
+    base.denoiser.compute = torch.bfloat16 if bf16 else None
+    folder = folder.with_name(f"{folder.name}-bf16") if bf16 else folder
+    studio = Studio(base, folder / "studio", scale.class_pictures)
     return Bench(studio, Store(folder), scale, methods, seed)
 
 

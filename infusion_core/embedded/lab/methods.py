@@ -35,27 +35,27 @@ PUBLISHED: dict[str, Published] = {
     for p in (
         Published(
             DreamBooth(Recipe(800, 5e-6, prior_weight=1.0)),
-            (5e-6, 5e-5, 5e-4),
+            (2e-5, 5e-5, 1e-4, 2e-4),
             "diffusers train_dreambooth.py: lr 5e-6, 400 to 800 steps, 200 class pictures, prior weight 1",
         ),
         Published(
             PlainDreamBooth(Recipe(400, 5e-6)),
-            (5e-6, 5e-5, 5e-4),
+            (2e-5, 5e-5, 1e-4),
             "diffusers train_dreambooth.py without prior preservation, its default: lr 5e-6, 400 steps",
         ),
         Published(
             DreamBoothLora(Recipe(500, 1e-4)),
-            (1e-4, 1e-3, 5e-3),
+            (1e-4, 3e-4, 1e-3),
             "diffusers train_dreambooth_lora.py: rank 4, lr 1e-4, 500 steps",
         ),
         Published(
             TextualInversion(Recipe(3000, 2e-3)),
-            (2e-3, 5e-3, 2e-2),
+            (5e-4, 2e-3, 5e-3),
             "diffusers textual_inversion.py: lr 5e-4 scaled by 4, 3000 steps; the paper 5e-3",
         ),
         Published(
             CustomDiffusion(Recipe(250, 1e-5, prior_weight=1.0)),
-            (1e-5, 1e-4, 1e-3),
+            (5e-5, 1e-4, 3e-4),
             "diffusers train_custom_diffusion.py: lr 1e-5, 250 steps, 200 class pictures, prior weight 1",
         ),
         Published(

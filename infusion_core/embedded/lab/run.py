@@ -24,8 +24,9 @@ STUDIES: dict[str, Callable[[Bench], list[Cell]]] = {
 
 
 def run_lab(
-    out: Path, quick: bool = False, only: Sequence[str] = (), methods: Sequence[str] = (), seed: int = 0
-) -> None:
+    out: Path, quick: bool = False, only: Sequence[str] = (), methods: Sequence[str] = (), seed: int = 0,
+    bf16: bool = False,
+) -> None:  # fmt: skip
     """Run the studies and write the report; finished cells are taken from `out`.
 
     Args:
@@ -34,6 +35,7 @@ def run_lab(
         only: studies; all by default.
         methods: keys of methods; all by default.
         seed: of everything.
+        bf16: the UNet computes in mixed precision.
 
     Raises:
         InfusionError: an unknown study or method, or the disk is full.
@@ -43,7 +45,7 @@ def run_lab(
     every = all_methods(scale.max_steps)
     keys = _chosen(methods, [m.key for m in every], "method")
     mode = "quick" if quick else "full"
-    bench = bench_for(out / mode, scale, [m for m in every if m.key in keys], seed)
+    bench = bench_for(out / mode, scale, [m for m in every if m.key in keys], seed, bf16)
     run(bench, [STUDIES[name] for name in STUDIES if name in chosen], out, mode)
     say(f"Open {(out / 'index.html').resolve()}")
 

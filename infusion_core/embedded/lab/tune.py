@@ -20,12 +20,13 @@ from .methods import PUBLISHED, TUNED, Published, subjects_of, tuning, with_reci
 from .store import Cell, Result, Row, means
 
 STUDY = "tune"
-MARKS = {"quick": (50, 100, 200, 400), "full": (50, 100, 200, 400, 800, 1600)}
+MARKS = {"quick": (100, 200, 400), "full": (50, 100, 200, 400, 800, 1600)}
 CONCEPTS = {"quick": ("acorn", "crate"), "full": tuple(TUNING_CONCEPTS)}
-PROMPTS, SEEDS = {"quick": 3, "full": 8}, 2
+PROMPTS, SEEDS = {"quick": 6, "full": 8}, 2
 
 
-def run_tune(out: Path, quick: bool, concepts: Sequence[str], methods: Sequence[str], seed: int) -> None:
+def run_tune(out: Path, quick: bool, concepts: Sequence[str], methods: Sequence[str], seed: int, bf16: bool = False
+) -> None:  # fmt: skip
     """Try the grid, and write what was chosen beside the code, where the lab reads it.
 
     Args:
@@ -34,6 +35,7 @@ def run_tune(out: Path, quick: bool, concepts: Sequence[str], methods: Sequence[
         concepts: names of tuning concepts; by default as `quick` says.
         methods: keys of baselines; all by default. What is known of the others stays.
         seed: of everything.
+        bf16: the UNet computes in mixed precision.
 
     Raises:
         InfusionError: an unknown concept or method, or the disk is full.
@@ -43,7 +45,7 @@ def run_tune(out: Path, quick: bool, concepts: Sequence[str], methods: Sequence[
     _require(methods, PUBLISHED)
     chosen = [TUNING_CONCEPTS[name] for name in concepts or CONCEPTS[mode]]
     scale = QUICK if quick else FULL
-    bench = bench_for(out / f"tune-{mode}", scale, [], seed)
+    bench = bench_for(out / f"tune-{mode}", scale, [], seed, bf16)
     cells = [
         Cell(STUDY, f"{key} lr {rate:g}", concept.name, (published, mode, seed),
              partial(_measure, bench, published, rate, concept, mode))

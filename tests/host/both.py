@@ -1,0 +1,47 @@
+"""One prompt drawn by both hosts: same weights, same noise levels, same concept files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from infusion_core.embedded.model import load_model
+from infusion_core.embedded.sampling import Sampler, SampleSettings
+from infusion_core.residual_file import load_concept
+
+from . import graphs
+from .comfyui import Graph, Server
+
+STEPS, GUIDANCE, SEED = 5, 3.0, 11
+
+
+def embedded(server: Server, prompt: str, names: list[str], steps: int = STEPS, **options: Any) -> torch.Tensor:
+    """The latent that the embedded host draws."""
+    model = load_model("tinyworld")
+    loaded = {n: load_concept(server.base / "models" / "infusion" / f"{n}.safetensors") for n in names}
+    text = model.text.encode(prompt, {n: c.word for n, c in loaded.items()})
+    settings = SampleSettings(steps, GUIDANCE, **options)
+    concepts = [(c, 1.0) for c in loaded.values()]
+    sampler = Sampler(model.denoiser, model.scheduler, text, model.text.encode("").conditioning, concepts, settings)
+    *_, last = sampler.run(model.noise(1, SEED))
+    return last.latents
+
+
+def hosted(server: Server, prompt: str, names: list[str], steps: int = STEPS, **options: Any) -> torch.Tensor:
+    """The latent that ComfyUI draws at the same noise levels, in the embedded host's units."""
+    scheduler = load_model("tinyworld").scheduler
+    scheduler.set_timesteps(steps)
+    alphas = scheduler.alphas_cumprod[[*scheduler.timesteps.tolist(), 0]].double()
+    sigmas = ((1 - alphas) / alphas).sqrt()
+    graph = Graph()
+    model, clip, _ = graphs.load(graph)
+    model, clip = graphs.patch(graph, model, clip, names, **options)
+    drawn = graph.add(
+        "SamplerCustom", model=model, add_noise=True, noise_seed=SEED, cfg=GUIDANCE,
+        positive=graphs.encode(graph, clip, prompt), negative=graphs.encode(graph, clip, ""),
+        sampler=graph.add("KSamplerSelect", sampler_name="euler"),
+        sigmas=graph.add("TestSigmas", values=" ".join(f"{s:.10g}" for s in sigmas.tolist())),
+        latent_image=graph.add("EmptyLatentImage", width=128, height=128, batch_size=1),
+    )  # fmt: skip
+    return graphs.drawn(server, graph, drawn, "same") / (1 + sigmas[-1] ** 2).sqrt().float()

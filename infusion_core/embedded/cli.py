@@ -172,7 +172,7 @@ def lab(
         Optional[list[str]], typer.Option(help="Key of a method, e.g. lora; repeat for several.")  # noqa: UP045
     ] = None,
     concept: Annotated[
-        Optional[list[str]], typer.Option(help="With --tune: a tuning concept; repeat for several.")  # noqa: UP045
+        Optional[list[str]], typer.Option(help="A concept (with --tune a tuning concept); repeat for several.")  # noqa: UP045
     ] = None,
     model: Model = "tinyworld",
     config: Config = None,
@@ -207,7 +207,7 @@ def lab(
     elif tune:
         run_tune(out, quick, concept or [], method or [], seed, bf16)
     else:
-        run_lab(out, quick, only or [], method or [], seed, bf16)
+        run_lab(out, quick, only or [], method or [], concept or [], seed, bf16)
 
 
 def run() -> None:

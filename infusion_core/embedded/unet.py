@@ -49,9 +49,7 @@ class UNetDenoiser:
         InfusionError: the network has no cross-attention.
     """
 
-    def __init__(
-        self, unet: Any, sigmas: Tensor, prediction: Prediction, compute: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, unet: Any, sigmas: Tensor, prediction: Prediction, compute: torch.dtype | None = None) -> None:
         self.unet = unet.requires_grad_(False).eval()
         self.compute = compute
         self.prediction = prediction

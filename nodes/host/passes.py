@@ -23,7 +23,7 @@ Entry = tuple[int, UUID]  # one conditioning of a pass: index of its list, and i
 
 
 class BaseRow(UUID):
-    """The uuid of a conditioning's rows in the base stream. It equals the conditioning's own, but tells itself apart."""
+    """The uuid of a conditioning's rows in the base stream: equal to the conditioning's own, but of another class."""
 
     @classmethod
     def of(cls, uuid: UUID) -> BaseRow:

@@ -95,7 +95,7 @@ def wrapper(patch: Patch) -> dict[str, Callable[..., Any]]:
             return run(conds, x, state)
         base_rows = _base_rows(conds, bound)
         if trajectory is None and _fits_one_batch(base_rows, model_options):
-            return run([b and [*c, *b] or c for c, b in zip(conds, base_rows, strict=True)], x, state)
+            return run([[*c, *b] if b else c for c, b in zip(conds, base_rows, strict=True)], x, state)
         run(base_rows, base_x, state)
         return run(conds, x, state)
 

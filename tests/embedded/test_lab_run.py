@@ -18,7 +18,7 @@ from infusion_core.embedded.lab.methods import PUBLISHED
 from infusion_core.embedded.lab.run import run
 from infusion_core.embedded.lab.store import Cell, Result, Row, Store
 from infusion_core.embedded.lab.studio import Studio
-from infusion_core.embedded.lab.tables import cell, figures, with_gap
+from infusion_core.embedded.lab.tables import cell, figures, with_trade
 from infusion_core.embedded.lab.tune import choose
 from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.embedded.tinyworld import CONCEPTS, Scene, Thing, render
@@ -130,11 +130,32 @@ def test_verdicts_need_intervals_without_zero():
     assert verdict([0.1], [0.5]) == OPEN
 
 
+def front(**positions):
+    """The verdict on the front, of methods with these position errors (px) and concept errors, over three concepts."""
+    rows = rows_of("fidelity", "concept_error", **{"base: class word": [0.4] * 3, "base: look in words": [0.0] * 3})
+    for method, (px, concept_error) in positions.items():
+        rows += rows_of("fidelity", "concept_error", **{method: [concept_error + d for d in (-0.001, 0, 0.001)]})
+        rows += rows_of("fidelity", "scene_error", **{method: [0.01] * 3})
+        rows += rows_of("fidelity", "position_error", **{method: [px - 0.1, px, px + 0.1]})
+    return next(v for v in verdicts(rows, {}) if "Pareto" in v.claim)
+
+
+def test_the_front_needs_three_baselines_left_behind():
+    behind = {"lora": (9.0, 0.05), "perfusion": (2.0, 0.3), "dreambooth": (2.0, 0.2)}
+    found = front(infusion=(2.0, 0.1), **behind)
+    assert found.verdict == REPRODUCED
+    assert "lora (prompt error), perfusion (concept error), dreambooth (concept error)" in found.figures
+    assert front(infusion=(2.0, 0.1), lora=(9.0, 0.05), perfusion=(2.0, 0.3)).verdict == OPEN
+    beaten = front(infusion=(2.0, 0.1), **behind, textual=(1.9, 0.09))
+    assert beaten.verdict == REFUTED
+    assert "better in both: textual" in beaten.figures
+
+
 def test_the_gap_is_a_share():
     rows = rows_of("fidelity", "concept_error", **{
         "base: class word": [0.4, 0.3], "base: look in words": [0.1, 0.1], "lora": [0.25, 0.1]
     })  # fmt: skip
-    gaps = with_gap(figures(rows, "fidelity"))["lora", "gap_closed"]
+    gaps = with_trade(figures(rows, "fidelity"))["lora", "gap_closed"]
     assert gaps == pytest.approx({"0": 0.5, "1": 1.0})
     assert cell({"0": 1.0}, ".1f") == "1.0"
     assert cell({"0": 1.0, "1": 2.0}, ".2f") == "1.50 ± 6.35"  # t(0.975, 1) = 12.706 times 0.5

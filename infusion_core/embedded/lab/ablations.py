@@ -51,7 +51,7 @@ def cells(bench: Bench) -> list[Cell]:
     out, scale = [], bench.scale
     for concept in bench.concepts[: scale.curve_concepts]:
         for variant in variants():
-            amount = (scale.prompts, scale.seeds, scale.samples, bench.seed, bench.steps(variant.method))
+            amount = (scale.ablation_prompts, scale.seeds, scale.samples, bench.seed, bench.steps(variant.method))
             compute = partial(_measure, bench, variant, concept)
             out.append(Cell(STUDY, variant.name, concept.name, (amount, variant), compute))
     return out
@@ -62,7 +62,7 @@ def _measure(bench: Bench, variant: Variant, concept: Concept) -> Result:
     learned, _ = bench.learned(variant.method, [concept], step)
     customised = variant.method.apply(bench.studio, learned)
     sampling = replace(bench.sampling, **variant.sampling)
-    scored = drawn_and_scored(customised, concept, bench.scale.prompts, bench.seeds, sampling)
+    scored = drawn_and_scored(customised, concept, bench.scale.ablation_prompts, bench.seeds, sampling)
     rows = [
         Row(STUDY, variant.name, concept.name, step, s.prompt, s.seed, error, getattr(s.score, error))
         for s in scored

@@ -29,32 +29,32 @@ class Scale:
         prompts, seeds: of scored pictures, per concept.
         max_steps: training stops there even if a recipe wants more.
         marks: steps at which the curves are measured.
-        curve_concepts: how many concepts the curves take.
+        curve_concepts: how many concepts the curves and the ablations take.
         class_pictures: of prior preservation, per class word.
         samples: pictures of a bare prompt, for diversity and the 2-Wasserstein distance.
         fisher_prompts, fisher_draws: of the latent Fisher divergence.
         groups: concepts that are put into one prompt.
         group_prompts: prompts per group.
+        ablation_prompts: prompts per ablation and concept.
     """
 
     concepts: tuple[str, ...] = tuple(CONCEPTS)
     prompts: int = 25
     seeds: int = 5
     max_steps: int = 5000
-    marks: tuple[int, ...] = (100, 200, 400, 800, 1400, 2000)
-    curve_concepts: int = 3
+    marks: tuple[int, ...] = (100, 400, 1000, 2000)
+    curve_concepts: int = 2
     class_pictures: int = 200
-    samples: int = 48
+    samples: int = 32
     fisher_prompts: int = 32
     fisher_draws: int = 128
     groups: tuple[tuple[str, ...], ...] = (
         ("ember", "flag"),
         ("orchid", "wasp"),
-        ("comet", "tent"),
         ("ember", "harlequin", "tent"),
-        ("comet", "flag", "orchid"),
     )
-    group_prompts: int = 10
+    group_prompts: int = 6
+    ablation_prompts: int = 10
 
 
 QUICK = Scale(
@@ -70,6 +70,7 @@ QUICK = Scale(
     fisher_draws=16,
     groups=(("ember", "wasp"),),
     group_prompts=2,
+    ablation_prompts=4,
 )
 FULL = Scale()
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from ..tinyworld.evaluate import mean_interval
 from . import ablations, curves, fidelity, several
+from .measures import CONCEPT, PROMPT
 from .store import Row
-from .tables import Figures, figures, with_gap
+from .tables import BASES, Figures, figures, with_trade
 
 REPRODUCED, REFUTED, OPEN = "reproduced", "refuted", "undecided"
+APART = 3  # baselines that Infusion's intervals must be clear of
 TUNERS = ("dreambooth", "dreambooth-plain", "lora", "custom-diffusion")  # baselines that change the network
 
 
@@ -25,7 +27,7 @@ class Verdict:
 
 def verdicts(rows: Sequence[Row], names: Mapping[str, str]) -> list[Verdict]:
     """Every claim the rows can speak to."""
-    table1 = with_gap(figures(rows, fidelity.STUDY))
+    table1 = with_trade(figures(rows, fidelity.STUDY))
     steps = sorted({r.step for r in rows if r.study == curves.STUDY})
     last = steps[-1] if steps else 0
     late, after = figures(rows, curves.STUDY, last), f"After {last} steps Infusion "
@@ -35,14 +37,14 @@ def verdicts(rows: Sequence[Row], names: Mapping[str, str]) -> list[Verdict]:
     def against(found: Figures, measure: str, other: str, claim: str, less: bool = True) -> Verdict | None:
         return _compare(found, measure, ("infusion", other), claim.format(names.get(other, other)), less)
 
-    found: list[Verdict | None] = [_unchanged(late or table1)]
+    found: list[Verdict | None] = [_unchanged(late or table1), _on_the_front(table1, names)]
     found += [against(late, "layout_repeated", t, after + "repeats the photos' layout less than {}")
               for t in TUNERS]  # fmt: skip
     found += [against(late, "w2_class", t, after + "moves its super-class less than {} (2-Wasserstein)")
               for t in TUNERS]  # fmt: skip
     found += [against(table1, "gap_closed", o, "Infusion draws the concept better than {}", less=False)
               for o in ("textual-inversion", "perfusion", *TUNERS)]  # fmt: skip
-    found += [against(table1, "scene_error", t, "Infusion obeys the prompt's scene better than {}") for t in TUNERS]
+    found += [against(table1, PROMPT, t, "Infusion obeys the prompt better than {}") for t in TUNERS]
     found += [against(together, "leaked", t, "Concepts leak less into each other than with {}") for t in TUNERS]
     found.append(_compare(parts, "concept_error", ("Infusion", "no map replacement"),
                           "Replacing maps helps the concept's fidelity"))  # fmt: skip
@@ -58,6 +60,27 @@ def _unchanged(found: Figures) -> Verdict | None:
     worst = max(values.values())
     text = f"largest Fisher divergence {worst:g}"
     return Verdict("Other prompts stay exactly what they were", REPRODUCED if worst == 0 else REFUTED, text)
+
+
+def _on_the_front(found: Figures, names: Mapping[str, str]) -> Verdict | None:
+    """No baseline beats Infusion in both errors, and at least `APART` are beaten in one by intervals apart."""
+    methods = [m for m, measure in found if measure == "gap_closed" and m not in BASES]
+    if "infusion" not in methods or len(methods) < 2:
+        return None
+    spans = {(m, e): mean_interval(list(found[m, e].values())) for m in methods for e in (CONCEPT, PROMPT)}
+    better, apart = [], []
+    for other in methods:
+        if other == "infusion":
+            continue
+        if all(spans[other, e][0] <= spans["infusion", e][0] for e in (CONCEPT, PROMPT)):
+            better.append(names.get(other, other))
+        won = [e for e in (CONCEPT, PROMPT) if spans["infusion", e][2] < spans[other, e][1]]
+        if won:
+            apart.append(f"{names.get(other, other)} ({' and '.join(e.replace('_', ' ') for e in won)})")
+    verdict = REFUTED if better else REPRODUCED if len(apart) >= APART else OPEN
+    text = f"better in both: {', '.join(better) or 'none'}; intervals apart from: {', '.join(apart) or 'none'}"
+    claim = f"Infusion is on the Pareto front of concept and prompt error, clear of at least {APART} baselines"
+    return Verdict(claim, verdict, text)
 
 
 def _compare(found: Figures, measure: str, pair: tuple[str, str], claim: str, less: bool = True) -> Verdict | None:

@@ -10,38 +10,52 @@ from torch import Tensor
 from ...metrics.wasserstein import latent_wasserstein
 from ..tinyworld import Concept
 from .bench import Bench
-from .measures import ERRORS, bare_pictures, drawn_and_scored, fisher, openness
+from .measures import BARE_SEED, ERRORS, bare_pictures, drawn_and_scored, fisher, openness
 from .method import Customised, Method
 from .methods import subjects_of
 from .store import Cell, Result, Row
 
 STUDY = "steps"
+FLOOR = "base, other seeds"  # the yardstick of W2: what few samples alone add
 PROMPTS, SEEDS = 6, 2  # scored pictures at each step, at most
 
 
 def cells(bench: Bench) -> list[Cell]:
-    """One cell per method and concept."""
+    """Per concept one cell for the yardstick and each method."""
     scale = bench.scale
     marks = tuple(m for m in scale.marks if m <= scale.max_steps)
     base_latents = lru_cache(maxsize=None)(partial(_base_latents, bench))
-    return [
+    amount = (scale.prompts, scale.seeds, scale.samples, scale.fisher_prompts, scale.fisher_draws, bench.seed)
+    chosen = bench.concepts[: scale.curve_concepts]
+    floors = [
+        Cell(STUDY, FLOOR, c.name, (scale.samples, marks, bench.seed), partial(_floor, bench, c, marks, base_latents))
+        for c in chosen
+    ]
+    return floors + [
         Cell(
             STUDY,
             method.key,
             concept.name,
-            (method.run_settings(max(marks)), scale, bench.seed),
+            (method.run_settings(max(marks)), marks, amount),
             partial(_measure, bench, method, concept, marks, base_latents),
         )
-        for concept in bench.concepts[: scale.curve_concepts]
+        for concept in chosen
         for method in bench.methods
     ]
 
 
-def _base_latents(bench: Bench, name: str) -> Tensor:
+def _base_latents(bench: Bench, name: str, seed: int = BARE_SEED) -> Tensor:
     """What the base model draws for the bare class word, encoded."""
     base = bench.studio.base
     (concept,) = (c for c in bench.concepts if c.name == name)
-    return base.encode(bare_pictures(Customised(base, ()), concept.shape, bench.scale.samples, bench.sampling))
+    return base.encode(bare_pictures(Customised(base, ()), concept.shape, bench.scale.samples, bench.sampling, seed))
+
+
+def _floor(bench: Bench, concept: Concept, marks: tuple[int, ...], base_latents: Callable[[str], Tensor]) -> Result:
+    """The distance between two draws of the base model; the true one is 0."""
+    other = _base_latents(bench, concept.name, BARE_SEED + bench.scale.samples)
+    distance = latent_wasserstein(base_latents(concept.name), other)
+    return Result([Row(STUDY, FLOOR, concept.name, step, "", bench.seed, "w2_class", distance) for step in marks])
 
 
 def _measure(

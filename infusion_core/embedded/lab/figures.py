@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ..tinyworld.evaluate import mean_interval
 from . import curves, fidelity
 from .store import Row, means
-from .tables import figures, with_gap
+from .tables import figures, with_trade
 
 PANELS = {
     "fisher": "Latent Fisher divergence, other concepts",
@@ -39,7 +39,7 @@ def curves_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | Non
     points = means(of_study, lambda r: (r.measure, r.method, r.step, r.concept))
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     for axes, (measure, title) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
-        for method in dict.fromkeys(r.method for r in of_study):
+        for method in dict.fromkeys(r.method for r in of_study if r.measure == measure):
             by_step: dict[int, list[float]] = {}
             for (m, name, step, _), value in sorted(points.items()):
                 if (m, name) == (measure, method):
@@ -51,7 +51,7 @@ def curves_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | Non
             axes.set_yscale("symlog", linthresh=0.01)
         else:
             axes.set_ylim(bottom=0)
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.axes[1].legend(frameon=False, fontsize=8)  # the panel that has the yardstick too
     return figure
 
 
@@ -63,27 +63,26 @@ def _line(axes: Axes, by_step: Mapping[int, Sequence[float]], label: str, colour
 
 
 def trade_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | None:
-    """Gap closed against what is lost, a point per method; None without such rows."""
-    found = with_gap(figures(rows, fidelity.STUDY))
+    """Gap closed against what is lost, with 95% intervals, a point per method; None without such rows."""
+    found = with_trade(figures(rows, fidelity.STUDY))
     methods = [m for m, measure in found if measure == "gap_closed" and m in COLOURS]
     if not methods:
         return None
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     panels = {
-        "scene_error": "scene error (lower obeys better)",
+        "prompt_error": "prompt error",
         "layout_repeated": "share repeating the photos' layout",
         "fisher": "Fisher divergence, other concepts",
     }
-    for axes, (measure, label) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+    for axes, (measure, heading) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for method in methods:
-            x, y = (_mean(found[method, m]) for m in (measure, "gap_closed"))
-            axes.scatter(x, y, s=70, color=COLOURS[method], label=names.get(method, method))
-        axes.set(xlabel=label, ylabel="gap closed")
+            spans = [mean_interval(list(found[method, m].values())) for m in (measure, "gap_closed")]
+            x, y = spans
+            reach = [[[mean - low], [high - mean]] for mean, low, high in spans]
+            label = names.get(method, method)
+            axes.errorbar(x[0], y[0], reach[1], reach[0], "o", color=COLOURS[method], label=label, elinewidth=1)
+        axes.set(xlabel=heading, ylabel="gap closed")
         if measure == "fisher":
             axes.set_xscale("symlog", linthresh=0.01)
     figure.axes[0].legend(frameon=False, fontsize=8)
     return figure
-
-
-def _mean(by_concept: Mapping[str, float]) -> float:
-    return sum(by_concept.values()) / len(by_concept)

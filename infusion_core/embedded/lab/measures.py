@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from random import Random
 from statistics import median
@@ -22,11 +22,17 @@ from ..tinyworld import Concept, render
 from ..tinyworld import evaluate as ev
 from ..tinyworld.captions import caption, random_aspects, random_scene
 from ..tinyworld.concepts import HELD_OUT_LOOKS
-from ..tinyworld.world import Scene
+from ..tinyworld.world import SIZE, Scene
 from .method import Customised
 
 ERRORS = ("concept_error", "scene_error", "position_error", "size_error")
+CONCEPT, PROMPT = "concept_error", "prompt_error"  # the two sides of the trade: is it the thing, is the prompt obeyed?
 BARE_SEED = 70_000  # of the first picture of a bare prompt
+
+
+def prompt_error(errors: Mapping[str, float]) -> float:
+    """How badly a prompt is obeyed: scene error plus position error as a share of the picture's edge."""
+    return errors["scene_error"] + errors["position_error"] / SIZE
 
 
 def other_scenes(words: Sequence[str], count: int) -> list[Scene]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ...errors import InfusionError
 from ..console import progress, say
+from ..tinyworld import CONCEPTS
 from . import ablations, curves, fidelity, several, toy
-from .bench import FULL, QUICK, Bench, bench_for
+from .bench import FULL, QUICK, Bench, Scale, bench_for
 from .methods import all_methods
 from .report import write
 from .store import Cell
@@ -24,8 +26,8 @@ STUDIES: dict[str, Callable[[Bench], list[Cell]]] = {
 
 
 def run_lab(
-    out: Path, quick: bool = False, only: Sequence[str] = (), methods: Sequence[str] = (), seed: int = 0,
-    bf16: bool = False,
+    out: Path, quick: bool = False, only: Sequence[str] = (), methods: Sequence[str] = (),
+    concepts: Sequence[str] = (), seed: int = 0, bf16: bool = False,
 ) -> None:  # fmt: skip
     """Run the studies and write the report; finished cells are taken from `out`.
 
@@ -34,14 +36,15 @@ def run_lab(
         quick: a small run, about ten minutes on two cores, instead of hours.
         only: studies; all by default.
         methods: keys of methods; all by default.
+        concepts: names of concepts; all of the mode's by default.
         seed: of everything.
         bf16: the UNet computes in mixed precision.
 
     Raises:
-        InfusionError: an unknown study or method, or the disk is full.
+        InfusionError: an unknown study, method or concept, or the disk is full.
     """
     chosen = _chosen(only, list(STUDIES), "study")
-    scale = QUICK if quick else FULL
+    scale = _of_concepts(QUICK if quick else FULL, concepts)
     every = all_methods(scale.max_steps)
     keys = _chosen(methods, [m.key for m in every], "method")
     mode = "quick" if quick else "full"
@@ -61,6 +64,12 @@ def run(bench: Bench, studies: Sequence[Callable[[Bench], list[Cell]]], out: Pat
             results.append((cell, bench.store.result(cell)))
             advance()
     write(out, bench, results, time.monotonic() - started, mode)
+
+
+def _of_concepts(scale: Scale, names: Sequence[str]) -> Scale:
+    """The scale with these concepts only, and the groups that they fill."""
+    chosen = tuple(_chosen(names, list(CONCEPTS), "concept")) if names else scale.concepts
+    return replace(scale, concepts=chosen, groups=tuple(g for g in scale.groups if {*g} <= {*chosen}))
 
 
 def _chosen(asked: Sequence[str], known: Sequence[str], what: str) -> Sequence[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..tinyworld.evaluate import gap_closed, mean_interval
 from . import ablations, curves, fidelity, several, toy
+from .measures import CONCEPT, PROMPT, prompt_error
 from .store import Row, means
 
 BASES = (fidelity.BARE, fidelity.TOLD)
@@ -32,17 +33,24 @@ def figures(rows: Sequence[Row], study: str, step: int | None = None) -> Figures
     return found
 
 
-def with_gap(found: Figures) -> Figures:
-    """The figures with ``gap_closed`` per concept, for methods that have the yardsticks beside them."""
-    bare, told = (found.get((name, "concept_error"), {}) for name in BASES)
+def with_trade(found: Figures) -> Figures:
+    """The figures with ``prompt_error`` and, where the yardsticks stand beside them, ``gap_closed`` per concept."""
+    bare, told = (found.get((name, CONCEPT), {}) for name in BASES)
+    obeyed = {
+        (method, PROMPT): {
+            c: prompt_error({m: found[method, m][c] for m in ("scene_error", "position_error")}) for c in by
+        }
+        for (method, measure), by in found.items()
+        if measure == "scene_error" and (method, "position_error") in found
+    }
     gaps = {
         (method, "gap_closed"): {
             c: gap_closed(bare[c], told[c], value) for c, value in by.items() if c in bare and c in told
         }
         for (method, measure), by in found.items()
-        if measure == "concept_error"
+        if measure == CONCEPT
     }
-    return {**found, **{key: by for key, by in gaps.items() if by}}
+    return {**found, **obeyed, **{key: by for key, by in gaps.items() if by}}
 
 
 def table(
@@ -77,6 +85,7 @@ def cell(by_concept: Mapping[str, float], form: str) -> str:
 ERRORS = {
     "concept_error": ("concept error", ".3f"),
     "gap_closed": ("gap closed", ".0%"),
+    "prompt_error": ("prompt error", ".3f"),
     "scene_error": ("scene error", ".4f"),
     "position_error": ("position error (px)", ".1f"),
     "size_error": ("size error", ".3f"),
@@ -87,7 +96,7 @@ ERRORS = {
 
 def fidelity_table(rows: Sequence[Row], costs: Sequence[Row], names: Mapping[str, str]) -> Table:
     """Table 1's analogue."""
-    found = with_gap(figures([*rows, *costs], fidelity.STUDY))
+    found = with_trade(figures([*rows, *costs], fidelity.STUDY))
     columns = {
         **ERRORS,
         "fisher": ("Fisher divergence", ".3g"),
@@ -97,8 +106,9 @@ def fidelity_table(rows: Sequence[Row], costs: Sequence[Row], names: Mapping[str
     }
     note = (
         "Unseen prompts scored by the oracle. Concept error: inside the thing, against the concept. Gap closed: the "
-        "way from the class word to the look in words. Scene, position and size error: is the prompt obeyed? Diversity "
-        "and the share that repeats the photos' background and position: of a bare prompt."
+        "way from the class word to the look in words. Scene, position and size error: is the prompt obeyed? "
+        "Prompt error: scene error plus position error as a share of the picture's edge. Diversity and "
+        "the share that repeats the photos' background and position: of a bare prompt."
     )
     return table("Every method beside every other", note, found, columns, names)
 

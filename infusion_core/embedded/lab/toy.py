@@ -19,9 +19,12 @@ from functools import partial
 from io import BytesIO
 from itertools import pairwise
 
+import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy.stats import gaussian_kde
 from torch import Tensor, nn
 
 from ...metrics.wasserstein import latent_wasserstein
@@ -35,6 +38,7 @@ SIGMAS = (0.03, 8.0)  # noise levels
 BASE_STEPS, CUSTOM_STEPS, SAMPLES = 1500, 400, 1000
 BATCH = 256
 LIMIT = 4.0  # of the plots
+BANDWIDTH = 0.15  # of the plotted densities, in units of the points' own spread
 FULL, SHARED, OWN = "full fine-tuning", "value residual, shared", "value residual, own"
 
 
@@ -194,9 +198,19 @@ def _plot(world: World, drawn: dict[str, list[Tensor]]) -> Image.Image:
     """Densities of both classes side by side: base model, then each method."""
     figure = Figure(figsize=(3.4 * len(drawn), 3.6), layout="constrained")
     for axes, (name, (a, b)) in zip(figure.subplots(1, len(drawn)), drawn.items(), strict=True):
-        axes.scatter(*a.T, s=4, alpha=0.35, color="#d1491b", label="class A", linewidths=0)
-        axes.scatter(*b.T, s=4, alpha=0.35, color="#1f6feb", label="class B", linewidths=0)
+        for points, colours in ((a, "Oranges"), (b, "Blues")):
+            _density(axes, points, colours)
         axes.scatter(*world.samples.T, s=40, marker="*", color="black", label="the few samples")
         axes.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", title=name, xticks=[], yticks=[])
-    figure.axes[0].legend(frameon=False, loc="lower left", fontsize=8, markerscale=2)
+    figure.axes[0].legend(frameon=False, loc="lower left", fontsize=8)
+    figure.supxlabel("class A orange, class B blue", fontsize=9)
     return Image.open(BytesIO(figure_png(figure))).convert("RGB")
+
+
+def _density(axes: Axes, points: Tensor, colours: str) -> None:
+    """Filled contours of a kernel estimate, at shares of its own peak."""
+    ticks = np.linspace(-LIMIT, LIMIT, 120)
+    grid = np.stack(np.meshgrid(ticks, ticks))  # (2, y, x)
+    density = gaussian_kde(points.T.numpy(), BANDWIDTH)(grid.reshape(2, -1)).reshape(grid.shape[1:])
+    levels = density.max() * np.array([0.05, 0.15, 0.3, 0.5, 0.75, 1.0])
+    axes.contourf(ticks, ticks, density, levels, cmap=colours, alpha=0.8)

@@ -12,9 +12,8 @@ from ...atomic import write_atomic
 from ...errors import InfusionError
 from ..console import progress, say
 from ..tinyworld import TUNING_CONCEPTS, Concept
-from ..tinyworld.world import SIZE
 from .bench import FULL, QUICK, Bench, bench_for
-from .measures import ERRORS, drawn_and_scored
+from .measures import CONCEPT, ERRORS, drawn_and_scored, prompt_error
 from .method import Method
 from .methods import PUBLISHED, TUNED, Published, subjects_of, tuning, with_recipe
 from .store import Cell, Result, Row, means
@@ -68,8 +67,7 @@ def run_tune(out: Path, quick: bool, concepts: Sequence[str], methods: Sequence[
 def choose(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Per method, learning rate and step the mean errors and the objective, the best of each method marked.
 
-    The objective weighs all that a picture can have wrong: concept error, scene error and the position error as a
-    share of the picture's edge.
+    The objective weighs all that a picture can have wrong: concept error and `prompt_error`.
     """
     grid: dict[tuple[str, int], dict[str, float]] = {}
     for (run, step, measure), value in means(rows, lambda r: (r.method, r.step, r.measure)).items():
@@ -77,7 +75,7 @@ def choose(rows: Sequence[Row]) -> list[dict[str, Any]]:
     lines = []
     for (run, step), errors in grid.items():
         key, rate = run.split(" lr ")
-        objective = errors["concept_error"] + errors["scene_error"] + errors["position_error"] / SIZE
+        objective = errors[CONCEPT] + prompt_error(errors)
         lines.append({"method": key, "learning_rate": float(rate), "steps": step, **errors, "objective": objective})
     best = {
         key: min((ln for ln in lines if ln["method"] == key), key=_objective) for key in {ln["method"] for ln in lines}

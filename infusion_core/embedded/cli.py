@@ -186,7 +186,7 @@ def lab(
     count: Annotated[int, typer.Option(help="With --model: pictures per prompt.")] = 5,
     limit: Annotated[int, typer.Option(help="With --model: most subjects, prompts and steps; 0 for all.")] = 0,
     bf16: Annotated[
-        bool, typer.Option("--bf16", help="Mixed precision: twice as fast on a processor with bfloat16 units.")
+        bool, typer.Option("--bf16", help="Draw in mixed precision: faster on a processor with bfloat16 units.")
     ] = False,
     seed: Seed = 0,
 ) -> None:

@@ -44,6 +44,7 @@ class SampleSettings:
         replacement: when the concept stream attends with the base stream's maps. After its end no base pass is run.
         residual: when residuals are added.
         replace_unconditional: replace the maps of the unconditional half too; matters for ``own`` only.
+        compute: type of the network's matrix products (automatic mixed precision); None for that of its weights.
     """
 
     steps: int = 50
@@ -52,6 +53,7 @@ class SampleSettings:
     replacement: Window = Window()
     residual: Window = Window()
     replace_unconditional: bool = False
+    compute: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -165,8 +167,10 @@ class Sampler:
             count = len(rows[0][0])
             plan = replace(plan, infusions=self._infusions(infused * count, count, t))
         latents = self.scheduler.scale_model_input(torch.cat([x for x, _ in rows]), t)
-        out = self.denoiser.forward(latents, t, stack([c for _, c in rows]), plan)
-        return list(out.chunk(len(rows)))
+        compute = self.settings.compute
+        with torch.autocast(latents.device.type, compute, enabled=compute is not None):
+            out = self.denoiser.forward(latents, t, stack([c for _, c in rows]), plan)
+        return list(out.to(latents).chunk(len(rows)))
 
     def _infusions(self, first: int, count: int, t: Tensor) -> list[Infusion]:
         sigmas = self.denoiser.sigmas

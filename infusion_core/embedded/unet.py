@@ -43,15 +43,13 @@ class UNetDenoiser:
         unet: a diffusers UNet2DConditionModel; its parameters are frozen here.
         sigmas: training noise levels, ascending, (T,).
         prediction: what the network says.
-        compute: type of its matrix products (automatic mixed precision); None for the type of its weights.
 
     Raises:
         InfusionError: the network has no cross-attention.
     """
 
-    def __init__(self, unet: Any, sigmas: Tensor, prediction: Prediction, compute: torch.dtype | None = None) -> None:
+    def __init__(self, unet: Any, sigmas: Tensor, prediction: Prediction) -> None:
         self.unet = unet.requires_grad_(False).eval()
-        self.compute = compute
         self.prediction = prediction
         self.sigmas = sigmas
         self._attention = {
@@ -82,15 +80,14 @@ class UNetDenoiser:
 
     def forward(self, scaled: Tensor, timestep: Tensor, conditioning: Conditioning, plan: Plan) -> Tensor:
         """The network itself: a variance-preserving latent (R, C, H, W) and timesteps () or (R,) in, output out."""
-        mixed = torch.autocast(scaled.device.type, self.compute, enabled=self.compute is not None)
-        with self._under(plan), mixed:
+        with self._under(plan):
             out: Tensor = self.unet(
                 scaled,
                 timestep,
                 encoder_hidden_states=conditioning.context,
                 added_cond_kwargs=dict(conditioning.extras) or None,
             ).sample
-        return out.to(scaled)
+        return out
 
     @contextmanager
     def _under(self, plan: Plan) -> Iterator[None]:

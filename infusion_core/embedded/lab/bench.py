@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -73,6 +73,7 @@ QUICK = Scale(
     ablation_prompts=4,
 )
 FULL = Scale()
+SAMPLING = SampleSettings(25, 3.0)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Bench:
     scale: Scale
     methods: Sequence[Method]
     seed: int = 0
-    sampling: SampleSettings = field(default_factory=lambda: SampleSettings(25, 3.0))
+    sampling: SampleSettings = SAMPLING
 
     @property
     def concepts(self) -> list[Concept]:
@@ -143,12 +144,11 @@ class Bench:
 
 
 def bench_for(folder: Path, scale: Scale, methods: Sequence[Method], seed: int, bf16: bool = False) -> Bench:
-    """A bench with TinyWorld in it; with `bf16` its UNet computes in mixed precision, in training and in drawing."""
-    base = load_model("tinyworld")
-    base.denoiser.compute = torch.bfloat16 if bf16 else None
+    """A bench with TinyWorld in it; with `bf16` pictures are drawn in mixed precision."""
     folder = folder.with_name(f"{folder.name}-bf16") if bf16 else folder
-    studio = Studio(base, folder / "studio", scale.class_pictures)
-    return Bench(studio, Store(folder), scale, methods, seed)
+    studio = Studio(load_model("tinyworld"), folder / "studio", scale.class_pictures)
+    sampling = replace(SAMPLING, compute=torch.bfloat16 if bf16 else None)
+    return Bench(studio, Store(folder), scale, methods, seed, sampling)
 
 
 def _times(folder: Path, step: int) -> Path:

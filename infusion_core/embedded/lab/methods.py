@@ -35,7 +35,7 @@ PUBLISHED: dict[str, Published] = {
     for p in (
         Published(
             DreamBooth(Recipe(800, 5e-6, prior_weight=1.0)),
-            (2e-5, 5e-5, 1e-4, 2e-4),
+            (5e-5, 1e-4, 2e-4),
             "diffusers train_dreambooth.py: lr 5e-6, 400 to 800 steps, 200 class pictures, prior weight 1",
         ),
         Published(

@@ -38,7 +38,7 @@ def run_lab(
         methods: keys of methods; all by default.
         concepts: names of concepts; all of the mode's by default.
         seed: of everything.
-        bf16: the UNet computes in mixed precision.
+        bf16: pictures are drawn in mixed precision.
 
     Raises:
         InfusionError: an unknown study, method or concept, or the disk is full.

@@ -44,7 +44,7 @@ class MarkedTokenizer(WordTokenizer):
 def customisable(base: EmbeddedModel) -> EmbeddedModel:
     """A copy of a model with a UNet and a text encoder of its own; TinyWorld's gets spare words."""
     denoiser, plain = base.denoiser, base.text.encoders[0]
-    unet = UNetDenoiser(copy.deepcopy(denoiser.unet), denoiser.sigmas, denoiser.prediction, denoiser.compute)
+    unet = UNetDenoiser(copy.deepcopy(denoiser.unet), denoiser.sigmas, denoiser.prediction)
     tokenizer = MarkedTokenizer() if isinstance(plain.tokenizer, WordTokenizer) else plain.tokenizer
     encoder = Encoder(tokenizer, copy.deepcopy(plain.model))
     return replace(base, denoiser=unet, text=TextPath([encoder]))

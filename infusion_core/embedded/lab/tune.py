@@ -34,7 +34,7 @@ def run_tune(out: Path, quick: bool, concepts: Sequence[str], methods: Sequence[
         concepts: names of tuning concepts; by default as `quick` says.
         methods: keys of baselines; all by default. What is known of the others stays.
         seed: of everything.
-        bf16: the UNet computes in mixed precision.
+        bf16: pictures are drawn in mixed precision.
 
     Raises:
         InfusionError: an unknown concept or method, or the disk is full.

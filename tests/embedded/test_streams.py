@@ -98,6 +98,16 @@ def test_pictures_of_a_batch_do_not_depend_on_each_other(tinyworld):
     assert relative(together[:1], alone) < 1e-5
 
 
+@pytest.mark.parametrize("base_latent", ["shared", "own"])
+def test_mixed_precision_draws_nearly_the_same(tinyworld, base_latent):
+    concepts = [(concept(tinyworld, "circle"), 1.0)]
+    exact, mixed = (
+        run(tinyworld, PROMPT, concepts, SampleSettings(3, 3.0, base_latent, compute=c)) for c in (None, torch.bfloat16)
+    )
+    assert mixed.dtype == torch.float32
+    assert 1e-5 < relative(mixed, exact) < 0.05
+
+
 class Count:
     """Counts the rows the network is called with."""
 

@@ -38,9 +38,12 @@ def variants() -> list[Variant]:
     return [
         Variant("Infusion", plain),
         Variant("no map replacement", trained(replace_maps=False), {"replacement": Window(0.0, 0.0)}),
+        Variant("maps replaced in the first half", plain, {"replacement": Window(0.0, 0.5)}),
         Variant("own base latent", plain, {"base_latent": "own"}),
         *(Variant(f"layout {layout}", trained(layout=layout)) for layout in ("layer", "value")),
         Variant("4 bins", trained(bins=4)),
+        Variant("layout layer, 4 bins", trained(layout="layer", bins=4)),
+        Variant("1000 steps", trained(steps=1000)),
         Variant("paper's settings", trained(learning_rate=0.01, schedule="constant", weighting="uniform")),
         *(Variant(f"strength {s:g}", replace(plain, strength=s)) for s in STRENGTHS),
     ]

@@ -44,7 +44,7 @@ class Scale:
     max_steps: int = 5000
     marks: tuple[int, ...] = (100, 400, 1000, 2000)
     curve_concepts: int = 2
-    class_pictures: int = 200
+    class_pictures: int = 100
     samples: int = 32
     fisher_prompts: int = 32
     fisher_draws: int = 128

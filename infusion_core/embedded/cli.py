@@ -174,6 +174,7 @@ def lab(
     concept: Annotated[
         Optional[list[str]], typer.Option(help="A concept (with --tune a tuning concept); repeat for several.")  # noqa: UP045
     ] = None,
+    most_steps: Annotated[int, typer.Option(min=0, help="No training is longer; 0 for no limit of yours.")] = 0,
     model: Model = "tinyworld",
     config: Config = None,
     dataset: Annotated[
@@ -207,7 +208,7 @@ def lab(
     elif tune:
         run_tune(out, quick, concept or [], method or [], seed, bf16)
     else:
-        run_lab(out, quick, only or [], method or [], concept or [], seed, bf16)
+        run_lab(out, quick, only or [], method or [], concept or [], most_steps, seed, bf16)
 
 
 def run() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -47,6 +48,11 @@ class TrainRequest:
     def state(self) -> Path:
         """Where the training state lies while a run is not finished."""
         return self.snapshots / "state.safetensors"
+
+    @property
+    def history(self) -> Path:
+        """Losses and snapshots of the steps before `state`."""
+        return self.snapshots / "history.json"
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,11 @@ class _Run:
         state = load_state(request.state) if request.resume else None
         model = model or load_model(request.model, config=request.config)
         trainer = trainer_for(model, photos, request.word, request.settings, request.templates, first, state)
-        return cls(request, model, photos, trainer, started)
+        run = cls(request, model, photos, trainer, started)
+        if request.resume and request.history.is_file():
+            before = json.loads(request.history.read_text())
+            run.losses, run.snapshots = before["losses"], before["snapshots"]
+        return run
 
     def train(self) -> None:
         """Train to the last step, or to the step at which Ctrl-C was pressed."""
@@ -134,6 +144,7 @@ class _Run:
         save_concept(path, self.concept(validation), self.request.storage)
         save_state(self.request.state, self.trainer.state())
         self.snapshots.append({"step": self.trainer.step, "validation_loss": validation, "file": str(path)})
+        write_report(self.request.history, {"losses": self.losses, "snapshots": self.snapshots})
         return path
 
     def concept(self, validation: float | None) -> ConceptResidual:

@@ -137,8 +137,10 @@ def test_ctrl_c_leaves_a_snapshot_and_resume_repeats_the_run(photos, tmp_path):
     assert not out.exists()
 
     assert infusion(*command(out, "--resume")).returncode == 0
+    losses = json.loads((tmp_path / "report.json").read_text())["losses"]
     whole = tmp_path / "whole.safetensors"
     assert infusion(*command(whole)).returncode == 0
+    assert losses == json.loads((tmp_path / "report.json").read_text())["losses"]  # those before the stop included
     resumed = load_concept(out).tensors
     assert all(torch.equal(resumed[k], v) for k, v in load_concept(whole).tensors.items())
 

@@ -43,9 +43,9 @@ class Scale:
     seeds: int = 5
     max_steps: int = 5000
     marks: tuple[int, ...] = (100, 400, 1000, 2000)
-    curve_concepts: int = 2
+    curve_concepts: int = 3
     class_pictures: int = 100
-    samples: int = 32
+    samples: int = 24
     fisher_prompts: int = 32
     fisher_draws: int = 128
     groups: tuple[tuple[str, ...], ...] = (

@@ -27,7 +27,7 @@ STUDIES: dict[str, Callable[[Bench], list[Cell]]] = {
 
 def run_lab(
     out: Path, quick: bool = False, only: Sequence[str] = (), methods: Sequence[str] = (),
-    concepts: Sequence[str] = (), seed: int = 0, bf16: bool = False,
+    concepts: Sequence[str] = (), most_steps: int = 0, seed: int = 0, bf16: bool = False,
 ) -> None:  # fmt: skip
     """Run the studies and write the report; finished cells are taken from `out`.
 
@@ -37,6 +37,7 @@ def run_lab(
         only: studies; all by default.
         methods: keys of methods; all by default.
         concepts: names of concepts; all of the mode's by default.
+        most_steps: no training is longer; 0 for the mode's own limit.
         seed: of everything.
         bf16: pictures are drawn in mixed precision.
 
@@ -45,6 +46,7 @@ def run_lab(
     """
     chosen = _chosen(only, list(STUDIES), "study")
     scale = _of_concepts(QUICK if quick else FULL, concepts)
+    scale = replace(scale, max_steps=min(scale.max_steps, most_steps or scale.max_steps))
     every = all_methods(scale.max_steps)
     keys = _chosen(methods, [m.key for m in every], "method")
     mode = "quick" if quick else "full"

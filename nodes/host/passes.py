@@ -20,6 +20,7 @@ from ...infusion_core.tokens import Span
 
 KEY = "infusion"
 Entry = tuple[int, UUID]  # one conditioning of a pass: index of its list, and its uuid
+Rows = list[tuple[Entry, slice]]  # conditionings of a forward and their rows
 
 
 class BaseRow(UUID):
@@ -81,14 +82,12 @@ class Pass:
                 value = infusion.add_to(value, site)
         return value
 
-    def _replaced(
-        self, site: Site, query: Tensor, base: Mapping[Entry, slice], concept: Mapping[Entry, slice]
-    ) -> Tensor:
+    def _replaced(self, site: Site, query: Tensor, base: Mapping[Entry, slice], concept: Rows) -> Tensor:
         """Query inputs (R, N, C), those of concept rows replaced by their base rows', from this forward or before."""
-        for entry in base.keys() - concept.keys():
+        for entry in base.keys() - {entry for entry, _ in concept}:
             self.queries[site.name, entry] = query[base[entry]].clone()
         replaced = query.clone() if concept else query
-        for entry, rows in concept.items():
+        for entry, rows in concept:
             replaced[rows] = query[base[entry]] if entry in base else self._noted(site, entry).to(query)
         return replaced
 
@@ -99,24 +98,24 @@ class Pass:
             )
         return self.queries[site.name, entry]
 
-    def _residuals(self, concept: Mapping[Entry, slice], like: Tensor) -> list[Infusion]:
+    def _residuals(self, concept: Rows, like: Tensor) -> list[Infusion]:
         """Infusions for the rows of one forward, made once per batch layout."""
         length = like.shape[1]
-        layout = tuple((entry, rows.start, rows.stop) for entry, rows in concept.items())
+        layout = tuple((entry, rows.start, rows.stop) for entry, rows in concept)
         cache = (layout, length, like.dtype, like.device)
         if cache not in self._infusions:
-            made = [i for entry, rows in concept.items() for i in _infusions(self.bound[entry], rows, like)]
+            made = [i for entry, rows in concept for i in _infusions(self.bound[entry], rows, like)]
             self._infusions[cache] = made
         return self._infusions[cache]
 
-    def _streams(self, extra: Mapping[str, Any], total: int) -> tuple[dict[Entry, slice], dict[Entry, slice]]:
+    def _streams(self, extra: Mapping[str, Any], total: int) -> tuple[dict[Entry, slice], Rows]:
         """The rows of a forward that are the base stream, and those that are the concept stream."""
         groups = [(entry, rows) for entry, rows in rows_of(extra, total) if entry in self.bound]
         base = {entry: rows for entry, rows in groups if isinstance(entry[1], BaseRow)}
-        return base, {entry: rows for entry, rows in groups if not isinstance(entry[1], BaseRow)}
+        return base, [(entry, rows) for entry, rows in groups if not isinstance(entry[1], BaseRow)]
 
 
-def rows_of(extra: Mapping[str, Any], total: int) -> list[tuple[Entry, slice]]:
+def rows_of(extra: Mapping[str, Any], total: int) -> Rows:
     """The conditionings of a forward of `total` rows, and the rows of each.
 
     Raises:

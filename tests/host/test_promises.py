@@ -16,12 +16,15 @@ ELSE = "a big square at left on pink"
 
 
 def run(server: Server, prompt: str, names: list[str] | None, strength: float = 1.0, cfg: float = 3.0, batch: int = 1,
-        steps: int = 4, sampler: str = "euler", negative: str = "", **options: Any):  # fmt: skip
+        steps: int = 4, sampler: str = "euler", negative: str = "", low_memory: bool = False,
+        **options: Any):  # fmt: skip
     """The latent, and the rows of every forward."""
     graph = Graph()
     model, clip, _ = graphs.load(graph)
     if names is not None:
         model, clip = graphs.patch(graph, model, clip, names, strength, **options)
+    if low_memory:
+        model = graph.add("TestLowMemory", model=model)
     model = graph.add("TestRowLog", model=model, name="rows")
     latent = graph.add("EmptyLatentImage", width=128, height=128, batch_size=batch)
     samples = graphs.sample(
@@ -57,6 +60,12 @@ def test_rows_of_the_streams(server: Server, concepts: Any) -> None:
     assert run(server, PROMPT, ["round"], cfg=1.0)[1] == [2] * 4
     assert run(server, PROMPT, ["round"], maps_end=0.0)[1] == [2] * 4
     assert run(server, PROMPT, ["round"], base_latent="own")[1] == [2] * 4 + [1, 2] * 4
+
+
+def test_base_rows_come_first_when_memory_is_short(server: Server, concepts: Any) -> None:
+    plain, split = (run(server, PROMPT, ["round"], low_memory=m) for m in (False, True))
+    assert split[1] == [1] * 12
+    assert graphs.close(split[0], plain[0]) < 1e-4
 
 
 def test_windows_follow_the_schedule(server: Server, concepts: Any) -> None:

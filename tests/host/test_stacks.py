@@ -79,6 +79,7 @@ PAIRS: dict[str, dict[str, Any]] = {
     "freeu": {"before": add("FreeU_V2", b1=1.3, b2=1.4, s1=0.9, s2=0.2)},
     "hypertile": {"before": add("HyperTile", tile_size=64, swap_size=2, max_depth=0, scale_depth=False)},
     "rescale cfg": {"after": add("RescaleCFG", multiplier=0.7)},
+    "one conditioning a batch": {"before": add("TestLowMemory")},
     "batch of four": {"batch": 4},
     "no guidance": {"sampled": {"cfg": 1.0}},
     "stochastic sampler": {"sampled": {"sampler_name": "euler_ancestral"}},
@@ -104,7 +105,7 @@ def test_controlnet(server: Server, concepts: Any) -> None:
     assert_same_and_at_work(controlled)
 
 
-@pytest.mark.parametrize("area", ["mask", "area", "timestep range"])
+@pytest.mark.parametrize("area", ["mask", "area", "timestep range", "default", "boxes"])
 def test_regional_conditioning(server: Server, concepts: Any, area: str) -> None:
     def apply(graph: Graph, positive: Output) -> Output:
         other = graphs.encode(graph, graph_clip(graph), "a big square at right on teal")
@@ -117,6 +118,14 @@ def test_regional_conditioning(server: Server, concepts: Any, area: str) -> None
             positive = graph.add(
                 "ConditioningSetArea", conditioning=positive, width=64, height=128, x=0, y=0, strength=1.0
             )
+        elif area == "default":
+            mask = graph.add("SolidMask", value=0.4, width=128, height=128)
+            other = graph.add(
+                "ConditioningSetMask", conditioning=other, mask=mask, strength=1.0, set_cond_area="default"
+            )
+            return graph.add("ConditioningSetDefaultCombine", cond=other, cond_DEFAULT=positive)
+        elif area == "boxes":
+            positive = graph.add("TestBoxed", conditioning=positive)
         else:
             positive = graph.add("ConditioningSetTimestepRange", conditioning=positive, start=0.0, end=0.6)
         return graph.add("ConditioningCombine", conditioning_1=positive, conditioning_2=other)

@@ -6,6 +6,7 @@ from pathlib import Path
 import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.model_management
+import comfy.model_patcher
 import comfy.ops
 import folder_paths
 import torch
@@ -183,7 +184,33 @@ def reference(model, file, positions, text, maps):
     return patched
 
 
+@node(("MODEL",), model="MODEL")
+def low_memory(model):
+    """A model that seems too large for more than one conditioning in a batch."""
+    patched = model.clone()
+    patched.add_object_patch("memory_required", lambda *args, **kwargs: float("inf"))
+    return patched
+
+
+@node(("CONDITIONING",), conditioning="CONDITIONING")
+def boxed(conditioning):
+    """Conditioning with GLIGEN boxes, whose patch doubles what the block has after self-attention."""
+
+    class Boxes(torch.nn.Module):
+        def set_position(self, shape, boxes, device):
+            return lambda hidden, extra: hidden * 2
+
+        def set_empty(self, shape, device):
+            return lambda hidden, extra: hidden
+
+    place = torch.device("cpu")
+    boxes = comfy.model_patcher.ModelPatcher(Boxes(), place, place)
+    return [[states, {**options, "gligen": ("position", boxes, [])}] for states, options in conditioning]
+
+
 NODES = {
+    "TestLowMemory": low_memory,
+    "TestBoxed": boxed,
     "TestSigmas": sigmas,
     "TestRowLog": row_log,
     "TestReplacer": replacer,

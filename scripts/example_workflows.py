@@ -32,6 +32,7 @@ from tests.host.page import open_page
 FOLDER = REPOSITORY / "example_workflows"
 THUMBNAIL_PX = 384
 NEGATIVE = "blurry, low quality"
+OTHERS = "a photo of a dog\na photo of a house by the sea\na bowl of fruit on a table\na street at night"
 STANDINS = {"my-cat": "ember", "my-dog": "harlequin", "my-backpack": "orchid"}
 TINY = {  # what the thumbnails' prompts say in TinyWorld's words
     "a photo of a cat reading a book in a library": "a photo of a big circle at the left on a plain teal background",
@@ -40,6 +41,7 @@ TINY = {  # what the thumbnails' prompts say in TinyWorld's words
         "on a plain teal background",
     "a photo of a cat on a snowy roof": "a photo of a big circle at the center on a lined pink background",
     NEGATIVE: "",
+    OTHERS: "a big square at the left on a plain pink background\na small triangle at the top",
 }  # fmt: skip
 
 
@@ -124,11 +126,28 @@ def concept_lora_controlnet() -> Graph:
     return graph
 
 
+def what_else_changes() -> Graph:
+    """The same measurement of a LoRA and of a concept, both of a cat, on prompts that are not about cats."""
+    graph = Graph()
+    model, clip, vae = checkpoint(graph)
+    images = graph.add("LoadImage", image=PHOTOS[0])[0]
+    lora = graph.add("LoraLoader", model=model, clip=clip, lora_name=LORA, strength_model=1.0, strength_clip=1.0)
+    infused = patch(graph, model, clip, concepts(graph, "my-cat"))
+    for custom, custom_clip in ((infused[0], infused[1]), (lora[0], lora[1])):
+        measured = graph.add(
+            "InfusionOverfitMetrics", base_model=model, custom_model=custom, clip=clip, custom_clip=custom_clip,
+            vae=vae, images=images, prompts=OTHERS, draws=64, resolution=512, seed=0,
+        )  # fmt: skip
+        graph.add("PreviewImage", images=measured[1])
+    return graph
+
+
 EXAMPLES: dict[str, Callable[[], Graph]] = {
     "1-train-a-concept": train,
     "2-use-a-concept": one_concept,
     "3-three-concepts": three_concepts,
     "4-concept-lora-controlnet": concept_lora_controlnet,
+    "5-what-else-changes": what_else_changes,
 }
 
 
@@ -138,8 +157,8 @@ def tiny(graph: Graph) -> Graph:
     for node in graph.nodes.values():
         for name in small.keys() & node["inputs"].keys():
             node["inputs"][name] = small[name]
-        if "text" in node["inputs"]:
-            node["inputs"]["text"] = TINY[node["inputs"]["text"]]
+        for name in {"text", "prompts"} & node["inputs"].keys():
+            node["inputs"][name] = TINY[node["inputs"][name]]
         if node["class_type"] in ("LoraLoader", "ControlNetApplyAdvanced"):
             node["inputs"] |= {k: 0.1 for k in ("strength", "strength_model") if k in node["inputs"]}
     return graph

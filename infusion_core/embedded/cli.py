@@ -189,6 +189,7 @@ def lab(
     bf16: Annotated[
         bool, typer.Option("--bf16", help="Draw in mixed precision: faster on a processor with bfloat16 units.")
     ] = False,
+    finished: Annotated[bool, typer.Option("--finished", help="Compute nothing: report what is there.")] = False,
     seed: Seed = 0,
 ) -> None:
     """Compare every method: one page with figures, tables and pictures (needs the extra 'lab').
@@ -208,7 +209,7 @@ def lab(
     elif tune:
         run_tune(out, quick, concept or [], method or [], seed, bf16)
     else:
-        run_lab(out, quick, only or [], method or [], concept or [], most_steps, seed, bf16)
+        run_lab(out, quick, only or [], method or [], concept or [], most_steps, seed, bf16, finished)
 
 
 def run() -> None:

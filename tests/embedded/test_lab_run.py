@@ -55,6 +55,17 @@ def test_a_stopped_run_goes_on_to_the_same_csv(tinyworld, finished, tmp_path):
     assert all(p.stat().st_mtime_ns == at for p, at in stopped.items())
 
 
+def test_a_report_of_what_is_finished_computes_nothing(tinyworld, tmp_path):
+    lab = bench(tinyworld, tmp_path / "tiny")
+    with pytest.raises(InfusionError, match="nothing is finished"):
+        run(lab, STUDIES, tmp_path, "tiny", finished=True)
+    first = fidelity.cells(lab)[0]
+    lab.store.result(first)
+    run(lab, STUDIES, tmp_path, "tiny", finished=True)
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert {(r["study"], r["method"]) for r in rows} == {("fidelity", first.method)}
+
+
 def test_the_csv_is_tidy(finished):
     rows = list(csv.DictReader((finished / "results.csv").open()))
     assert {r["study"] for r in rows} == {"steps", "fidelity", "several"}

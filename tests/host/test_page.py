@@ -22,6 +22,7 @@ SMALL = {
     "EmptyLatentImage": {"width": 128, "height": 128},
     "KSampler": {"steps": 2},
     "InfusionTrain": {"steps": 2, "resolution": 128, "preview_every": 1},
+    "InfusionOverfitMetrics": {"draws": 2, "resolution": 128},
 }
 
 
@@ -34,8 +35,8 @@ def page(server: Server) -> Iterator[Any]:
         yield opened
 
 
-def test_there_are_four_examples_with_pictures() -> None:
-    assert len(EXAMPLES) == 4
+def test_there_are_five_examples_with_pictures() -> None:
+    assert len(EXAMPLES) == 5
     assert all(path.with_suffix(".jpg").is_file() for path in EXAMPLES)
 
 

@@ -28,6 +28,7 @@ STUDIES: dict[str, Callable[[Bench], list[Cell]]] = {
 def run_lab(
     out: Path, quick: bool = False, only: Sequence[str] = (), methods: Sequence[str] = (),
     concepts: Sequence[str] = (), most_steps: int = 0, seed: int = 0, bf16: bool = False,
+    finished: bool = False,
 ) -> None:  # fmt: skip
     """Run the studies and write the report; finished cells are taken from `out`.
 
@@ -40,6 +41,7 @@ def run_lab(
         most_steps: no training is longer; 0 for the mode's own limit.
         seed: of everything.
         bf16: pictures are drawn in mixed precision.
+        finished: compute nothing; the report is of the cells that are there.
 
     Raises:
         InfusionError: an unknown study, method or concept, or the disk is full.
@@ -51,14 +53,22 @@ def run_lab(
     keys = _chosen(methods, [m.key for m in every], "method")
     mode = "quick" if quick else "full"
     bench = bench_for(out / mode, scale, [m for m in every if m.key in keys], seed, bf16)
-    run(bench, [STUDIES[name] for name in STUDIES if name in chosen], out, mode)
+    run(bench, [STUDIES[name] for name in STUDIES if name in chosen], out, mode, finished)
     say(f"Open {(out / 'index.html').resolve()}")
 
 
-def run(bench: Bench, studies: Sequence[Callable[[Bench], list[Cell]]], out: Path, mode: str) -> None:
-    """Compute what is missing, then write the report to `out`."""
+def run(
+    bench: Bench, studies: Sequence[Callable[[Bench], list[Cell]]], out: Path, mode: str, finished: bool = False
+) -> None:
+    """Compute what is missing (unless `finished`), then write the report to `out`.
+
+    Raises:
+        InfusionError: `finished`, and nothing is; or the disk is full.
+    """
     started = time.monotonic()
-    cells = [cell for study in studies for cell in study(bench)]
+    cells = [cell for study in studies for cell in study(bench) if bench.store.has(cell) or not finished]
+    if not cells:
+        raise InfusionError(f"nothing is finished in {bench.store.folder}; leave --finished out")
     results = []
     with progress("lab", len(cells)) as advance:
         for cell in cells:

@@ -80,9 +80,13 @@ class Store:
 
     folder: Path
 
+    def has(self, cell: Cell) -> bool:
+        """Whether the cell is finished."""
+        return self._path(cell).exists()
+
     def result(self, cell: Cell) -> Result:
         """The cell's result, from the folder if it is there."""
-        path = self.folder / f"{cell.name}.json"
+        path = self._path(cell)
         if not path.exists():
             self._write(path, cell.compute())
         kept = json.loads(path.read_text())
@@ -91,6 +95,9 @@ class Store:
             with Image.open(_picture(path, index)) as file:
                 pictures[caption] = file.convert("RGB")
         return Result([Row(**row) for row in kept["rows"]], kept["costs"], pictures)
+
+    def _path(self, cell: Cell) -> Path:
+        return self.folder / f"{cell.name}.json"
 
     def _write(self, path: Path, result: Result) -> None:
         for index, picture in enumerate(result.pictures.values()):

@@ -9,11 +9,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from infusion_core.embedded.lab import ablations, curves, fidelity, several, toy
 from infusion_core.embedded.lab.bench import QUICK, Bench
 from infusion_core.embedded.lab.claims import OPEN, REFUTED, REPRODUCED, verdicts
 from infusion_core.embedded.lab.infusion import Infusion
+from infusion_core.embedded.lab.intervals import within_concepts
 from infusion_core.embedded.lab.methods import PUBLISHED
 from infusion_core.embedded.lab.run import run
 from infusion_core.embedded.lab.store import Cell, Result, Row, Store
@@ -160,6 +162,19 @@ def test_the_front_needs_three_baselines_left_behind():
     beaten = front(infusion=(2.0, 0.1), **behind, textual=(1.9, 0.09))
     assert beaten.verdict == REFUTED
     assert "better in both: textual" in beaten.figures
+
+
+def test_intervals_within_concepts_leave_out_how_hard_a_concept_is():
+    hard = np.array([0.1, 0.9, 0.5, 0.3])
+    noise = np.array([[0.01, -0.02, 0.0, 0.015], [-0.005, 0.02, 0.01, -0.01], [0.0, 0.01, -0.02, 0.005]])
+    table = {f"m{i}": dict(zip("abcd", hard + row + i / 10, strict=True)) for i, row in enumerate(noise)}
+    values = np.array([list(by.values()) for by in table.values()])
+    normed = values - values.mean(0) + values.mean()
+    half = stats.t.ppf(0.975, 3) * stats.sem(normed, axis=1) * np.sqrt(3 / 2)
+    for i, (mean, low, high) in enumerate(within_concepts(table).values()):
+        assert (mean, high - mean, mean - low) == pytest.approx((values[i].mean(), half[i], half[i]))
+    assert half.max() < 0.1 < stats.t.ppf(0.975, 3) * stats.sem(values[0])  # much narrower than a plain one
+    assert within_concepts({"m": {"a": 1.0}, "n": {"b": 1.0}}) == {}
 
 
 def test_the_gap_is_a_share():

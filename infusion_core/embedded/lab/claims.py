@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..tinyworld.evaluate import mean_interval
 from . import ablations, curves, fidelity, several
+from .intervals import within_concepts
 from .measures import CONCEPT, PROMPT
 from .store import Row
 from .tables import BASES, Figures, figures, with_trade
@@ -67,7 +68,10 @@ def _on_the_front(found: Figures, names: Mapping[str, str]) -> Verdict | None:
     methods = [m for m, measure in found if measure == "gap_closed" and m not in BASES]
     if "infusion" not in methods or len(methods) < 2:
         return None
-    spans = {(m, e): mean_interval(list(found[m, e].values())) for m in methods for e in (CONCEPT, PROMPT)}
+    by_error = {e: within_concepts({m: found[m, e] for m in methods}) for e in (CONCEPT, PROMPT)}
+    if not all(by_error.values()):
+        return None
+    spans = {(m, e): span for e, of in by_error.items() for m, span in of.items()}
     better, apart = [], []
     for other in methods:
         if other == "infusion":

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..tinyworld.evaluate import mean_interval
 from . import curves, fidelity
-from .store import Row, means
-from .tables import figures, with_trade
+from .intervals import Interval, plain, within_concepts
+from .store import Row
+from .tables import Figures, figures, with_trade
 
 PANELS = {
     "fisher": "Latent Fisher divergence, other concepts",
@@ -31,42 +31,50 @@ COLOURS = {
 }
 
 
+DIVERGENCES = ("fisher", "w2_class")
+
+
 def curves_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | None:
-    """Each measure against training steps, a line per method; None without such rows."""
+    """Each measure against training steps with 95% intervals, a line per method; None without such rows."""
     of_study = [r for r in rows if r.study == curves.STUDY]
     if not of_study:
         return None
-    points = means(of_study, lambda r: (r.measure, r.method, r.step, r.concept))
+    at = {step: figures(of_study, curves.STUDY, step) for step in sorted({r.step for r in of_study})}
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     for axes, (measure, title) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
+        spans = {step: _spans(found, measure) for step, found in at.items()}
         for method in dict.fromkeys(r.method for r in of_study if r.measure == measure):
-            by_step: dict[int, list[float]] = {}
-            for (m, name, step, _), value in sorted(points.items()):
-                if (m, name) == (measure, method):
-                    by_step.setdefault(step, []).append(value)
-            _line(axes, by_step, names.get(method, method), COLOURS.get(method, "black"), method == "infusion")
+            line = {step: span[method] for step, span in spans.items() if method in span}
+            _line(axes, line, names.get(method, method), COLOURS.get(method, "black"), method == "infusion")
         axes.set(title=title, xlabel="steps")
         axes.title.set_fontsize(10)
         if measure == "fisher":
             axes.set_yscale("symlog", linthresh=0.01)
-        else:
-            axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=0)
     figure.axes[1].legend(frameon=False, fontsize=8)  # the panel that has the yardstick too
     return figure
 
 
-def _line(axes: Axes, by_step: Mapping[int, Sequence[float]], label: str, colour: str, wide: bool) -> None:
-    """Means over concepts against steps, with their 95% interval shaded where there are several concepts."""
-    means_, low, high = zip(*(mean_interval(values) for values in by_step.values()), strict=True)
-    axes.plot(list(by_step), means_, "o-", markersize=3, linewidth=2.4 if wide else 1.3, color=colour, label=label)
-    axes.fill_between(list(by_step), low, high, color=colour, alpha=0.12, linewidth=0)
+def _spans(found: Figures, measure: str) -> dict[str, Interval]:
+    """Mean and interval of a measure by method."""
+    of_measure = {method: by for (method, m), by in found.items() if m == measure}
+    return plain(of_measure) if measure in DIVERGENCES else within_concepts(of_measure)
+
+
+def _line(axes: Axes, line: Mapping[int, Interval], label: str, colour: str, wide: bool) -> None:
+    """Means against steps, with their intervals shaded."""
+    if not line:
+        return
+    means_, low, high = zip(*line.values(), strict=True)
+    axes.plot(list(line), means_, "o-", markersize=3, linewidth=2.4 if wide else 1.3, color=colour, label=label)
+    axes.fill_between(list(line), low, high, color=colour, alpha=0.12, linewidth=0)
 
 
 def trade_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | None:
     """Gap closed against what is lost, with 95% intervals, a point per method; None without such rows."""
-    found = with_trade(figures(rows, fidelity.STUDY))
-    methods = [m for m, measure in found if measure == "gap_closed" and m in COLOURS]
-    if not methods:
+    found = {key: by for key, by in with_trade(figures(rows, fidelity.STUDY)).items() if key[0] in COLOURS}
+    closed = _spans(found, "gap_closed")
+    if not closed:
         return None
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     panels = {
@@ -75,12 +83,12 @@ def trade_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | None
         "fisher": "Fisher divergence, other concepts",
     }
     for axes, (measure, heading) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for method in methods:
-            spans = [mean_interval(list(found[method, m].values())) for m in (measure, "gap_closed")]
-            x, y = spans
-            reach = [[[mean - low], [high - mean]] for mean, low, high in spans]
-            label = names.get(method, method)
-            axes.errorbar(x[0], y[0], reach[1], reach[0], "o", color=COLOURS[method], label=label, elinewidth=1)
+        lost = _spans(found, measure)
+        for method in closed:
+            x, y = lost[method], closed[method]
+            reach = [[[mean - low], [high - mean]] for mean, low, high in (x, y)]
+            label, colour = names.get(method, method), COLOURS[method]
+            axes.errorbar(x[0], y[0], reach[1], reach[0], "o", color=colour, label=label, elinewidth=1)
         axes.set(xlabel=heading, ylabel="gap closed")
         if measure == "fisher":
             axes.set_xscale("symlog", linthresh=0.01)

@@ -48,9 +48,10 @@ def curves_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | Non
             _line(axes, line, names.get(method, method), COLOURS.get(method, "black"), method == "infusion")
         axes.set(title=title, xlabel="steps")
         axes.title.set_fontsize(10)
+        axes.set_ylim(bottom=0)
         if measure == "fisher":
             axes.set_yscale("symlog", linthresh=0.01)
-        axes.set_ylim(bottom=0)
+            axes.set_ylim(bottom=-0.003)  # so that 0 is seen
     figure.axes[1].legend(frameon=False, fontsize=8)  # the panel that has the yardstick too
     return figure
 

@@ -80,7 +80,7 @@ class Observation:
 
     spans: Mapping[Entry, tuple[Mapping[str, tuple[Span, ...]], int]]
     maps: WordMaps
-    latent: tuple[int, int]
+    pictures: int
 
 
 def observe(model: Any, clip: Any, words: Sequence[str]) -> tuple[Any, Any, WordMaps]:
@@ -113,7 +113,7 @@ def _wrappers(maps: WordMaps, memory: Memory) -> dict[str, Callable[..., Any]]:
             for cond in entries or []
             if "c_crossattn" in cond["model_conds"] and "area" not in cond
         }
-        observation = Observation(spans, maps, (x.shape[-2], x.shape[-1]))
+        observation = Observation(spans, maps, len(x))
         options = with_option(model_options, OBSERVED, observation)
         return executor(model, conds, x, timestep, options, *args, **kwargs)
 
@@ -141,7 +141,8 @@ def _patch(network: Any) -> Callable[..., Any]:
 
 
 def _note(observation: Observation, layer: Any, query: Tensor, key: Tensor, extra: dict[str, Any]) -> None:
-    for entry, rows in rows_of(extra, len(query)):
+    height, width = extra["activations_shape"][-2:]
+    for entry, rows in rows_of(extra, len(query), observation.pictures, "Infusion Inspect Maps"):
         spans, length = ({}, 1) if isinstance(entry[1], BaseRow) else observation.spans.get(entry, ({}, 1))
         for word in observation.maps.words:
             positions = sorted({p for span in spans.get(f"word:{word}", ()) for p in span})
@@ -149,7 +150,6 @@ def _note(observation: Observation, layer: Any, query: Tensor, key: Tensor, extr
                 repeats = range(0, key.shape[1], length)  # the host pads a short context by repeating it
                 where = [p + r for r in repeats for p in positions]
                 maps = torch.stack([_map(layer, q, k, where) for q, k in zip(query[rows], key[rows], strict=True)])
-                height, width = _shape(maps.shape[1], *observation.latent)
                 observation.maps.add(word, maps.reshape(len(maps), height, width))
 
 
@@ -160,10 +160,3 @@ def _map(layer: Any, query: Tensor, key: Tensor, positions: Sequence[int]) -> Te
     scores = q.float() @ k.float().transpose(1, 2) / math.sqrt(q.shape[-1])
     shares: Tensor = scores.softmax(-1)[..., list(positions)].sum(-1).mean(0)
     return shares
-
-
-def _shape(places: int, height: int, width: int) -> tuple[int, int]:
-    """Height and width of a map of so many places over a latent."""
-    while height * width > places:
-        height, width = -(-height // 2), -(-width // 2)
-    return height, width

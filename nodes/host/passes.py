@@ -21,15 +21,21 @@ from ...infusion_core.tokens import Span
 KEY = "infusion"
 Entry = tuple[int, UUID]  # one conditioning of a pass: index of its list, and its uuid
 Rows = list[tuple[Entry, slice]]  # conditionings of a forward and their rows
+_EVERY_BIT = (1 << 128) - 1
 
 
 class BaseRow(UUID):
-    """The uuid of a conditioning's rows in the base stream: equal to the conditioning's own, but of another class."""
+    """The uuid of a conditioning's rows in the base stream: one of its own, since step caches keep outputs by uuid."""
 
     @classmethod
     def of(cls, uuid: UUID) -> BaseRow:
         """The base stream's twin of a conditioning."""
-        return cls(int=uuid.int)
+        return cls(int=uuid.int ^ _EVERY_BIT)
+
+    @property
+    def original(self) -> UUID:
+        """The conditioning's own uuid."""
+        return UUID(int=self.int ^ _EVERY_BIT)
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,14 @@ class Pass:
     Attributes:
         sites: the model's, by name.
         bound: the conditionings whose rows are the concept stream; those with a `BaseRow` are the base stream.
+        pictures: in the batch; each conditioning has so many rows, or fewer.
         replacing: the concept stream attends with the base stream's query inputs.
         queries: of base rows whose concept rows are not in the same forward, (rows, N, C) by site and conditioning.
     """
 
     sites: Mapping[str, Site]
     bound: Mapping[Entry, Bound]
+    pictures: int
     replacing: bool
     queries: dict[tuple[str, Entry], Tensor] = field(default_factory=dict)
     _infusions: dict[tuple[Any, ...], list[Infusion]] = field(default_factory=dict)
@@ -110,22 +118,32 @@ class Pass:
 
     def _streams(self, extra: Mapping[str, Any], total: int) -> tuple[dict[Entry, slice], Rows]:
         """The rows of a forward that are the base stream, and those that are the concept stream."""
-        groups = [(entry, rows) for entry, rows in rows_of(extra, total) if entry in self.bound]
-        base = {entry: rows for entry, rows in groups if isinstance(entry[1], BaseRow)}
-        return base, [(entry, rows) for entry, rows in groups if not isinstance(entry[1], BaseRow)]
+        base, concept = dict[Entry, slice](), Rows()
+        for (index, uuid), rows in rows_of(extra, total, self.pictures, "Infusion Attention Patch"):
+            if isinstance(uuid, BaseRow):
+                base[index, uuid.original] = rows
+            elif (index, uuid) in self.bound:
+                concept.append(((index, uuid), rows))
+        return base, concept
 
 
-def rows_of(extra: Mapping[str, Any], total: int) -> Rows:
+def rows_of(extra: Mapping[str, Any], total: int, pictures: int, node: str) -> Rows:
     """The conditionings of a forward of `total` rows, and the rows of each.
 
+    Args:
+        extra: the host's options of the forward.
+        total: rows.
+        pictures: in the batch.
+        node: that asks.
+
     Raises:
-        InfusionError: another patch changed the number of rows.
+        InfusionError: another patch added rows.
     """
     entries = list(zip(extra["cond_or_uncond"], extra["uuids"], strict=True))
-    if total % len(entries):
+    if total % len(entries) or total > len(entries) * pictures:
         raise InfusionError(
-            f"another patch changed the rows of cross-attention ({total} rows for {len(entries)} prompts) before "
-            "Infusion saw them; put Infusion Attention Patch after that node"
+            f"another node changed the rows of cross-attention before {node} saw them ({total} rows for {len(entries)} "
+            f"prompts and a batch of {pictures}); put {node} in front of that node, or leave one of them out"
         )
     size = total // len(entries)
     return [(entry, slice(i * size, (i + 1) * size)) for i, entry in enumerate(entries)]

@@ -156,6 +156,17 @@ class ValueReplacer:
     def __deepcopy__(self, memo: object) -> ValueReplacer:
         return self
 
+    def add(self, *args: Any, **kwargs: Any) -> None:
+        """What image-prompt nodes call on a replacer that they take for their own kind.
+
+        Raises:
+            InfusionError: always.
+        """
+        raise InfusionError(
+            "the layout 'value' holds the places where this node acts; put Infusion Attention Patch after it, or train "
+            "with layout 'block'"
+        )
+
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, extra: dict[str, Any]) -> Tensor:
         """Attend; projected (R, N or L, C) in, (R, N, C) out."""
         state: Pass | None = extra.get(KEY)

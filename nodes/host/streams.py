@@ -1,7 +1,8 @@
 """The two streams in the host: conditionings that name a concept run twice, as base rows and as concept rows.
 
 Base rows are a twin of the conditioning with strength 0: they ride in the same batch, supply query inputs and are
-weighed with nothing, so neither the sampler nor other patches notice. Keys need no care: both read the same text.
+weighed with nothing. Where that could disturb another node's patches, they run in a pass of their own first. Keys need
+no care: both read the same text.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import comfy.model_management
 import torch
+from comfy.hooks import EnumHookType
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
@@ -23,6 +25,7 @@ from .passes import KEY, BaseRow, Bound, Entry, Pass
 from .patch import Active, Patch, check_replacers
 
 TRAJECTORY = "infusion_trajectory"
+ROW_PATCHES = ("attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_output_patch")
 Conds = list[Any]  # a list of conditionings per guidance term, or None
 
 
@@ -42,8 +45,8 @@ class Trajectory:
         """
         if self.next >= len(self.calls) or not torch.equal(self.calls[self.next][1], timestep):
             raise InfusionError(
-                "base latent 'own' needs a sampler with fixed steps; this one adapts them to the picture: "
-                "choose another sampler or base latent 'shared'"
+                "base latent 'own' needs a sampler with fixed steps and no step cache; this one adapts its steps to "
+                "the picture, or a cache skipped some: choose another sampler, remove the cache, or use 'shared'"
             )
         self.next += 1
         return self.calls[self.next - 1][0]
@@ -66,6 +69,7 @@ def wrapper(patch: Patch) -> dict[str, Callable[..., Any]]:
         states = _random_states(noise.device)
         executor(guider, sigmas, {**extra_args, "model_options": options}, None, noise.clone(), *args, **kwargs)
         _restore(states, noise.device)
+        _rewind(guider)
         trajectory.recording = False
         return executor(guider, sigmas, {**extra_args, "model_options": options}, callback, noise, *args, **kwargs)
 
@@ -90,13 +94,13 @@ def wrapper(patch: Patch) -> dict[str, Callable[..., Any]]:
         bound = _bound(patch, named, active, conds, sigma, sampling)
         if not bound:
             return run(conds, x, None)
-        state = Pass({s.name: s for s in patch.base.sites}, bound, replacing)
+        state = Pass({s.name: s for s in patch.base.sites}, bound, len(x), replacing)
         if not replacing:
             return run(conds, x, state)
-        base_rows = _base_rows(conds, bound)
-        if trajectory is None and _fits_one_batch(base_rows, model_options):
-            return run([[*c, *b] if b else c for c, b in zip(conds, base_rows, strict=True)], x, state)
-        run(base_rows, base_x, state)
+        watched = _watched(model_options, conds)
+        if trajectory is None and not watched and _weighed_by_strength(conds, bound, model_options):
+            return run(_twinned(conds, bound), x, state)
+        run(_base(conds, bound, whole=watched), base_x, state)
         return run(conds, x, state)
 
     return {WrappersMP.SAMPLER_SAMPLE: sampling, WrappersMP.CALC_COND_BATCH: prediction}
@@ -120,27 +124,61 @@ def _bound(
     return found
 
 
-def _base_rows(conds: Conds, bound: Mapping[Entry, Bound]) -> Conds:
-    """Twins of the bound conditionings, by list; a list without any is None."""
+def _twin(cond: Mapping[str, Any]) -> dict[str, Any]:
+    """The base stream's twin of a conditioning."""
+    return {**cond, "uuid": BaseRow.of(cond["uuid"]), "strength": 0.0}
+
+
+def _twinned(conds: Conds, bound: Mapping[Entry, Bound]) -> Conds:
+    """The lists with a twin of every bound conditioning at their end: the host takes the last rows first."""
+    return [c and [*c, *(_twin(cond) for cond in c if (index, cond["uuid"]) in bound)] for index, c in enumerate(conds)]
+
+
+def _base(conds: Conds, bound: Mapping[Entry, Bound], whole: bool) -> Conds:
+    """The lists with twins in place of the bound conditionings; without the unbound ones unless `whole`."""
     return [
         [
-            {**cond, "uuid": BaseRow.of(cond["uuid"]), "strength": 0.0}
-            for cond in entries or []
-            if (index, cond["uuid"]) in bound
+            _twin(cond) if (index, cond["uuid"]) in bound else cond
+            for cond in c or []
+            if whole or (index, cond["uuid"]) in bound
         ]
         or None
-        for index, entries in enumerate(conds)
+        for index, c in enumerate(conds)
     ]
 
 
-def _fits_one_batch(base_rows: Conds, model_options: Mapping[str, Any]) -> bool:
-    """Whether the host runs base rows with their concept rows or before them, and weighs them with their strength.
+def _watched(model_options: Mapping[str, Any], conds: Conds) -> bool:
+    """Whether other nodes' patches may look at which rows are positive, and take a second positive row amiss.
+
+    So do attention couple and normalized attention guidance. Each pass then has the rows that they expect.
+    """
+    options = model_options["transformer_options"]
+    patches = [p for kind in ROW_PATCHES for p in options.get("patches", {}).get(kind, ())]
+    hooks = [h for c in conds for cond in c or [] if cond.get("hooks") for h in cond["hooks"].hooks]
+    return (
+        any(not str(getattr(patch, "__module__", "")).startswith(__package__) for patch in patches)
+        or bool(options.get("patches_replace", {}).get("attn1"))
+        or any(hook.hook_type is EnumHookType.TransformerOptions for hook in hooks)
+    )
+
+
+def _weighed_by_strength(conds: Conds, bound: Mapping[Entry, Bound], model_options: Mapping[str, Any]) -> bool:
+    """Whether twins of strength 0 weigh nothing, and run with their conditionings or before them.
 
     A conditioning set as default is weighed by what the others leave over, one with GLIGEN boxes runs alone, and
     several GPUs share out the rows.
     """
-    twins = [twin for entries in base_rows for twin in entries or []]
-    return "multigpu_clones" not in model_options and not any("default" in t or "gligen" in t for t in twins)
+    named = [cond for index, c in enumerate(conds) for cond in c or [] if (index, cond["uuid"]) in bound]
+    return "multigpu_clones" not in model_options and not any("default" in c or "gligen" in c for c in named)
+
+
+def _rewind(guider: Any) -> None:
+    """Put the keyframes of LoRA hooks back to the start of the schedule, as the host does once per sampling."""
+    hooks = [cond["hooks"] for entries in guider.conds.values() for cond in entries or [] if cond.get("hooks")]
+    for group in hooks:
+        group.reset()
+    if hooks:
+        guider.model_patcher.clear_cached_hook_weights()
 
 
 def _named(patch: Patch, conds: Mapping[str, Any]) -> bool:

@@ -74,6 +74,7 @@ PAIRS: dict[str, dict[str, Any]] = {
     "attn1 patch": {"before": add("TestSelfAttention")},
     "row-growing patch before": {"before": add("TestCouple")},
     "row-growing patch after": {"after": add("TestCouple")},
+    "patch that counts positive rows": {"before": add("TestRegional"), "batch": 2},
     "perturbed attention guidance": {"after": add("PerturbedAttentionGuidance", scale=2.0)},
     "self attention guidance": {"after": add("SelfAttentionGuidance", scale=0.5, blur_sigma=2.0)},
     "freeu": {"before": add("FreeU_V2", b1=1.3, b2=1.4, s1=0.9, s2=0.2)},
@@ -91,6 +92,36 @@ PAIRS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("pair", PAIRS)
 def test_pairs(server: Server, concepts: Any, pair: str) -> None:
     assert_same_and_at_work(both(server, **PAIRS[pair]))
+
+
+def test_normalized_attention_guidance(server: Server, concepts: Any) -> None:
+    if "NAGuidance" not in server.get("/object_info"):
+        pytest.skip("this ComfyUI has no Normalized Attention Guidance")
+    guided, plain = both(server, after=add("NAGuidance", nag_scale=5.0, nag_alpha=0.5, nag_tau=1.5)), both(server)
+    assert graphs.close(guided[2], plain[2]) > 0.05  # the guidance does something
+    assert_same_and_at_work(guided)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_a_step_cache_keeps_base_and_concept_apart(server: Server, concepts: Any, cfg: float) -> None:
+    """However the host splits the batch, the cached steps are those of the same rows."""
+
+    def drawn(low_memory: bool, cached: bool = True) -> torch.Tensor:
+        graph = Graph()
+        model, clip, _ = graphs.load(graph)
+        if low_memory:
+            model = graph.add("TestLowMemory", model=model)
+        model, clip = graphs.patch(graph, model, clip, ["round"])
+        if cached:
+            model = graph.add(
+                "EasyCache", model=model, reuse_threshold=0.3, start_percent=0.0, end_percent=1.0, verbose=False
+            )
+        positive, empty = graphs.encode(graph, clip, PROMPT), graphs.encode(graph, clip, "")
+        return graphs.drawn(server, graph, graphs.sample(graph, model, positive, empty, steps=12, cfg=cfg), "cached")
+
+    together, apart, exact = drawn(False), drawn(True), drawn(False, cached=False)
+    assert graphs.close(together, exact) > 0.1  # steps were skipped
+    assert graphs.close(apart, together) < 1e-3
 
 
 def test_controlnet(server: Server, concepts: Any) -> None:

@@ -108,6 +108,38 @@ def couple(model):
 
 
 @node(("MODEL",), model="MODEL")
+def regional(model):
+    """Attention couple that counts: only the positive prompt's rows grow, and there must be one positive prompt."""
+    patched = model.clone()
+
+    def chunks(rows, extra, cuts):
+        if extra["cond_or_uncond"].count(0) > 1:
+            raise ValueError("more than one positive prompt")
+        return rows.split([cuts[which] * (len(rows) // sum(cuts[w] for w in extra["cond_or_uncond"]))
+                           for which in extra["cond_or_uncond"]])  # fmt: skip
+
+    def grow(q, k, v, extra):
+        one = {0: 1, 1: 1}
+        return tuple(
+            torch.cat(
+                [
+                    c.repeat(2 - which, 1, 1)
+                    for which, c in zip(extra["cond_or_uncond"], chunks(t, extra, one), strict=True)
+                ]
+            )
+            for t in (q, k, v * 1.1)
+        )
+
+    def merge(n, extra):
+        parts = zip(extra["cond_or_uncond"], chunks(n, extra, {0: 2, 1: 1}), strict=True)
+        return torch.cat([c if which else c.unflatten(0, (2, -1)).mean(0) for which, c in parts])
+
+    patched.set_model_attn2_patch(grow)
+    patched.set_model_attn2_output_patch(merge)
+    return patched
+
+
+@node(("MODEL",), model="MODEL")
 def self_attention(model):
     """An attn1 patch that changes values, as style and guidance packs do."""
     patched = model.clone()
@@ -215,6 +247,7 @@ NODES = {
     "TestRowLog": row_log,
     "TestReplacer": replacer,
     "TestCouple": couple,
+    "TestRegional": regional,
     "TestSelfAttention": self_attention,
     "TestControl": control,
     "TestReference": reference,

@@ -212,6 +212,31 @@ def test_cond_and_uncond_in_separate_calls(server: Server, concepts: Any) -> Non
     assert_same_and_at_work((ours, reference, neither))
 
 
+@pytest.mark.parametrize("base_latent", ["shared", "own"])
+def test_a_lora_that_hooks_schedule(server: Server, concepts: Any, base_latent: str) -> None:
+    """A concept of zeros leaves the picture as it is, keyframes of the LoRA included."""
+
+    def drawn(name: str | None, second_half: float) -> torch.Tensor:
+        graph = Graph()
+        model, clip, _ = graphs.load(graph)
+        if name:
+            model, clip = graphs.patch(graph, model, clip, [name], base_latent=base_latent)
+        hooks = graph.add("CreateHookLora", lora_name="test.safetensors", strength_model=1.0, strength_clip=0.0)
+        frames = graph.add("CreateHookKeyframe", strength_mult=1.0, start_percent=0.0)
+        frames = graph.add("CreateHookKeyframe", strength_mult=second_half, start_percent=0.5, prev_hook_kf=frames)
+        positive = graph.add(
+            "ConditioningSetProperties", cond_NEW=graphs.encode(graph, clip, PROMPT), strength=1.0,
+            set_cond_area="default", hooks=graph.add("SetHookKeyframes", hooks=hooks, hook_kf=frames),
+        )  # fmt: skip
+        samples = graphs.sample(graph, model, positive, graphs.encode(graph, clip, ""), steps=6)
+        return graphs.drawn(server, graph, samples, "hooked")
+
+    plain = drawn(None, 0.0)
+    assert graphs.close(drawn(None, 1.0), plain) > 0.05  # the keyframes do something
+    assert graphs.close(drawn("nothing", 0.0), plain) < 1e-4
+    assert graphs.close(drawn("round", 0.0), plain) > 0.05
+
+
 def test_dual_guidance(server: Server, concepts: Any) -> None:
     def drawn(infused: bool) -> torch.Tensor:
         graph = Graph()

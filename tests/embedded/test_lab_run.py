@@ -15,7 +15,7 @@ from infusion_core.embedded.lab import ablations, curves, fidelity, several, toy
 from infusion_core.embedded.lab.bench import QUICK, Bench
 from infusion_core.embedded.lab.claims import OPEN, REFUTED, REPRODUCED, verdicts
 from infusion_core.embedded.lab.infusion import Infusion
-from infusion_core.embedded.lab.intervals import within_concepts
+from infusion_core.embedded.lab.intervals import over_prompts, within_concepts
 from infusion_core.embedded.lab.methods import PUBLISHED
 from infusion_core.embedded.lab.run import run
 from infusion_core.embedded.lab.store import Cell, Result, Row, Store
@@ -124,11 +124,12 @@ def test_leakage_is_told_from_exact_pictures():
         assert errors[worn] < 0.04
 
 
-def rows_of(study, measure, **values):
+def rows_of(study, measure, prompts=("",), **values):
     return [
-        Row(study, method, str(i), 1, "", 0, measure, v)
+        Row(study, method, str(i), 1, prompt, 0, measure, v + j / 1000)
         for method, per_concept in values.items()
         for i, v in enumerate(per_concept)
+        for j, prompt in enumerate(prompts)
     ]
 
 
@@ -145,11 +146,10 @@ def test_verdicts_need_intervals_without_zero():
 
 def front(**positions):
     """The verdict on the front, of methods with these position errors (px) and concept errors, over three concepts."""
-    rows = rows_of("fidelity", "concept_error", **{"base: class word": [0.4] * 3, "base: look in words": [0.0] * 3})
+    rows = []
     for method, (px, concept_error) in positions.items():
-        rows += rows_of("fidelity", "concept_error", **{method: [concept_error + d for d in (-0.001, 0, 0.001)]})
-        rows += rows_of("fidelity", "scene_error", **{method: [0.01] * 3})
-        rows += rows_of("fidelity", "position_error", **{method: [px - 0.1, px, px + 0.1]})
+        for measure, value in (("concept_error", concept_error), ("scene_error", 0.01), ("position_error", px)):
+            rows += rows_of("fidelity", measure, prompts=("p", "q", "r"), **{method: [value] * 3})
     return next(v for v in verdicts(rows, {}) if "Pareto" in v.claim)
 
 
@@ -162,6 +162,18 @@ def test_the_front_needs_three_baselines_left_behind():
     beaten = front(infusion=(2.0, 0.1), **behind, textual=(1.9, 0.09))
     assert beaten.verdict == REFUTED
     assert "better in both: textual" in beaten.figures
+
+
+def test_intervals_over_prompts_hold_the_truth_19_times_in_20():
+    """Two concepts of other means and spreads; the truth is the mean of both."""
+    rng, truth = np.random.default_rng(0), 0.3
+    held = 0
+    for _ in range(2000):
+        drawn = {"a": rng.normal(0.1, 0.05, 12), "b": rng.normal(0.5, 0.2, 8)}
+        mean, low, high = over_prompts({c: {str(i): v for i, v in enumerate(x)} for c, x in drawn.items()})
+        assert mean == pytest.approx((drawn["a"].mean() + drawn["b"].mean()) / 2)
+        held += low < truth < high
+    assert 0.93 < held / 2000 < 0.965
 
 
 def test_intervals_within_concepts_leave_out_how_hard_a_concept_is():

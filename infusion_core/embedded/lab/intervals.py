@@ -1,9 +1,12 @@
-"""95% intervals of means over concepts that every method has learned."""
+"""95% intervals: over concepts that every method has learned, and over prompts of given concepts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from math import sqrt
+from statistics import fmean, variance
+
+from scipy import stats
 
 from ..tinyworld.evaluate import mean_interval
 
@@ -37,3 +40,17 @@ def plain(found: Mapping[str, Mapping[str, float]]) -> dict[str, Interval]:
     """Mean and interval per method of a divergence, whose spread grows with its size; never below 0."""
     spans = {method: mean_interval(list(by.values())) for method, by in found.items()}
     return {method: (mean, max(low, 0.0), high) for method, (mean, low, high) in spans.items()}
+
+
+def over_prompts(found: Mapping[str, Mapping[str, float]]) -> Interval:
+    """Mean and interval for the given concepts, prompts being the sample: Student's t for a stratified mean.
+
+    It says what other prompts would give, not what other concepts would.
+
+    Args:
+        found: value by concept and prompt, at least two prompts each; concepts weigh alike.
+    """
+    mean = fmean(fmean(by.values()) for by in found.values())
+    error = sqrt(sum(variance(by.values()) / len(by) for by in found.values())) / len(found)
+    half = float(stats.t.ppf(0.975, sum(len(by) - 1 for by in found.values()))) * error
+    return mean, mean - half, mean + half

@@ -33,6 +33,21 @@ def figures(rows: Sequence[Row], study: str, step: int | None = None) -> Figures
     return found
 
 
+def errors_by_prompt(rows: Sequence[Row], study: str) -> Mapping[tuple[str, str], Mapping[str, Mapping[str, float]]]:
+    """Concept and prompt error by method and error, then by concept and prompt, means over seeds."""
+    found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    parts: dict[tuple[str, str, str], dict[str, float]] = {}
+    told = [r for r in rows if r.study == study and r.prompt]
+    for (method, concept, prompt, measure), value in means(
+        told, lambda r: (r.method, r.concept, r.prompt, r.measure)
+    ).items():
+        parts.setdefault((method, concept, prompt), {})[measure] = value
+    for (method, concept, prompt), errors in parts.items():
+        for name, value in ((CONCEPT, errors[CONCEPT]), (PROMPT, prompt_error(errors))):
+            found.setdefault((method, name), {}).setdefault(concept, {})[prompt] = value
+    return found
+
+
 def with_trade(found: Figures) -> Figures:
     """The figures with ``prompt_error`` and, where the yardsticks stand beside them, ``gap_closed`` per concept."""
     bare, told = (found.get((name, CONCEPT), {}) for name in BASES)

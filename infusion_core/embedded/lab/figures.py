@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..tinyworld.evaluate import mean_interval
 from . import curves, fidelity
 from .intervals import Interval, plain, within_concepts
 from .store import Row
@@ -72,10 +73,13 @@ def _line(axes: Axes, line: Mapping[int, Interval], label: str, colour: str, wid
 
 
 def trade_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | None:
-    """Gap closed against what is lost, with 95% intervals, a point per method; None without such rows."""
-    found = {key: by for key, by in with_trade(figures(rows, fidelity.STUDY)).items() if key[0] in COLOURS}
-    closed = _spans(found, "gap_closed")
-    if not closed:
+    """Gap closed against what is lost, with 95% intervals over concepts, a point per method; None without such rows."""
+    found = {
+        (method, measure): mean_interval(list(by.values()))
+        for (method, measure), by in with_trade(figures(rows, fidelity.STUDY)).items()
+    }
+    methods = [method for method, measure in found if measure == "gap_closed" and method in COLOURS]
+    if not methods:
         return None
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     panels = {
@@ -84,9 +88,8 @@ def trade_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | None
         "fisher": "Fisher divergence, other concepts",
     }
     for axes, (measure, heading) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        lost = _spans(found, measure)
-        for method in closed:
-            x, y = lost[method], closed[method]
+        for method in methods:
+            x, y = found[method, measure], found[method, "gap_closed"]
             reach = [[[mean - low], [high - mean]] for mean, low, high in (x, y)]
             label, colour = names.get(method, method), COLOURS[method]
             axes.errorbar(x[0], y[0], reach[1], reach[0], "o", color=colour, label=label, elinewidth=1)

@@ -22,7 +22,7 @@ SMALL = {
     "EmptyLatentImage": {"width": 128, "height": 128},
     "KSampler": {"steps": 2},
     "InfusionTrain": {"steps": 2, "resolution": 128, "preview_every": 1},
-    "InfusionOverfitMetrics": {"draws": 2, "resolution": 128},
+    "InfusionOverfitMetrics": {"draws": 4, "resolution": 128},
 }
 
 

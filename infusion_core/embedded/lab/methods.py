@@ -35,12 +35,12 @@ PUBLISHED: dict[str, Published] = {
     for p in (
         Published(
             DreamBooth(Recipe(800, 5e-6, prior_weight=1.0)),
-            (5e-5, 1e-4, 2e-4),
+            (5e-6, 5e-5, 1e-4, 2e-4),
             "diffusers train_dreambooth.py: lr 5e-6, 400 to 800 steps, 200 class pictures, prior weight 1",
         ),
         Published(
             PlainDreamBooth(Recipe(400, 5e-6)),
-            (2e-5, 5e-5, 1e-4),
+            (5e-6, 2e-5, 5e-5, 1e-4),
             "diffusers train_dreambooth.py without prior preservation, its default: lr 5e-6, 400 steps",
         ),
         Published(
@@ -55,7 +55,7 @@ PUBLISHED: dict[str, Published] = {
         ),
         Published(
             CustomDiffusion(Recipe(250, 1e-5, prior_weight=1.0)),
-            (5e-5, 1e-4, 3e-4),
+            (1e-5, 5e-5, 1e-4, 3e-4),
             "diffusers train_custom_diffusion.py: lr 1e-5, 250 steps, 200 class pictures, prior weight 1",
         ),
         Published(

@@ -44,7 +44,7 @@ class Scale:
     max_steps: int = 5000
     marks: tuple[int, ...] = (100, 400, 1000, 2000)
     curve_concepts: int = 3
-    class_pictures: int = 100
+    class_pictures: int = 200
     samples: int = 24
     fisher_prompts: int = 32
     fisher_draws: int = 128
@@ -72,7 +72,7 @@ QUICK = Scale(
     group_prompts=2,
     ablation_prompts=4,
 )
-FULL = Scale()
+FULL = Scale(class_pictures=100)
 SAMPLING = SampleSettings(25, 3.0)
 
 

@@ -30,9 +30,7 @@ COLOURS = {
     "perfusion": "#2ea043",
     "infusion": "#1f6feb",
 }
-
-
-DIVERGENCES = ("fisher", "w2_class")
+DIVERGENCES = ("fisher", "w2_class")  # whose spread grows with their size
 
 
 def curves_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | None:

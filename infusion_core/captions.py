@@ -1,4 +1,4 @@
-"""Caption templates for training: neutral sentences, so that the word's own tokens carry the subject."""
+"""Caption templates for training: neutral sentences, so that the word's own tokens carry the subject; other prompts."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ CAPTION_TEMPLATES: tuple[str, ...] = (
     "a photo of the {}",
     "a photo of one {}",
 )
+# What a divergence on other prompts is measured with unless the user gives other ones.
+OTHER_PROMPTS = ("a photo of a dog", "a photo of a house by the sea", "a bowl of fruit on a table", "a street at night")
 
 
 def fill(templates: tuple[str, ...], word: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import comfy.utils
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..infusion_core.captions import OTHER_PROMPTS
 from ..infusion_core.errors import InfusionError
 from ..infusion_core.metrics.fisher import Divergence, fisher_divergence
 from .host.compat import schema
@@ -16,7 +17,6 @@ from .host.metrics import HostPredictor, comparable, encode, names_concept
 from .plot import BLUE, GREY, Series, plot
 from .train import lines_of, square
 
-PROMPTS = "a photo of a dog\na photo of a house by the sea\na bowl of fruit on a table\na street at night"
 PARTS = 10
 
 
@@ -47,7 +47,7 @@ class InfusionOverfitMetrics(io.ComfyNode):  # type: ignore[misc]
                     "images", tooltip="Pictures that are noised and shown to both models. The centre square is used."
                 ),
                 io.String.Input(
-                    "prompts", default=PROMPTS, multiline=True,
+                    "prompts", default="\n".join(OTHER_PROMPTS), multiline=True,
                     tooltip="Prompts that are not about the concept, one per line.",
                 ),
                 io.Int.Input(

@@ -20,6 +20,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from infusion_core.captions import OTHER_PROMPTS
 from infusion_core.embedded.model import load_model
 from infusion_core.embedded.tasks import trainer_for
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
@@ -32,7 +33,7 @@ from tests.host.page import open_page
 FOLDER = REPOSITORY / "example_workflows"
 THUMBNAIL_PX = 384
 NEGATIVE = "blurry, low quality"
-OTHERS = "a photo of a dog\na photo of a house by the sea\na bowl of fruit on a table\na street at night"
+OTHERS = "\n".join(OTHER_PROMPTS)
 STANDINS = {"my-cat": "ember", "my-dog": "harlequin", "my-backpack": "orchid"}
 TINY = {  # what the thumbnails' prompts say in TinyWorld's words
     "a photo of a cat reading a book in a library": "a photo of a big circle at the left on a plain teal background",

@@ -52,8 +52,14 @@ class TrainRequest:
 
     @property
     def history(self) -> Path:
-        """Losses and snapshots of the steps before `state`."""
+        """Losses and snapshots of the steps before `state`, and what they were trained with."""
         return self.snapshots / "history.json"
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a resumed run must share with the run it goes on with; snapshots change nothing that is learned."""
+        settings = {k: v for k, v in asdict(self.settings).items() if k not in ("snapshot_every", "validation_draws")}
+        return {"word": self.word, "template": list(self.templates), **settings}
 
 
 @dataclass(frozen=True)
@@ -118,11 +124,13 @@ class _Run:
         if request.resume and not request.state.is_file():
             raise InfusionError(f"nothing to resume: there is no {request.state}; leave --resume out")
         state = load_state(request.state) if request.resume else None
+        before = json.loads(request.history.read_text()) if request.resume and request.history.is_file() else None
+        if before:
+            _require_same(before["settings"], request.told)
         model = model or load_model(request.model, config=request.config)
         trainer = trainer_for(model, photos, request.word, request.settings, request.templates, first, state)
         run = cls(request, model, photos, trainer, started)
-        if request.resume and request.history.is_file():
-            before = json.loads(request.history.read_text())
+        if before:
             run.losses, run.snapshots = before["losses"], before["snapshots"]
         return run
 
@@ -145,7 +153,8 @@ class _Run:
         save_concept(path, self.concept(validation), self.request.storage)
         save_state(self.request.state, self.trainer.state())
         self.snapshots.append({"step": self.trainer.step, "validation_loss": validation, "file": str(path)})
-        write_report(self.request.history, {"losses": self.losses, "snapshots": self.snapshots})
+        history = {"settings": self.request.told, "losses": self.losses, "snapshots": self.snapshots}
+        write_report(self.request.history, history)
         return path
 
     def concept(self, validation: float | None) -> ConceptResidual:
@@ -185,3 +194,12 @@ class _Run:
             "seconds": time.monotonic() - self.started,
             "peak_rss_mb": peak_rss_mb(),
         }
+
+
+def _require_same(before: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = [f"{name.replace('_', '-')} was {before[name]}" for name in now if now[name] != before[name]]
+    if changed:
+        raise InfusionError(
+            f"--resume goes on with the settings of the interrupted run, but {' and '.join(changed)}; give the same "
+            "settings again, or leave --resume out to train from the start"
+        )

@@ -137,6 +137,10 @@ def test_ctrl_c_leaves_a_snapshot_and_resume_repeats_the_run(photos, tmp_path):
     assert load_concept(named.group(1)).word == "circle"
     assert not out.exists()
 
+    other = infusion(*command(out, "--resume", "--learning-rate", "0.01", "--template", "a {}"))
+    assert other.returncode == 1
+    assert re.search(r"template was \['a photo of a .*learning-rate was 0.05; give the same", other.stderr)
+
     assert infusion(*command(out, "--resume")).returncode == 0
     losses = json.loads((tmp_path / "report.json").read_text())["losses"]
     whole = tmp_path / "whole.safetensors"

@@ -145,8 +145,10 @@ def rows_of(study, measure, prompts=("",), **values):
 
 def test_verdicts_need_intervals_without_zero():
     def verdict(infusion, lora):
-        judged = verdicts(rows_of("several", "leaked", infusion=infusion, lora=lora), {})
-        return judged[0].verdict
+        rows = rows_of("several", "leaked", infusion=infusion, lora=lora)
+        pairs = [replace(row, concept=f"{row.concept}+ember") for row in rows]
+        three = [replace(r, concept="a+b+c", value=1.0 - (r.method == "lora")) for r in rows[:: len(infusion)]]
+        return verdicts([*pairs, *three], {})[0].verdict  # three concepts do not count
 
     assert verdict([0.1, 0.12, 0.11], [0.5, 0.52, 0.54]) == REPRODUCED
     assert verdict([0.5, 0.52, 0.54], [0.1, 0.12, 0.11]) == REFUTED

@@ -17,6 +17,7 @@ from .store import Cell, Result, Row
 STUDY = "ablations"
 STRENGTHS = (0.5, 0.75, 1.25, 1.5)
 PLAIN = "Infusion"  # the line that all others are held against
+NO_MAPS = "no map replacement"
 LONG = 1000  # steps, where Infusion has 400
 FIRST_HALF = Window(0.0, 0.5)
 
@@ -39,7 +40,7 @@ def variants() -> list[Variant]:
     without = without_maps()
     return [
         Variant(PLAIN, plain),
-        Variant("no map replacement", without),
+        Variant(NO_MAPS, without),
         Variant("maps replaced in training only", replace(plain, sampling={"replacement": NEVER})),
         Variant("maps replaced in the first half", replace(plain, sampling={"replacement": FIRST_HALF})),
         Variant(

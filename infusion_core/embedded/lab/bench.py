@@ -54,6 +54,8 @@ class Scale:
     groups: tuple[tuple[str, ...], ...] = (
         ("ember", "flag"),
         ("orchid", "wasp"),
+        ("harlequin", "comet"),
+        ("lantern", "tent"),
         ("ember", "harlequin", "tent"),
     )
     group_prompts: int = 6

@@ -13,10 +13,10 @@ from .store import Row
 from .tables import BASES, Figures, errors_by_prompt, figures, with_trade
 
 REPRODUCED, REFUTED, OPEN = "reproduced", "refuted", "undecided"
-OURS = ("infusion", "infusion-plain")  # no baselines
+OURS = ("infusion", "infusion-plain")  # with and without map replacement; no baselines
 APART = 3  # baselines that Infusion's intervals must be clear of
 TUNERS = ("dreambooth", "dreambooth-plain", "lora", "custom-diffusion")  # baselines that change the network
-NEW_WORDS = ("textual-inversion", "perfusion")  # the others
+BASELINES = (*TUNERS, "textual-inversion", "perfusion")
 
 
 @dataclass(frozen=True)
@@ -33,28 +33,32 @@ def verdicts(rows: Sequence[Row], names: Mapping[str, str]) -> list[Verdict]:
     table1 = with_trade(figures(rows, fidelity.STUDY))
     steps = sorted({r.step for r in rows if r.study == curves.STUDY})
     last = steps[-1] if steps else 0
-    late, after = figures(rows, curves.STUDY, last), f"After {last} steps Infusion "
-    together = figures(rows, several.STUDY)
+    late, after = figures(rows, curves.STUDY, last), f"After {last} steps "
+    pairs = figures([r for r in rows if several.size(r.concept) == 2], several.STUDY)
     parts = figures(rows, ablations.STUDY)
 
-    def against(found: Figures, measure: str, other: str, claim: str, less: bool = True) -> Verdict | None:
-        return _compare(found, measure, ("infusion", other), claim.format(names.get(other, other)), less)
+    def against(found: Figures, measure: str, other: str, claim: str, ours: str = "infusion", less: bool = True
+                ) -> Verdict | None:  # fmt: skip
+        told = claim.format(names.get(ours, ours), names.get(other, other))
+        return _compare(found, measure, (ours, other), told, less)
 
     found: list[Verdict | None] = [_unchanged(late or table1), _on_the_front(rows, names)]
-    found += [against(late, "layout_repeated", t, after + "repeats the photos' layout less than {}")
+    found += [against(late, "layout_repeated", t, after + "{} repeats the photos' layout less than {}")
               for t in TUNERS]  # fmt: skip
-    found += [against(late, "w2_class", t, after + "moves its super-class less than {} (2-Wasserstein)")
+    found += [against(late, "w2_class", t, after + "{} moves its super-class less than {} (2-Wasserstein)")
               for t in TUNERS]  # fmt: skip
-    found += [against(table1, "gap_closed", o, "Infusion draws the concept better than {}", less=False)
-              for o in (*NEW_WORDS, *TUNERS)]  # fmt: skip
-    found += [against(table1, PROMPT, t, "Infusion obeys the prompt better than {}")
-              for t in (*NEW_WORDS, *TUNERS)]  # fmt: skip
-    found += [against(together, "leaked", t, "Concepts leak less into each other than with {}")
-              for t in (*TUNERS, *NEW_WORDS)]  # fmt: skip
-    found.append(_compare(parts, "concept_error", ("Infusion", "no map replacement"),
-                          "Replacing maps helps the concept's fidelity"))  # fmt: skip
-    found.append(_compare(parts, "layout_repeated", ("Infusion", "no map replacement"),
-                          "Replacing maps keeps the layout free"))  # fmt: skip
+    found += [against(table1, "gap_closed", b, "{} draws the concept better than {}", ours, less=False)
+              for ours in OURS for b in BASELINES]  # fmt: skip
+    found += [against(table1, PROMPT, b, "{} obeys the prompt better than {}") for b in BASELINES]
+    found += [against(pairs, "leaked", b, "Two concepts leak less into each other with {} than with {}")
+              for b in BASELINES]  # fmt: skip
+    for measure, good in ((CONCEPT, "helps the concept's fidelity"), ("layout_repeated", "keeps the layout free")):
+        claim = f"Replacing maps {good}"
+        found += [
+            _compare(parts, measure, (ablations.PLAIN, ablations.NO_MAPS), f"{claim} (tuning concepts)"),
+            _compare(table1, measure, OURS, claim),
+            _compare(late, measure, OURS, after + claim[0].lower() + claim[1:]),
+        ]
     return [v for v in found if v]
 
 

@@ -94,7 +94,7 @@ def _tables(rows: Sequence[Row], costs: Sequence[Row], names: Mapping[str, str])
     found = {
         fidelity.STUDY: [tables.fidelity_table(rows, costs, names)],
         curves.STUDY: [tables.steps_table(rows, names)],
-        several.STUDY: [tables.several_table(rows, names)],
+        several.STUDY: tables.several_tables(rows, names),
         ablations.STUDY: [tables.ablation_table(rows)],
         toy.STUDY: tables.toy_tables(rows),
     }

@@ -18,6 +18,7 @@ from .store import Cell, Result, Row
 
 STUDY = "several"
 BASE, WORDS = "base: class word", "base: look in words"
+JOIN = "+"  # between names of a group
 SHOWN = 2  # pictures kept for the report
 
 
@@ -25,7 +26,7 @@ def cells(bench: Bench) -> list[Cell]:
     """Per group of concepts one cell for each yardstick and each method."""
     out, scale = [], bench.scale
     for names in scale.groups:
-        group, label = [CONCEPTS[name] for name in names], "+".join(names)
+        group, label = [CONCEPTS[name] for name in names], JOIN.join(names)
         amount = (scenes_of(group, scale.group_prompts), scale.seeds, bench.seed)
         for name in (BASE, WORDS):
             out.append(Cell(STUDY, name, label, amount, partial(_yardstick, bench, name, group)))
@@ -33,6 +34,11 @@ def cells(bench: Bench) -> list[Cell]:
             settings = (amount, method.run_settings(bench.steps(method)), bench.steps(method))
             out.append(Cell(STUDY, method.key, label, settings, partial(_method, bench, method, group)))
     return out
+
+
+def size(label: str) -> int:
+    """How many concepts a cell or row of this study has, by its ``concept``."""
+    return len(label.split(JOIN))
 
 
 def scenes_of(group: Sequence[Concept], count: int) -> list[Scene]:
@@ -86,7 +92,7 @@ def _rows(
     name: str, group: list[Concept], step: int, prompt: str, seed: int, picture: Image.Image, scene: Scene
 ) -> list[Row]:
     rows = []
-    label = "+".join(c.name for c in group)
+    label = JOIN.join(c.name for c in group)
     for concept in group:
         errors = errors_against(picture, scene, concept, group)
         own, others = errors[concept.name], [e for n, e in errors.items() if n != concept.name]

@@ -145,8 +145,8 @@ def steps_table(rows: Sequence[Row], names: Mapping[str, str]) -> Table:
     return table(f"After {last} steps", note, figures(rows, curves.STUDY, last), columns, names)
 
 
-def several_table(rows: Sequence[Row], names: Mapping[str, str]) -> Table:
-    """Leakage between concepts of one prompt."""
+def several_tables(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]:
+    """Leakage between concepts of one prompt, a table per number of concepts."""
     columns = {
         "own_error": ("error against its own concept", ".3f"),
         "other_error": ("against the nearest other concept", ".3f"),
@@ -154,7 +154,11 @@ def several_table(rows: Sequence[Row], names: Mapping[str, str]) -> Table:
         "scene_error": ("scene error", ".4f"),
     }
     note = "Joint methods (DreamBooth, LoRA, Custom Diffusion) learn the concepts of a prompt in one run."
-    return table("Several concepts in one prompt", note, figures(rows, several.STUDY), columns, names)
+    counts = sorted({several.size(r.concept) for r in rows if r.study == several.STUDY})
+    of_count = {n: [r for r in rows if several.size(r.concept) == n] for n in counts}
+    return [
+        table(f"{n} concepts in one prompt", note, figures(of_count[n], several.STUDY), columns, names) for n in counts
+    ]
 
 
 def ablation_table(rows: Sequence[Row]) -> Table:

@@ -21,9 +21,10 @@ BASELINES = (*TUNERS, "textual-inversion", "perfusion")
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim, what became of it, and the figures that say so."""
+    """A claim, what it is held against if it compares, what became of it, and the figures that say so."""
 
     claim: str
+    against: str
     verdict: str
     figures: str
 
@@ -36,28 +37,27 @@ def verdicts(rows: Sequence[Row], names: Mapping[str, str]) -> list[Verdict]:
     late, after = figures(rows, curves.STUDY, last), f"After {last} steps "
     pairs = figures([r for r in rows if several.size(r.concept) == 2], several.STUDY)
     parts = figures(rows, ablations.STUDY)
+    ours, plain = OURS
 
-    def against(found: Figures, measure: str, other: str, claim: str, ours: str = "infusion", less: bool = True
-                ) -> Verdict | None:  # fmt: skip
-        told = claim.format(names.get(ours, ours), names.get(other, other))
-        return _compare(found, measure, (ours, other), told, less)
+    def over(
+        claim: str, found: Figures, measure: str, baselines: Sequence[str], less: bool = True, method: str = ours
+    ) -> list[Verdict | None]:
+        told = claim.format(names.get(method, method))
+        return [_compare(told, names.get(b, b), found, measure, (method, b), less) for b in baselines]
 
     found: list[Verdict | None] = [_unchanged(late or table1), _on_the_front(rows, names)]
-    found += [against(late, "layout_repeated", t, after + "{} repeats the photos' layout less than {}")
-              for t in TUNERS]  # fmt: skip
-    found += [against(late, "w2_class", t, after + "{} moves its super-class less than {} (2-Wasserstein)")
-              for t in TUNERS]  # fmt: skip
-    found += [against(table1, "gap_closed", b, "{} draws the concept better than {}", ours, less=False)
-              for ours in OURS for b in BASELINES]  # fmt: skip
-    found += [against(table1, PROMPT, b, "{} obeys the prompt better than {}") for b in BASELINES]
-    found += [against(pairs, "leaked", b, "Two concepts leak less into each other with {} than with {}")
-              for b in BASELINES]  # fmt: skip
+    found += over(after + "{} repeats the photos' layout less than", late, "layout_repeated", TUNERS)
+    found += over(after + "{} moves its super-class less (2-Wasserstein) than", late, "w2_class", TUNERS)
+    for method in OURS:
+        found += over("{} draws the concept better than", table1, "gap_closed", BASELINES, less=False, method=method)
+    found += over("{} obeys the prompt better than", table1, PROMPT, BASELINES)
+    found += over("Two concepts leak less into each other with {} than with", pairs, "leaked", BASELINES)
     for measure, good in ((CONCEPT, "helps the concept's fidelity"), ("layout_repeated", "keeps the layout free")):
-        claim = f"Replacing maps {good}"
+        claim = f"Replacing maps {good}, against not replacing them"
         found += [
-            _compare(parts, measure, (ablations.PLAIN, ablations.NO_MAPS), f"{claim} (tuning concepts)"),
-            _compare(table1, measure, OURS, claim),
-            _compare(late, measure, OURS, after + claim[0].lower() + claim[1:]),
+            _compare(claim, "tuning concepts", parts, measure, (ablations.PLAIN, ablations.NO_MAPS)),
+            _compare(claim, "the other concepts", table1, measure, (ours, plain)),
+            _compare(claim, f"curves, {last} steps", late, measure, (ours, plain)),
         ]
     return [v for v in found if v]
 
@@ -68,7 +68,7 @@ def _unchanged(found: Figures) -> Verdict | None:
         return None
     worst = max(values.values())
     text = f"largest Fisher divergence {worst:g}"
-    return Verdict("Other prompts stay exactly what they were", REPRODUCED if worst == 0 else REFUTED, text)
+    return Verdict("Other prompts stay exactly what they were", "", REPRODUCED if worst == 0 else REFUTED, text)
 
 
 def _on_the_front(rows: Sequence[Row], names: Mapping[str, str]) -> Verdict | None:
@@ -106,10 +106,12 @@ def _on_the_front(rows: Sequence[Row], names: Mapping[str, str]) -> Verdict | No
         f"On these concepts Infusion is on the Pareto front of concept and prompt error, clear of at least {APART} "
         "baselines (intervals over prompts)"
     )
-    return Verdict(claim, verdict, text)
+    return Verdict(claim, "", verdict, text)
 
 
-def _compare(found: Figures, measure: str, pair: tuple[str, str], claim: str, less: bool = True) -> Verdict | None:
+def _compare(
+    claim: str, against: str, found: Figures, measure: str, pair: tuple[str, str], less: bool = True
+) -> Verdict | None:
     """Is the first of the pair lower (or higher)? Paired over concepts; undecided where the interval holds 0."""
     ours, theirs = (found.get((name, measure), {}) for name in pair)
     shared = [c for c in ours if c in theirs]
@@ -123,4 +125,4 @@ def _compare(found: Figures, measure: str, pair: tuple[str, str], claim: str, le
         f"{measure.replace('_', ' ')}: {sum(ours[c] for c in shared) / len(shared):.3g} against "
         f"{sum(theirs[c] for c in shared) / len(shared):.3g}, advantage {mean:.3g} ({low:.3g} to {high:.3g})"
     )
-    return Verdict(claim, verdict, text)
+    return Verdict(claim, against, verdict, text)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from textwrap import fill
 
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -19,7 +20,7 @@ PANELS = {
     "fisher": "Latent Fisher divergence, other concepts",
     "w2_class": "W2² from the base, class word",
     "concept_error": "concept error",
-    "scene_error": "scene error",
+    "prompt_error": "prompt error",
     "diversity": "diversity of a bare prompt",
     "layout_repeated": "share repeating the photos' layout",
 }
@@ -44,11 +45,13 @@ def curves_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | Non
     of_study = [r for r in rows if r.study == curves.STUDY]
     if not of_study:
         return None
-    at = {step: figures(of_study, curves.STUDY, step) for step in sorted({r.step for r in of_study})}
+    at = {step: with_trade(figures(of_study, curves.STUDY, step)) for step in sorted({r.step for r in of_study})}
     figure = Figure(figsize=(11, 7), layout="constrained")
     for axes, (measure, title) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
         spans = {step: _spans(found, measure) for step, found in at.items()}
-        for place, method in enumerate(dict.fromkeys(r.method for r in of_study if r.measure == measure)):
+        for place, method in enumerate(
+            dict.fromkeys(method for found in at.values() for method, m in found if m == measure)
+        ):
             line = {step * 1.02**place: span[method] for step, span in spans.items() if method in span}
             _line(axes, line, names.get(method, method), COLOURS.get(method, "black"), method == "infusion")
         axes.set(title=title, xlabel="steps", xscale="log", ylim=(0, _reach(spans)))
@@ -82,8 +85,9 @@ def _line(axes: Axes, line: Mapping[float, Interval], label: str, colour: str, w
     reach = [[m - lo for m, lo in zip(means_, low, strict=True)], [hi - m for m, hi in zip(means_, high, strict=True)]]
     width = 2.4 if wide else 1.3
     axes.errorbar(
-        list(line), means_, reach, fmt="o-", color=colour, label=label, markersize=3, linewidth=width, elinewidth=0.7
-    )
+        list(line), means_, reach, fmt="o-", color=colour, ecolor=to_rgba(colour, 0.4), elinewidth=0.8, label=label,
+        markersize=3, linewidth=width,
+    )  # fmt: skip
 
 
 def trade_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | None:

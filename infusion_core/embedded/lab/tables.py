@@ -142,7 +142,7 @@ def steps_table(rows: Sequence[Row], names: Mapping[str, str]) -> Table:
         "one draw for the class word. Infusion binds the class word itself, so with the concept loaded the class word "
         "is the concept; called as <name>, the bare class word is untouched and its distance 0."
     )
-    return table(f"After {last} steps", note, figures(rows, curves.STUDY, last), columns, names)
+    return table(f"After {last} steps", note, with_trade(figures(rows, curves.STUDY, last)), columns, names)
 
 
 def several_tables(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ from .methods import published_methods
 from .report import Strip, recipes
 from .store import Cell, Result, Row, Store, tidy_csv
 from .studio import Studio
-from .tables import Figures, figures, table
+from .tables import Figures, brief, figures, table
 
 STUDY = "table1"
 COLUMNS = {
@@ -210,8 +209,7 @@ def _write(out: Path, bench: Bench, results: Sequence[tuple[Cell, Result]]) -> N
     page = render_page("lab-real.html.j2", model=bench.studio.base.name, table=shown, strips=strips,
                        recipes=recipes(bench), inline=inline_picture)  # fmt: skip
     write_atomic(out / "index.html", page.encode())
-    short = {key: {"": fmean(by.values())} for key, by in found.items()}  # a terminal is narrow
-    beside = table("Table 1, means", "", short, COLUMNS, names)
+    beside = brief("Table 1, means", found, COLUMNS, names)
     say_table(beside.title, beside.header, beside.lines)
     say(f"Open {(out / 'index.html').resolve()}")
 

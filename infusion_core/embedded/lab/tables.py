@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from ..tinyworld.evaluate import gap_closed, mean_interval
 from . import ablations, curves, fidelity, several, toy
@@ -97,6 +98,11 @@ def cell(by_concept: Mapping[str, float], form: str) -> str:
     return text if len(by_concept) < 2 or high == mean else f"{text} ± {format(high - mean, form.lstrip('+'))}"
 
 
+def brief(title: str, found: Figures, columns: Mapping[str, tuple[str, str]], names: Mapping[str, str]) -> Table:
+    """Means alone, for a terminal, which is narrow; see `table`."""
+    return table(title, "", {key: {"": fmean(by.values())} for key, by in found.items()}, columns, names)
+
+
 ERRORS = {
     "concept_error": ("concept error", ".3f"),
     "gap_closed": ("gap closed", ".0%"),
@@ -126,6 +132,13 @@ def fidelity_table(rows: Sequence[Row], costs: Sequence[Row], names: Mapping[str
         "the share that repeats the photos' background and position: of a bare prompt."
     )
     return table("Every method beside every other", note, found, columns, names)
+
+
+def brief_table(rows: Sequence[Row], names: Mapping[str, str]) -> Table:
+    """What a terminal shows of Table 1's analogue."""
+    shown = ("concept_error", "gap_closed", PROMPT, "layout_repeated")
+    columns = {**{m: ERRORS[m] for m in shown}, "fisher": ("Fisher divergence", ".3g")}
+    return brief("Every method, means", with_trade(figures(rows, fidelity.STUDY)), columns, names)
 
 
 def steps_table(rows: Sequence[Row], names: Mapping[str, str]) -> Table:

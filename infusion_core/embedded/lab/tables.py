@@ -136,8 +136,8 @@ def fidelity_table(rows: Sequence[Row], costs: Sequence[Row], names: Mapping[str
 
 def brief_table(rows: Sequence[Row], names: Mapping[str, str]) -> Table:
     """What a terminal shows of Table 1's analogue."""
-    shown = ("concept_error", "gap_closed", PROMPT, "layout_repeated")
-    columns = {**{m: ERRORS[m] for m in shown}, "fisher": ("Fisher divergence", ".3g")}
+    columns = {m: ERRORS[m] for m in ("concept_error", "gap_closed", PROMPT)}
+    columns |= {"layout_repeated": ("photos' layout", ".0%"), "fisher": ("Fisher", ".3g")}
     return brief("Every method, means", with_trade(figures(rows, fidelity.STUDY)), columns, names)
 
 

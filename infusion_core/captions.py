@@ -1,4 +1,4 @@
-"""Caption templates for training: neutral sentences, so that the word's own tokens carry the subject; other prompts."""
+"""Captions for training, neutral so that the word's own tokens carry the subject, and prompts about other things."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ class _Run:
         state = load_state(request.state) if request.resume else None
         before = json.loads(request.history.read_text()) if request.resume and request.history.is_file() else None
         if before:
-            _require_same(before["settings"], request.told)
+            _require_same(before.get("settings", {}), request.told)
         model = model or load_model(request.model, config=request.config)
         trainer = trainer_for(model, photos, request.word, request.settings, request.templates, first, state)
         run = cls(request, model, photos, trainer, started)
@@ -197,7 +197,7 @@ class _Run:
 
 
 def _require_same(before: dict[str, Any], now: dict[str, Any]) -> None:
-    changed = [f"{name.replace('_', '-')} was {before[name]}" for name in now if now[name] != before[name]]
+    changed = [f"{name.replace('_', '-')} was {value}" for name, value in before.items() if value != now.get(name)]
     if changed:
         raise InfusionError(
             f"--resume goes on with the settings of the interrupted run, but {' and '.join(changed)}; give the same "

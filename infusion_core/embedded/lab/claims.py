@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..tinyworld.evaluate import mean_interval
-from . import ablations, curves, fidelity, several
+from . import ablations, curves, fidelity
 from .intervals import over_prompts
 from .measures import CONCEPT, PROMPT
 from .store import Row
-from .tables import BASES, Figures, errors_by_prompt, figures, with_trade
+from .tables import BASES, Figures, errors_by_prompt, figures, together, with_trade
 
 REPRODUCED, REFUTED, OPEN = "reproduced", "refuted", "undecided"
 OURS = ("infusion", "infusion-plain")  # with and without map replacement; no baselines
@@ -35,7 +35,7 @@ def verdicts(rows: Sequence[Row], names: Mapping[str, str]) -> list[Verdict]:
     steps = sorted({r.step for r in rows if r.study == curves.STUDY})
     last = steps[-1] if steps else 0
     late, after = figures(rows, curves.STUDY, last), f"After {last} steps "
-    pairs = figures([r for r in rows if several.size(r.concept) == 2], several.STUDY)
+    pairs = together(rows, 2)
     parts = figures(rows, ablations.STUDY)
     ours, plain = OURS
 

@@ -49,9 +49,7 @@ def curves_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | Non
     figure = Figure(figsize=(11, 7), layout="constrained")
     for axes, (measure, title) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
         spans = {step: _spans(found, measure) for step, found in at.items()}
-        for place, method in enumerate(
-            dict.fromkeys(method for found in at.values() for method, m in found if m == measure)
-        ):
+        for place, method in enumerate(dict.fromkeys(method for span in spans.values() for method in span)):
             line = {step * 1.02**place: span[method] for step, span in spans.items() if method in span}
             _line(axes, line, names.get(method, method), COLOURS.get(method, "black"), method == "infusion")
         axes.set(title=title, xlabel="steps", xscale="log", ylim=(0, _reach(spans)))
@@ -79,8 +77,6 @@ def _spans(found: Figures, measure: str) -> dict[str, Interval]:
 
 def _line(axes: Axes, line: Mapping[float, Interval], label: str, colour: str, wide: bool) -> None:
     """Means against steps, with their intervals."""
-    if not line:
-        return
     means_, low, high = zip(*line.values(), strict=True)
     reach = [[m - lo for m, lo in zip(means_, low, strict=True)], [hi - m for m, hi in zip(means_, high, strict=True)]]
     width = 2.4 if wide else 1.3

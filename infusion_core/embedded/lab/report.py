@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from ...atomic import write_atomic
+from ..console import say, say_table
 from ..output import peak_rss_mb, save_picture, write_report
 from ..page import figure_png, inline_figure, inline_picture, render_page
 from ..tinyworld import CONCEPTS, training_images
@@ -31,7 +32,7 @@ class Strip:
 
 
 def write(out: Path, bench: Bench, results: Sequence[tuple[Cell, Result]], seconds: float, mode: str) -> None:
-    """Write index.html, results.csv, costs.csv, report.json and the figures to `out`."""
+    """Write index.html, results.csv, costs.csv, report.json and the figures to `out`; print means and where it is."""
     rows = [row for _, result in results for row in result.rows]
     costs = _costs(results)
     names = {m.key: m.title for m in bench.methods}
@@ -78,6 +79,10 @@ def write(out: Path, bench: Bench, results: Sequence[tuple[Cell, Result]], secon
         inline=inline_picture,
     )
     write_atomic(out / "index.html", page.encode())
+    brief = tables.brief_table(rows, names)
+    if brief.lines:
+        say_table(brief.title, brief.header, brief.lines)
+    say(f"Open {(out / 'index.html').resolve()}")
 
 
 def _costs(results: Sequence[tuple[Cell, Result]]) -> list[Row]:

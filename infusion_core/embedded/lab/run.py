@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...errors import InfusionError
-from ..console import progress, say, say_table
+from ..console import progress
 from ..tinyworld import CONCEPTS, TUNING_CONCEPTS
 from . import ablations, curves, fidelity, several, toy
 from .bench import FULL, QUICK, Bench, Scale, bench_for
 from .methods import all_methods
 from .report import write
-from .store import Cell, Row
-from .tables import brief_table
+from .store import Cell
 
 STUDIES: dict[str, Callable[[Bench], list[Cell]]] = {
     curves.STUDY: curves.cells,  # first: its long runs hold snapshots that the others use
@@ -54,17 +53,13 @@ def run_lab(
     keys = _chosen(methods, [m.key for m in every], "method")
     mode = "quick" if quick else "full"
     bench = bench_for(out / mode, scale, [m for m in every if m.key in keys], seed, bf16)
-    rows = run(bench, [STUDIES[name] for name in STUDIES if name in chosen], out, mode, finished)
-    shown = brief_table(rows, {m.key: m.title for m in bench.methods})
-    if shown.lines:
-        say_table(shown.title, shown.header, shown.lines)
-    say(f"Open {(out / 'index.html').resolve()}")
+    run(bench, [STUDIES[name] for name in STUDIES if name in chosen], out, mode, finished)
 
 
 def run(
     bench: Bench, studies: Sequence[Callable[[Bench], list[Cell]]], out: Path, mode: str, finished: bool = False
-) -> list[Row]:
-    """Compute what is missing (unless `finished`), write the report to `out`, and return its rows.
+) -> None:
+    """Compute what is missing (unless `finished`), then write the report to `out`.
 
     Raises:
         InfusionError: `finished`, and nothing is; or the disk is full.
@@ -80,7 +75,6 @@ def run(
             results.append((cell, bench.store.result(cell)))
             advance()
     write(out, bench, results, time.monotonic() - started, mode)
-    return [row for _, result in results for row in result.rows]
 
 
 def _of_concepts(scale: Scale, names: Sequence[str]) -> Scale:

@@ -34,6 +34,11 @@ def figures(rows: Sequence[Row], study: str, step: int | None = None) -> Figures
     return found
 
 
+def together(rows: Sequence[Row], size: int) -> Figures:
+    """The figures of the groups of so many concepts."""
+    return figures([r for r in rows if several.size(r.concept) == size], several.STUDY)
+
+
 def errors_by_prompt(rows: Sequence[Row], study: str) -> Mapping[tuple[str, str], Mapping[str, Mapping[str, float]]]:
     """Concept and prompt error by method and error, then by concept and prompt, means over seeds."""
     found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
@@ -167,11 +172,8 @@ def several_tables(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]
         "scene_error": ("scene error", ".4f"),
     }
     note = "Joint methods (DreamBooth, LoRA, Custom Diffusion) learn the concepts of a prompt in one run."
-    counts = sorted({several.size(r.concept) for r in rows if r.study == several.STUDY})
-    of_count = {n: [r for r in rows if several.size(r.concept) == n] for n in counts}
-    return [
-        table(f"{n} concepts in one prompt", note, figures(of_count[n], several.STUDY), columns, names) for n in counts
-    ]
+    sizes = sorted({several.size(r.concept) for r in rows if r.study == several.STUDY})
+    return [table(f"{size} concepts in one prompt", note, together(rows, size), columns, names) for size in sizes]
 
 
 def ablation_table(rows: Sequence[Row]) -> Table:

@@ -32,8 +32,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from turns import device, take_turns
 
+from infusion_cli.output import peak_rss_mb
 from infusion_core.denoiser import Conditioning, EncodedPrompt
-from infusion_core.embedded.output import peak_rss_mb
 from infusion_core.embedded.unet import UNetDenoiser
 from infusion_core.trainer import Trainer, TrainSettings
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from infusion_core.embedded.model import load_model
 from infusion_core.errors import InfusionError
+from tests.cli.test_cli import infusion
 
 from .factories import save_model
 from .ldm import save_single_file
-from .test_cli import infusion
 
 
 @pytest.fixture(scope="module")

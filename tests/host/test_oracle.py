@@ -6,7 +6,6 @@ from statistics import mean
 
 import pytest
 
-from infusion_core.embedded.lab.several import scenes_of
 from infusion_core.embedded.model import load_model
 from infusion_core.embedded.tasks import trainer_for
 from infusion_core.embedded.tinyworld import CONCEPTS, score, training_images
@@ -14,6 +13,7 @@ from infusion_core.embedded.tinyworld.captions import caption
 from infusion_core.embedded.tinyworld.evaluate import TOLD, unseen_scenes
 from infusion_core.residual_file import save_concept
 from infusion_core.trainer import TrainSettings
+from infusion_lab.studies.several import scenes_of
 
 from .both import embedded, hosted
 from .comfyui import Server

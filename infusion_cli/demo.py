@@ -1,0 +1,130 @@
+"""The demonstration: learn a TinyWorld concept, draw it where its photos never showed it, score it, show it all."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from infusion_core.atomic import write_atomic
+from infusion_core.embedded.model import load_model
+from infusion_core.embedded.tinyworld import CONCEPTS, Concept, Score, training_images
+from infusion_core.embedded.tinyworld import evaluate as ev
+from infusion_core.embedded.tinyworld.world import SIZE
+from infusion_core.errors import InfusionError
+from infusion_core.trainer import TrainSettings
+
+from .console import say
+from .output import peak_rss_mb, save_picture, write_report
+from .pages import inline_figure, inline_picture, render_page
+from .scoring import SEEDS, Comparison, compare
+from .train import TrainRequest, run_train
+
+TITLES = ("base model", "with the concept", "base model, look in words")  # of a comparison's three parts
+MEASURES = tuple(f.name for f in fields(Score) if f.name != "found")
+
+
+def run_demo(out: Path, name: str, settings: TrainSettings) -> None:
+    """Write photos, concept.safetensors, report.json, overview.png and index.html to `out`.
+
+    Raises:
+        InfusionError: unknown concept, or the disk is full.
+    """
+    started = time.monotonic()
+    if name not in CONCEPTS:
+        raise InfusionError(f"TinyWorld has no concept {name!r}; choose one of: {', '.join(CONCEPTS)}")
+    concept = CONCEPTS[name]
+    model = load_model("tinyworld")
+    shutil.rmtree(out / "photos", ignore_errors=True)
+    for index, picture in enumerate(training_images(concept)):
+        save_picture(out / "photos" / f"{index}.png", picture)
+    request = TrainRequest("tinyworld", out / "photos", concept.shape, out / "concept.safetensors", settings)
+    trained = run_train(request, model, score=False)
+
+    comparison = compare(model, concept, trained.concept)
+    report = {**trained.report, **comparison.figures, "concept": name, "seeds": list(SEEDS)}
+    report |= {"seconds": time.monotonic() - started, "peak_rss_mb": peak_rss_mb()}
+    write_report(out / "report.json", report)
+    save_picture(out / "overview.png", _overview(trained.photos, comparison))
+    write_atomic(out / "index.html", _page(concept, trained.photos, comparison, report).encode())
+    say(
+        f"Concept error {report['base_concept_error']:.3f} -> {report['concept_error']:.3f}: "
+        f"{report['gap_closed']:.0%} of the gap to describing the look in words."
+    )
+    say(f"Open {(out / 'index.html').resolve()}")
+
+
+def _overview(photos: Sequence[Image.Image], comparison: Comparison) -> Image.Image:
+    """A sheet: training pictures on top, then a column per method and a row per prompt, half of the prompts a side."""
+    edge, gap = SIZE, 8
+    rows = [trio for trio in zip(*comparison, strict=True) if trio[0].seed == SEEDS[0]]
+    half = -(-len(rows) // 2)
+    width = 2 * len(comparison) * (edge + gap) + 3 * gap
+    sheet = Image.new("RGB", (width, (half + 1) * (edge + gap) + 2 * gap), "white")
+    left = (width - len(photos) * (edge + gap)) // 2
+    for index, photo in enumerate(photos):
+        sheet.paste(photo, (left + index * (edge + gap), gap))
+    for index, trio in enumerate(rows):
+        side, line = divmod(index, half)
+        x = gap + side * (len(comparison) * (edge + gap) + gap)
+        for column, scored in enumerate(trio):
+            sheet.paste(scored.picture, (x + column * (edge + gap), (line + 1) * (edge + gap) + 2 * gap))
+    return sheet
+
+
+def _page(concept: Concept, photos: Sequence[Image.Image], comparison: Comparison, report: dict[str, Any]) -> str:
+    """The self-contained page."""
+    rows = [
+        {
+            "prompt": trio[1].prompt,
+            "seed": trio[1].seed,
+            "cells": [
+                {"image": inline_picture(s.picture), "error": s.score.concept_error, "title": title}
+                for s, title in zip(trio, TITLES, strict=True)
+            ],
+        }
+        for trio in zip(*comparison, strict=True)
+    ]
+    scores = [
+        {
+            "name": title,
+            "cells": [ev.mean_interval([getattr(s.score, m) for s in scored]) for m in MEASURES],
+        }
+        for title, scored in zip(TITLES, comparison, strict=True)
+    ]
+    return render_page(
+        "demo.html.j2",
+        concept=concept,
+        photos=[inline_picture(p) for p in photos],
+        rows=rows,
+        scores=scores,
+        count=len(comparison.learned),
+        measures=[m.replace("_", " ") + (" (px)" if m == "position_error" else "") for m in MEASURES],
+        report=report,
+        curve=_curve(report["losses"], report["snapshots"]),
+    )
+
+
+def _curve(losses: Sequence[float], snapshots: Sequence[dict[str, Any]]) -> str:
+    """Loss against step: each step, a running mean, and the validation loss of the snapshots."""
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    steps = np.arange(1, len(losses) + 1)
+    axes.plot(steps, losses, color="#9aa5b1", linewidth=0.6, label="each step")
+    width = max(1, min(25, len(losses)))
+    smooth = np.convolve(losses, np.ones(width) / width, "valid")
+    axes.plot(steps[width - 1 :], smooth, color="#1f6feb", linewidth=1.5, label=f"mean of {width}")
+    seen = [s for s in snapshots if s["validation_loss"] is not None]
+    axes.plot([s["step"] for s in seen], [s["validation_loss"] for s in seen], "o-", color="#d1491b",
+              label="fixed validation noise")  # fmt: skip
+    axes.set(xlabel="step", ylabel="loss")
+    axes.set_ylim(0, float(np.percentile(losses, 99)) * 1.1)
+    axes.legend(frameon=False)
+    return inline_figure(figure)

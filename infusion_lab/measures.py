@@ -1,0 +1,122 @@
+"""What the lab measures of a customised model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from random import Random
+from statistics import median
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from infusion_core.captions import CAPTION_TEMPLATES
+from infusion_core.embedded.model import EmbeddedModel
+from infusion_core.embedded.sampling import SampleSettings
+from infusion_core.embedded.tinyworld import Concept, render
+from infusion_core.embedded.tinyworld import evaluate as ev
+from infusion_core.embedded.tinyworld.captions import caption, random_aspects, random_scene
+from infusion_core.embedded.tinyworld.concepts import HELD_OUT_LOOKS
+from infusion_core.embedded.tinyworld.world import SIZE, Scene
+from infusion_core.metrics.fisher import DenoiserPredictor, Divergence, fisher_divergence
+from infusion_core.metrics.similarity import diversity
+
+from .methods.method import Customised
+
+ERRORS = ("concept_error", "scene_error", "position_error", "size_error")
+CONCEPT, PROMPT = "concept_error", "prompt_error"  # the two sides of the trade: is it the thing, is the prompt obeyed?
+BARE_SEED = 70_000  # of the first picture of a bare prompt
+
+
+def prompt_error(errors: Mapping[str, float]) -> float:
+    """How badly a prompt is obeyed: scene error plus position error as a share of the picture's edge."""
+    return errors["scene_error"] + errors["position_error"] / SIZE
+
+
+def other_scenes(words: Sequence[str], count: int) -> list[Scene]:
+    """Random scenes with none of the class words' shapes."""
+    rng, found = Random("other concepts"), list[Scene]()
+    while len(found) < count:
+        scene = random_scene(rng, HELD_OUT_LOOKS)
+        if not any(t.shape in words for t in scene.things):
+            found.append(scene)
+    return found
+
+
+def predictor(customised: Customised, prompts: Sequence[str]) -> DenoiserPredictor:
+    """A customised model's noise predictions under prompts."""
+    words = {name: residual.word for name, (residual, _) in customised.concepts.items()}
+    encoded = [customised.model.text.encode(p, words) for p in prompts]
+    return DenoiserPredictor(customised.model.denoiser, encoded, tuple(customised.concepts.values()))
+
+
+def fisher(base: EmbeddedModel, customised: Customised, words: Sequence[str], prompts: int, draws: int) -> Divergence:
+    """Latent Fisher divergence from the base model on pictures and captions of other things (eq. 4).
+
+    Args:
+        base: TinyWorld.
+        customised: what is compared.
+        words: class words of its concepts; no prompt holds one.
+        prompts: captions of random scenes, each with its own picture.
+        draws: of picture, noise level and noise.
+    """
+    scenes, rng = other_scenes(words, prompts), Random("what is told")
+    latents = base.encode([render(s) for s in scenes])
+    texts = [caption(s, random_aspects(rng)) for s in scenes]
+    plain = predictor(Customised(base, ()), texts)
+    return fisher_divergence(plain, predictor(customised, texts), latents, prompts, base.denoiser.sigmas, draws)
+
+
+def drawn_and_scored(
+    customised: Customised, concept: Concept, prompts: int, seeds: Sequence[int], settings: SampleSettings
+) -> list[ev.Scored]:
+    """Unseen prompts drawn and scored by the oracle; the prompts say the method's phrase for the concept."""
+    residual = customised.concepts[concept.name][0] if customised.concepts else None
+    return ev.evaluate(
+        customised.model,
+        concept,
+        ev.unseen_scenes(concept, prompts),
+        seeds,
+        replace(settings, **customised.sampling),
+        residual,
+        phrase=customised.phrases[0],
+    )
+
+
+def bare_pictures(
+    customised: Customised, word: str, count: int, settings: SampleSettings, seed: int = BARE_SEED
+) -> list[Image.Image]:
+    """Pictures of "a photo of a `word`", which leaves everything else open."""
+    prompt = CAPTION_TEMPLATES[0].format(word)
+    return customised.draw(prompt, count, seed, settings)
+
+
+def openness(pictures: Sequence[Image.Image], latents: Tensor, concept: Concept) -> dict[str, float]:
+    """How much a bare prompt still leaves open.
+
+    ``diversity``: mean ``1 - cosine`` of all pairs of latents. ``layout_repeated``: mean of the share of pictures with
+    the training photos' background colour and the share with their position.
+    """
+    trained = concept.training_scene(0)
+    seen = [ev.obeyed(picture, trained) for picture in pictures]
+    repeated = float(np.mean([[s["background"], s["position"]] for s in seen]))
+    return {"diversity": diversity(latents.flatten(1)), "layout_repeated": repeated}
+
+
+def sampling_cost(base: EmbeddedModel, customised: Customised, word: str, settings: SampleSettings) -> float:
+    """Seconds of one picture over those of the base model's picture of `word`: medians of three, taken in turns."""
+    phrase = customised.phrases[0]
+
+    def seconds(run: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+
+    ours, plain = [], []
+    for seed in range(3):
+        ours.append(seconds(partial(bare_pictures, customised, phrase, 1, settings, seed)))
+        plain.append(seconds(partial(bare_pictures, Customised(base, ()), word, 1, settings, seed)))
+    return median(ours) / median(plain)

@@ -1,0 +1,1 @@
+"""Every way of personalising a model that the lab compares."""

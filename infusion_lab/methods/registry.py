@@ -1,0 +1,106 @@
+"""Every method of the lab, with the recipes chosen on the tuning concepts (`infusion lab --tune`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from infusion_core.embedded.tinyworld import Concept, training_images
+
+from ..studio import MARKS
+from .dreambooth import DreamBooth, DreamBoothLora, PlainDreamBooth
+from .infusion import Infusion, without_maps
+from .method import Baseline, Method, Recipe, Subject
+from .new_words import CustomDiffusion, TextualInversion
+from .perfusion import Perfusion
+
+TUNED = Path(__file__).parent / "tuned.json"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A baseline with the settings its paper or diffusers' script has, and the learning rates that tuning tries."""
+
+    method: Baseline
+    rates: tuple[float, ...]
+    source: str
+
+
+# Learning rates of Stable Diffusion's size are low for a network of 4 million parameters: the grids reach up from
+# them. The batch size is the same for all.
+PUBLISHED: dict[str, Published] = {
+    p.method.key: p
+    for p in (
+        Published(
+            DreamBooth(Recipe(800, 5e-6, prior_weight=1.0)),
+            (5e-6, 5e-5, 1e-4, 2e-4),
+            "diffusers train_dreambooth.py: lr 5e-6, 400 to 800 steps, 200 class pictures, prior weight 1",
+        ),
+        Published(
+            PlainDreamBooth(Recipe(400, 5e-6)),
+            (5e-6, 2e-5, 5e-5, 1e-4),
+            "diffusers train_dreambooth.py without prior preservation, its default: lr 5e-6, 400 steps",
+        ),
+        Published(
+            DreamBoothLora(Recipe(500, 1e-4)),
+            (1e-4, 3e-4, 1e-3),
+            "diffusers train_dreambooth_lora.py: rank 4, lr 1e-4, 500 steps",
+        ),
+        Published(
+            TextualInversion(Recipe(3000, 2e-3)),
+            (5e-4, 2e-3, 5e-3),
+            "diffusers textual_inversion.py: lr 5e-4 scaled by 4, 3000 steps; the paper 5e-3",
+        ),
+        Published(
+            CustomDiffusion(Recipe(250, 1e-5, prior_weight=1.0)),
+            (1e-5, 5e-5, 1e-4, 3e-4),
+            "diffusers train_custom_diffusion.py: lr 1e-5, 250 steps, 200 class pictures, prior weight 1",
+        ),
+        Published(
+            Perfusion(Recipe(400, 0.03)),
+            (0.01, 0.03, 0.1),
+            "the paper: lr 0.03 for values and 0.006 for the word, 400 steps, gate 0.75 and 0.1",
+        ),
+    )
+}
+
+
+def tuning() -> dict[str, Any]:
+    """What `infusion lab --tune` found: the ``grid``, a line per method, learning rate and number of steps."""
+    found: dict[str, Any] = json.loads(TUNED.read_text()) if TUNED.exists() else {"grid": []}
+    return found
+
+
+def all_methods(most_steps: int) -> list[Method]:
+    """The baselines with their best tuned recipes of no more steps (the published ones without any), then Infusion.
+
+    Infusion twice: as it is, and without map replacement.
+    """
+    return [*(_tuned(p.method, most_steps) for p in PUBLISHED.values()), Infusion(), without_maps()]
+
+
+def _tuned(method: Baseline, most_steps: int) -> Any:
+    lines = [ln for ln in tuning()["grid"] if ln["method"] == method.key and ln["steps"] <= most_steps]
+    best = min(lines, key=lambda line: line["objective"], default=None)
+    return with_recipe(method, {k: best[k] for k in ("learning_rate", "steps")} if best else {})
+
+
+def published_methods() -> list[Method]:
+    """The baselines with their published recipes, then Infusion."""
+    return [*(with_recipe(p.method, {}) for p in PUBLISHED.values()), Infusion()]
+
+
+def with_recipe(method: Baseline, changes: dict[str, Any]) -> Any:
+    """A baseline with some settings of its recipe changed."""
+    return replace(method, recipe=replace(method.recipe, **changes))
+
+
+def subjects_of(concepts: Sequence[Concept]) -> tuple[Subject, ...]:
+    """TinyWorld concepts as subjects, each with a mark of its own."""
+    marks = list(MARKS)
+    return tuple(
+        Subject(c.name, c.shape, tuple(training_images(c)), mark) for c, mark in zip(concepts, marks, strict=False)
+    )

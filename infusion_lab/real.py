@@ -1,0 +1,225 @@
+"""``infusion lab --model``: the paper's Table 1 on DreamBooth's dataset, for whoever has the weights.
+
+CLIP-I and DINO: all generated x reference pairs, raw cosines; CLIP-T: each picture with its prompt, the class word
+in the subject's place. Recipes are the published ones, and the project's defaults for Infusion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infusion_cli.console import progress, say, say_table
+from infusion_cli.output import write_report
+from infusion_cli.pages import inline_picture, render_page
+from infusion_core.atomic import write_atomic
+from infusion_core.embedded.model import EmbeddedModel, load_model
+from infusion_core.embedded.photos import square, to_tensor
+from infusion_core.embedded.sampling import SampleSettings
+from infusion_core.errors import InfusionError
+from infusion_core.metrics.similarity import CLIP, DINO, diversity, embed, similarity, text_similarity
+
+from .bench import Bench, Scale
+from .dataset import Dataset, read_dataset
+from .methods.method import Method, Subject
+from .methods.registry import published_methods
+from .report.page import TEMPLATES, Strip, recipes
+from .report.tables import Figures, brief, figures, table
+from .store import Cell, Result, Row, Store, tidy_csv
+from .studio import Studio
+
+STUDY = "table1"
+COLUMNS = {
+    "clip_t": ("CLIP-T", ".3f"),
+    "paper_clip_t": ("paper's", ".3f"),
+    "clip_i": ("CLIP-I", ".3f"),
+    "paper_clip_i": ("paper's", ".3f"),
+    "dino": ("DINO", ".3f"),
+    "paper_dino": ("paper's", ".3f"),
+}
+MORE = {
+    "diversity": ("diversity (DINO)", ".3f"),
+    "bytes": ("stored bytes", ",.0f"),
+    "training_seconds": ("training (s)", ".0f"),
+}
+# Table 1 of Infusion (arXiv 2404.14007): SD1.5, 20 concepts, 25 prompts, 5 images each; CLIP-T, CLIP-I, DINO.
+PAPER = {
+    "dreambooth": (0.255, 0.838, 0.721),
+    "lora": (0.264, 0.791, 0.615),
+    "textual-inversion": (0.240, 0.780, 0.584),
+    "custom-diffusion": (0.256, 0.800, 0.643),
+    "perfusion": (0.242, 0.729, 0.505),
+    "infusion": (0.267, 0.816, 0.697),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for; `limit` caps subjects, prompts and training steps, 0 for none."""
+
+    model: str
+    dataset: Path
+    clip: Path
+    dino: Path
+    out: Path
+    config: Path | None = None
+    mark: str = "sks"
+    count: int = 5
+    limit: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Judges:
+    """CLIP ViT-B/32 and DINO ViT-S/16 from folders in transformers' format."""
+
+    clip: Path
+    dino: Path
+    device: torch.device
+
+    @cached_property
+    def _networks(self) -> tuple[Any, Any, Any, Any]:
+        import transformers as tf
+
+        try:
+            found = (
+                tf.CLIPVisionModelWithProjection.from_pretrained(self.clip, local_files_only=True),
+                tf.CLIPTextModelWithProjection.from_pretrained(self.clip, local_files_only=True),
+                tf.ViTModel.from_pretrained(self.dino, local_files_only=True),
+            )
+            tokenizer = tf.CLIPTokenizer.from_pretrained(self.clip, local_files_only=True)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise InfusionError(
+                f"cannot load --clip or --dino ({reason}); give folders in transformers' format"
+            ) from error
+        return *(n.to(self.device).eval() for n in found), tokenizer
+
+    def clip_images(self, pictures: Tensor) -> Tensor:
+        """CLIP's embeddings (N, D) of pictures (N, 3, H, W) in [0, 1]."""
+        return embed(lambda pixels: self._networks[0](pixels.to(self.device)).image_embeds, pictures, CLIP)
+
+    def dino_images(self, pictures: Tensor) -> Tensor:
+        """DINO's class tokens (N, D)."""
+        return embed(lambda pixels: self._networks[2](pixels.to(self.device)).last_hidden_state[:, 0], pictures, DINO)
+
+    @torch.no_grad()
+    def clip_texts(self, texts: Sequence[str]) -> Tensor:
+        """CLIP's embeddings (N, D) of texts."""
+        tokens = self._networks[3](list(texts), padding=True, truncation=True, return_tensors="pt").to(self.device)
+        embedded: Tensor = self._networks[1](**tokens).text_embeds
+        return embedded.float().cpu()
+
+
+def run_real(request: Request, methods: Sequence[str] = ()) -> None:
+    """Train every method on every subject, draw, score, and write results.csv, report.json and index.html.
+
+    Raises:
+        InfusionError: something is missing, or the model has two text encoders.
+    """
+    model = _checked(request)
+    data = read_dataset(request.dataset, request.mark)
+    chosen = [m for m in published_methods() if not methods or m.key in methods]
+    bench = _bench(request, model, data, chosen)
+    judges = Judges(request.clip, request.dino, model.denoiser.device)
+    cells = [
+        Cell(STUDY, m.key, s.name, (m.run_settings(bench.steps(m)), bench.steps(m), replace(request, out=Path())),
+             partial(_measure, bench, judges, data, m, s, request))
+        for s in data.subjects[: request.limit or None]
+        for m in chosen
+    ]  # fmt: skip
+    results = []
+    with progress("table 1", len(cells)) as advance:
+        for cell in cells:
+            results.append((cell, bench.store.result(cell)))
+            advance(note=f"{cell.method}, {cell.concept}")
+    _write(request.out, bench, results)
+
+
+def _checked(request: Request) -> EmbeddedModel:
+    """The model, in float32, which training whole networks needs."""
+    model = load_model(request.model, config=request.config)
+    if len(model.text.encoders) != 1:
+        raise InfusionError("the lab's baselines know one text encoder; give a Stable Diffusion 1.x or 2.x")
+    ids, _ = model.text.encoders[0].tokenizer.split(request.mark)
+    if len(ids) != 1:
+        raise InfusionError(f"{request.mark!r} is {len(ids)} tokens of this model; give a rare word of one (--token)")
+    for network in (model.denoiser.unet, model.vae, model.text.encoders[0].model):
+        network.float()
+    return model
+
+
+def _bench(request: Request, model: EmbeddedModel, data: Dataset, methods: Sequence[Method]) -> Bench:
+    folder = request.out / "table1" / model.name
+    studio = Studio(model, folder / "studio", min(200, request.limit or 200), data.captions)
+    scale = replace(Scale(), max_steps=request.limit or Scale().max_steps)
+    sampling = SampleSettings(model.steps, model.guidance)
+    return Bench(studio, Store(folder), scale, methods, request.seed, sampling)
+
+
+def _measure(bench: Bench, judges: Judges, data: Dataset, method: Method, subject: Subject, request: Request) -> Result:
+    step = bench.steps(method)
+    learned, seconds = bench.train(method, (subject,), (step,))[step]
+    customised = method.apply(bench.studio, [learned])
+    prompts = data.prompts(subject)[: request.limit or None]
+    phrase = customised.phrases[0]
+    pictures = [customised.draw(p.format(phrase), request.count, request.seed, bench.sampling) for p in prompts]
+    pixels = torch.cat([to_tensor(drawn) for drawn in pictures]) / 2 + 0.5
+    resolution = bench.studio.base.resolution
+    photos = to_tensor([square(p, resolution) for p in subject.photos]) / 2 + 0.5
+    texts = judges.clip_texts([p.format(subject.word) for p in prompts]).repeat_interleave(request.count, 0)
+    seen, dino = judges.clip_images(pixels), judges.dino_images(pixels)
+    found = {
+        "clip_t": text_similarity(seen, texts),
+        "clip_i": similarity(seen, judges.clip_images(photos)),
+        "dino": similarity(dino, judges.dino_images(photos)),
+        "bytes": float(len(learned.data)),
+    }
+    if request.count > 1:
+        found["diversity"] = diversity(dino, torch.arange(len(prompts)).repeat_interleave(request.count))
+    rows = [Row(STUDY, method.key, subject.name, step, "", request.seed, m, v) for m, v in found.items()]
+    shown = {p: square(drawn[0], 256) for p, drawn in list(zip(prompts, pictures, strict=True))[:4]}
+    return Result(rows, {"training_seconds": seconds}, shown)
+
+
+def _write(out: Path, bench: Bench, results: Sequence[tuple[Cell, Result]]) -> None:
+    rows = [row for _, result in results for row in result.rows]
+    costs = [
+        Row(STUDY, cell.method, cell.concept, 0, "", bench.seed, m, v)
+        for cell, result in results
+        for m, v in result.costs.items()
+    ]
+    names = {m.key: m.title for m in bench.methods}
+    note = (
+        "Raw cosines: CLIP ViT-B/32 and DINO ViT-S/16; means over subjects, ± half of the 95% interval. The paper's "
+        "figures are of SD1.5 and 20 concepts of its authors' choice."
+    )
+    found = beside_the_paper(figures([*rows, *costs], STUDY))
+    shown = table("Table 1", note, found, COLUMNS | MORE, names)
+    strips = [Strip(f"{c.concept}: {names[c.method]}", list(r.pictures.items())) for c, r in results]
+    write_atomic(out / "results.csv", tidy_csv(rows).encode())
+    write_atomic(out / "costs.csv", tidy_csv(costs).encode())
+    told = {"model": bench.studio.base.name, "recipes": recipes(bench), "seed": bench.seed}
+    write_report(out / "report.json", told | {"table": {"header": shown.header, "lines": shown.lines}})
+    page = render_page("lab-real.html.j2", TEMPLATES, model=bench.studio.base.name, table=shown, strips=strips,
+                       recipes=recipes(bench), inline=inline_picture)  # fmt: skip
+    write_atomic(out / "index.html", page.encode())
+    beside = brief("Table 1, means", found, COLUMNS, names)
+    say_table(beside.title, beside.header, beside.lines)
+    say(f"Open {(out / 'index.html').resolve()}")
+
+
+def beside_the_paper(found: Figures) -> Figures:
+    """The figures with the paper's own of the same methods."""
+    methods = dict.fromkeys(method for method, _ in found)
+    return {**found, **{
+        (method, f"paper_{measure}"): {"": value}
+        for method in methods if method in PAPER
+        for measure, value in zip(("clip_t", "clip_i", "dino"), PAPER[method], strict=True)
+    }}  # fmt: skip

@@ -1,0 +1,133 @@
+"""Figures of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from textwrap import fill
+
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from PIL import Image
+
+from infusion_core.embedded.tinyworld.evaluate import mean_interval
+
+from ..store import Row
+from ..studies import curves, fidelity
+from .intervals import Interval, plain, within_concepts
+from .tables import Figures, figures, with_trade
+
+PANELS = {
+    "fisher": "Latent Fisher divergence, other concepts",
+    "w2_class": "W2² from the base, class word",
+    "concept_error": "concept error",
+    "prompt_error": "prompt error",
+    "diversity": "diversity of a bare prompt",
+    "layout_repeated": "share repeating the photos' layout",
+}
+COLOURS = {
+    "dreambooth": "#c4302b",
+    "dreambooth-plain": "#8b1a2b",
+    "lora": "#e07b39",
+    "textual-inversion": "#7d8590",
+    "custom-diffusion": "#8957e5",
+    "perfusion": "#2ea043",
+    "infusion": "#1f6feb",
+    "infusion-plain": "#58c4f6",
+}
+DIVERGENCES = ("fisher", "w2_class")  # whose spread grows with their size
+
+
+def curves_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | None:
+    """Each measure against training steps with 95% intervals, a line per method; None without such rows.
+
+    Panels reach a third above the highest mean; intervals that are wider are cut off there.
+    """
+    of_study = [r for r in rows if r.study == curves.STUDY]
+    if not of_study:
+        return None
+    at = {step: with_trade(figures(of_study, curves.STUDY, step)) for step in sorted({r.step for r in of_study})}
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    for axes, (measure, title) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
+        spans = {step: _spans(found, measure) for step, found in at.items()}
+        for place, method in enumerate(dict.fromkeys(method for span in spans.values() for method in span)):
+            line = {step * 1.02**place: span[method] for step, span in spans.items() if method in span}
+            _line(axes, line, names.get(method, method), COLOURS.get(method, "black"), method == "infusion")
+        axes.set(title=title, xlabel="steps", xscale="log", ylim=(0, _reach(spans)))
+        axes.set_xticks(list(at), [str(step) for step in at])
+        axes.minorticks_off()
+        axes.title.set_fontsize(10)
+        if measure == "fisher":
+            axes.set_yscale("symlog", linthresh=0.01)
+            axes.set_ylim(bottom=-0.003)  # so that 0 is seen
+    handles, labels = figure.axes[1].get_legend_handles_labels()  # the panel that has the yardstick too
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    return figure
+
+
+def _reach(spans: Mapping[int, Mapping[str, Interval]]) -> float:
+    """Upper limit of a panel."""
+    return 4 / 3 * max((mean for span in spans.values() for mean, _, _ in span.values()), default=0.0) or 1.0
+
+
+def _spans(found: Figures, measure: str) -> dict[str, Interval]:
+    """Mean and interval of a measure by method."""
+    of_measure = {method: by for (method, m), by in found.items() if m == measure}
+    return plain(of_measure) if measure in DIVERGENCES else within_concepts(of_measure)
+
+
+def _line(axes: Axes, line: Mapping[float, Interval], label: str, colour: str, wide: bool) -> None:
+    """Means against steps, with their intervals."""
+    means_, low, high = zip(*line.values(), strict=True)
+    reach = [[m - lo for m, lo in zip(means_, low, strict=True)], [hi - m for m, hi in zip(means_, high, strict=True)]]
+    width = 2.4 if wide else 1.3
+    axes.errorbar(
+        list(line), means_, reach, fmt="o-", color=colour, ecolor=to_rgba(colour, 0.4), elinewidth=0.8, label=label,
+        markersize=3, linewidth=width,
+    )  # fmt: skip
+
+
+def trade_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | None:
+    """Gap closed against what is lost, with 95% intervals over concepts, a point per method; None without such rows."""
+    found = {
+        (method, measure): mean_interval(list(by.values()))
+        for (method, measure), by in with_trade(figures(rows, fidelity.STUDY)).items()
+    }
+    methods = [method for method, measure in found if measure == "gap_closed" and method in COLOURS]
+    if not methods:
+        return None
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    panels = {
+        "prompt_error": "prompt error",
+        "layout_repeated": "share repeating the photos' layout",
+        "fisher": "Fisher divergence, other concepts",
+    }
+    for axes, (measure, heading) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for method in methods:
+            x, y = found[method, measure], found[method, "gap_closed"]
+            reach = [[[mean - low], [high - mean]] for mean, low, high in (x, y)]
+            label, colour = names.get(method, method), COLOURS[method]
+            axes.errorbar(x[0], y[0], reach[1], reach[0], "o", color=colour, label=label, elinewidth=1)
+        axes.set(xlabel=heading, ylabel="gap closed")
+        if measure == "fisher":
+            axes.set_xscale("symlog", linthresh=0.01)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def gallery(pictures: Mapping[str, Sequence[Image.Image]]) -> Figure | None:
+    """A column of pictures per method, each row of the same prompt and noise; None without pictures."""
+    if not pictures:
+        return None
+    rows = max(len(column) for column in pictures.values())
+    figure = Figure(figsize=(1.15 * len(pictures), 1.15 * rows + 0.4), layout="constrained")
+    for axes, (name, column) in zip(
+        figure.subplots(rows, len(pictures), squeeze=False).T, pictures.items(), strict=True
+    ):
+        axes[0].set_title(fill(name, 14), fontsize=7)
+        for each in axes:
+            each.axis("off")
+        for each, picture in zip(axes, column, strict=False):
+            each.imshow(picture)
+    return figure

@@ -1,0 +1,134 @@
+"""The lab's report: one self-contained page, the rows as tidy CSV, and report.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from infusion_cli.console import say, say_table
+from infusion_cli.output import peak_rss_mb, save_picture, write_report
+from infusion_cli.pages import figure_png, inline_figure, inline_picture, render_page
+from infusion_core.atomic import write_atomic
+from infusion_core.embedded.tinyworld import CONCEPTS, training_images
+
+from ..bench import Bench
+from ..methods.method import Baseline
+from ..methods.registry import PUBLISHED, tuning
+from ..store import Cell, Result, Row, tidy_csv
+from ..studies import ablations, curves, fidelity, several, toy
+from . import tables
+from .claims import verdicts
+from .figures import curves_figure, gallery, trade_figure
+
+TEMPLATES = __package__  # whose templates the lab's pages are made by
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A row of pictures under a name, each with a caption."""
+
+    name: str
+    pictures: list[tuple[str, Image.Image]]
+
+
+def write(out: Path, bench: Bench, results: Sequence[tuple[Cell, Result]], seconds: float, mode: str) -> None:
+    """Write index.html, results.csv, costs.csv, report.json and the figures to `out`; print means and where it is."""
+    rows = [row for _, result in results for row in result.rows]
+    costs = _costs(results)
+    names = {m.key: m.title for m in bench.methods}
+    strips = _strips(results, names)
+    together = {s.name: [picture for _, picture in s.pictures] for s in strips.get(several.STUDY, [])}
+    shown = {
+        "curves": curves_figure(rows, names),
+        "trade": trade_figure(rows, names),
+        "several": gallery(together),
+    }
+    drawn = {name: figure for name, figure in shown.items() if figure}
+    all_tables = _tables(rows, costs, names)
+    judged = verdicts(rows, names)
+    report = {
+        "mode": mode,
+        "seed": bench.seed,
+        "scale": asdict(bench.scale),
+        "recipes": recipes(bench),
+        "claims": [asdict(v) for v in judged],
+        "tables": {name: [asdict(t) for t in of] for name, of in all_tables.items()},
+        "seconds": seconds,
+        "peak_rss_mb": peak_rss_mb(),
+    }
+    write_atomic(out / "results.csv", tidy_csv(rows).encode())
+    write_atomic(out / "costs.csv", tidy_csv(costs).encode())
+    write_report(out / "report.json", report)
+    for name, figure in drawn.items():
+        write_atomic(out / f"{name}.png", figure_png(figure))
+    for cell, result in results:
+        if cell.study == toy.STUDY:
+            for picture in result.pictures.values():
+                save_picture(out / f"toy-{cell.concept.replace(' ', '-')}.png", picture)
+    page = render_page(
+        "lab.html.j2",
+        TEMPLATES,
+        report=report,
+        verdicts=judged,
+        tables=all_tables,
+        figures={name: inline_figure(figure) for name, figure in drawn.items()},
+        strips=strips,
+        photos=[inline_picture(p) for p in training_images(CONCEPTS[bench.scale.concepts[0]])],
+        concept=CONCEPTS[bench.scale.concepts[0]],
+        recipes=recipes(bench),
+        tuning=tuning(),
+        inline=inline_picture,
+    )
+    write_atomic(out / "index.html", page.encode())
+    brief = tables.brief_table(rows, names)
+    if brief.lines:
+        say_table(brief.title, brief.header, brief.lines)
+    say(f"Open {(out / 'index.html').resolve()}")
+
+
+def _costs(results: Sequence[tuple[Cell, Result]]) -> list[Row]:
+    """Costs as rows, apart from the rest because they differ from machine to machine."""
+    return [
+        Row(cell.study, cell.method, cell.concept, result.rows[0].step, "", result.rows[0].seed, measure, value)
+        for cell, result in results
+        for measure, value in result.costs.items()
+    ]
+
+
+def _tables(rows: Sequence[Row], costs: Sequence[Row], names: Mapping[str, str]) -> dict[str, list[tables.Table]]:
+    """Tables by study."""
+    found = {
+        fidelity.STUDY: [tables.fidelity_table(rows, costs, names)],
+        curves.STUDY: [tables.steps_table(rows, names)],
+        several.STUDY: tables.several_tables(rows, names),
+        ablations.STUDY: [tables.ablation_table(rows)],
+        toy.STUDY: tables.toy_tables(rows),
+    }
+    return {study: [t for t in of if t.lines] for study, of in found.items() if any(t.lines for t in of)}
+
+
+def _strips(results: Sequence[tuple[Cell, Result]], names: Mapping[str, str]) -> dict[str, list[Strip]]:
+    """Pictures by study: those of each study's first concept or group."""
+    first: dict[str, str] = {}
+    found: dict[str, dict[str, dict[str, Image.Image]]] = {}  # by study, name and caption
+    for cell, result in results:
+        wanted = first.setdefault(cell.study, cell.concept)
+        if result.pictures and (cell.concept == wanted or cell.study == toy.STUDY):
+            name = cell.concept if cell.study == toy.STUDY else names.get(cell.method, cell.method)
+            found.setdefault(cell.study, {}).setdefault(name, {}).update(result.pictures)
+    return {study: [Strip(n, list(p.items())) for n, p in named.items()] for study, named in found.items()}
+
+
+def recipes(bench: Bench) -> list[dict[str, Any]]:
+    """How each method was trained, and where its settings come from."""
+    out = []
+    for method in bench.methods:
+        source = PUBLISHED[method.key].source if method.key in PUBLISHED else "the project's defaults"
+        settings = asdict(method.recipe) if isinstance(method, Baseline) else asdict(method)["settings"]  # type: ignore[call-overload]
+        told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items() if key != "steps")
+        out.append({"name": method.title, "steps": bench.steps(method), "source": source, "settings": told})
+    return out

@@ -1,0 +1,212 @@
+"""Tables of the report: means over concepts with 95% intervals (Student's t, each concept one sample)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from infusion_core.embedded.tinyworld.evaluate import gap_closed, mean_interval
+
+from ..measures import CONCEPT, PROMPT, prompt_error
+from ..store import Row, means
+from ..studies import ablations, curves, fidelity, several, toy
+
+BASES = (fidelity.BARE, fidelity.TOLD)
+Figures = Mapping[tuple[str, str], Mapping[str, float]]  # by method and measure: value by concept
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as it is shown, and a line of explanation."""
+
+    title: str
+    note: str
+    header: tuple[str, ...]
+    lines: list[list[str]]
+
+
+def figures(rows: Sequence[Row], study: str, step: int | None = None) -> Figures:
+    """Means per method, measure and concept of one study, at one step if given."""
+    chosen = [r for r in rows if r.study == study and (step is None or r.step == step)]
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for (method, measure, concept), value in means(chosen, lambda r: (r.method, r.measure, r.concept)).items():
+        found.setdefault((method, measure), {})[concept] = value
+    return found
+
+
+def together(rows: Sequence[Row], size: int) -> Figures:
+    """The figures of the groups of so many concepts."""
+    return figures([r for r in rows if several.size(r.concept) == size], several.STUDY)
+
+
+def errors_by_prompt(rows: Sequence[Row], study: str) -> Mapping[tuple[str, str], Mapping[str, Mapping[str, float]]]:
+    """Concept and prompt error by method and error, then by concept and prompt, means over seeds."""
+    found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    parts: dict[tuple[str, str, str], dict[str, float]] = {}
+    told = [r for r in rows if r.study == study and r.prompt]
+    for (method, concept, prompt, measure), value in means(
+        told, lambda r: (r.method, r.concept, r.prompt, r.measure)
+    ).items():
+        parts.setdefault((method, concept, prompt), {})[measure] = value
+    for (method, concept, prompt), errors in parts.items():
+        for name, value in ((CONCEPT, errors[CONCEPT]), (PROMPT, prompt_error(errors))):
+            found.setdefault((method, name), {}).setdefault(concept, {})[prompt] = value
+    return found
+
+
+def with_trade(found: Figures) -> Figures:
+    """The figures with ``prompt_error`` and, where the yardsticks stand beside them, ``gap_closed`` per concept."""
+    bare, told = (found.get((name, CONCEPT), {}) for name in BASES)
+    obeyed = {
+        (method, PROMPT): {
+            c: prompt_error({m: found[method, m][c] for m in ("scene_error", "position_error")}) for c in by
+        }
+        for (method, measure), by in found.items()
+        if measure == "scene_error" and (method, "position_error") in found
+    }
+    gaps = {
+        (method, "gap_closed"): {
+            c: gap_closed(bare[c], told[c], value) for c, value in by.items() if c in bare and c in told
+        }
+        for (method, measure), by in found.items()
+        if measure == CONCEPT
+    }
+    return {**found, **obeyed, **{key: by for key, by in gaps.items() if by}}
+
+
+def table(
+    title: str, note: str, found: Figures, columns: Mapping[str, tuple[str, str]], names: Mapping[str, str]
+) -> Table:
+    """A line per method, a column per measure.
+
+    Args:
+        title, note: of the table.
+        found: see `figures`.
+        columns: heading and format by measure.
+        names: what a method is called; its key by default.
+    """
+    methods = list(dict.fromkeys(method for method, _ in found))
+    shown = {m: c for m, c in columns.items() if any((name, m) in found for name in methods)}
+    lines = []
+    for method in methods:
+        cells = [cell(found.get((method, m), {}), form) for m, (_, form) in shown.items()]
+        lines.append([names.get(method, method), *cells])
+    return Table(title, note, ("", *(heading for heading, _ in shown.values())), lines)
+
+
+def cell(by_concept: Mapping[str, float], form: str) -> str:
+    """``mean ± half of the 95% interval``, or the mean alone where there is one concept."""
+    if not by_concept:
+        return ""
+    mean, _, high = mean_interval(list(by_concept.values()))
+    text = format(mean, form)
+    return text if len(by_concept) < 2 or high == mean else f"{text} ± {format(high - mean, form.lstrip('+'))}"
+
+
+def brief(title: str, found: Figures, columns: Mapping[str, tuple[str, str]], names: Mapping[str, str]) -> Table:
+    """Means alone, for a terminal, which is narrow; see `table`."""
+    return table(title, "", {key: {"": fmean(by.values())} for key, by in found.items()}, columns, names)
+
+
+ERRORS = {
+    "concept_error": ("concept error", ".3f"),
+    "gap_closed": ("gap closed", ".0%"),
+    "prompt_error": ("prompt error", ".3f"),
+    "scene_error": ("scene error", ".4f"),
+    "position_error": ("position error (px)", ".1f"),
+    "size_error": ("size error", ".3f"),
+    "diversity": ("diversity", ".3f"),
+    "layout_repeated": ("photos' layout repeated", ".0%"),
+}
+
+
+def fidelity_table(rows: Sequence[Row], costs: Sequence[Row], names: Mapping[str, str]) -> Table:
+    """Table 1's analogue."""
+    found = with_trade(figures([*rows, *costs], fidelity.STUDY))
+    columns = {
+        **ERRORS,
+        "fisher": ("Fisher divergence", ".3g"),
+        "bytes": ("stored bytes", ",.0f"),
+        "training_seconds": ("training (s)", ".0f"),
+        "sampling_ratio": ("sampling / base's", ".2f"),
+    }
+    note = (
+        "Unseen prompts scored by the oracle. Concept error: inside the thing, against the concept. Gap closed: the "
+        "way from the class word to the look in words. Scene, position and size error: is the prompt obeyed? "
+        "Prompt error: scene error plus position error as a share of the picture's edge. Diversity and "
+        "the share that repeats the photos' background and position: of a bare prompt."
+    )
+    return table("Every method beside every other", note, found, columns, names)
+
+
+def brief_table(rows: Sequence[Row], names: Mapping[str, str]) -> Table:
+    """What a terminal shows of Table 1's analogue."""
+    columns = {m: ERRORS[m] for m in ("concept_error", "gap_closed", PROMPT)}
+    columns |= {"layout_repeated": ("photos' layout", ".0%"), "fisher": ("Fisher", ".3g")}
+    return brief("Every method, means", with_trade(figures(rows, fidelity.STUDY)), columns, names)
+
+
+def steps_table(rows: Sequence[Row], names: Mapping[str, str]) -> Table:
+    """The curves' last point."""
+    last = max((r.step for r in rows if r.study == curves.STUDY), default=0)
+    columns = {
+        "fisher": ("Fisher divergence, other concepts", ".3g"),
+        "w2_class": ("W2², class word", ".1f"),
+        "w2_concept": ("W2², concept's phrase", ".1f"),
+        **ERRORS,
+    }
+    note = (
+        "W2²: squared 2-Wasserstein distance, Ledoit-Wolf shrinkage, between latents the base model and the customised "
+        "one draw for the class word. Infusion binds the class word itself, so with the concept loaded the class word "
+        "is the concept; called as <name>, the bare class word is untouched and its distance 0."
+    )
+    return table(f"After {last} steps", note, with_trade(figures(rows, curves.STUDY, last)), columns, names)
+
+
+def several_tables(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]:
+    """Leakage between concepts of one prompt, a table per number of concepts."""
+    columns = {
+        "own_error": ("error against its own concept", ".3f"),
+        "other_error": ("against the nearest other concept", ".3f"),
+        "leaked": ("things nearer to another concept", ".0%"),
+        "scene_error": ("scene error", ".4f"),
+    }
+    note = "Joint methods (DreamBooth, LoRA, Custom Diffusion) learn the concepts of a prompt in one run."
+    sizes = sorted({several.size(r.concept) for r in rows if r.study == several.STUDY})
+    return [table(f"{size} concepts in one prompt", note, together(rows, size), columns, names) for size in sizes]
+
+
+def ablation_table(rows: Sequence[Row]) -> Table:
+    """What each part of Infusion is good for."""
+    columns = {
+        "concept_error_more": ("concept error, against Infusion's", "+.3f"),
+        "prompt_error_more": ("prompt error, against Infusion's", "+.4f"),
+        **ERRORS,
+        "bytes": ("stored bytes", ",.0f"),
+    }
+    note = (
+        "On the tuning concepts. Each line changes one thing; the strength sweep scales the same residual. The "
+        "differences are paired over concepts."
+    )
+    found = with_trade(figures(rows, ablations.STUDY))
+    plain = {error: found.get((ablations.PLAIN, error), {}) for error in (CONCEPT, PROMPT)}
+    more = {
+        (name, f"{error}_more"): {c: value - plain[error][c] for c, value in by.items() if c in plain[error]}
+        for (name, error), by in found.items()
+        if error in plain and name != ablations.PLAIN
+    }
+    return table("Parts of Infusion", note, {**found, **more}, columns, {})
+
+
+def toy_tables(rows: Sequence[Row]) -> list[Table]:
+    """One table per toy world."""
+    columns = {
+        "w2_class_b": ("W2² of class B from the base's", ".3f"),
+        "distance_to_samples": ("distance of A's mean to the samples", ".2f"),
+        "spread_kept": ("spread of A over the base's", ".2f"),
+    }
+    worlds = dict.fromkeys(r.concept for r in rows if r.study == toy.STUDY)
+    return [
+        table(f"World “{w}”", "", figures([r for r in rows if r.concept == w], toy.STUDY), columns, {}) for w in worlds
+    ]

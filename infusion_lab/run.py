@@ -1,0 +1,94 @@
+"""The command ``infusion lab``: every study, cell by cell, then the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from infusion_cli.console import progress
+from infusion_core.embedded.tinyworld import CONCEPTS, TUNING_CONCEPTS
+from infusion_core.errors import InfusionError
+
+from .bench import FULL, QUICK, Bench, Scale, bench_for
+from .methods.registry import all_methods
+from .report.page import write
+from .store import Cell
+from .studies import ablations, curves, fidelity, several, toy
+
+STUDIES: dict[str, Callable[[Bench], list[Cell]]] = {
+    curves.STUDY: curves.cells,  # first: its long runs hold snapshots that the others use
+    fidelity.STUDY: fidelity.cells,
+    several.STUDY: several.cells,
+    ablations.STUDY: ablations.cells,
+    toy.STUDY: toy.cells,
+}
+
+
+def run_lab(
+    out: Path, quick: bool = False, only: Sequence[str] = (), methods: Sequence[str] = (),
+    concepts: Sequence[str] = (), most_steps: int = 0, seed: int = 0, bf16: bool = False,
+    finished: bool = False,
+) -> None:  # fmt: skip
+    """Run the studies and write the report; finished cells are taken from `out`.
+
+    Args:
+        out: folder.
+        quick: a small run, under ten minutes on two cores, instead of hours.
+        only: studies; all by default.
+        methods: keys of methods; all by default.
+        concepts: names of concepts; all of the mode's by default.
+        most_steps: no training is longer; 0 for the mode's own limit.
+        seed: of everything.
+        bf16: pictures are drawn in mixed precision.
+        finished: compute nothing; the report is of the cells that are there.
+
+    Raises:
+        InfusionError: an unknown study, method or concept, or the disk is full.
+    """
+    chosen = _chosen(only, list(STUDIES), "study")
+    scale = _of_concepts(QUICK if quick else FULL, concepts)
+    scale = replace(scale, max_steps=min(scale.max_steps, most_steps or scale.max_steps))
+    every = all_methods(scale.max_steps)
+    keys = _chosen(methods, [m.key for m in every], "method")
+    mode = "quick" if quick else "full"
+    bench = bench_for(out / mode, scale, [m for m in every if m.key in keys], seed, bf16)
+    run(bench, [STUDIES[name] for name in STUDIES if name in chosen], out, mode, finished)
+
+
+def run(
+    bench: Bench, studies: Sequence[Callable[[Bench], list[Cell]]], out: Path, mode: str, finished: bool = False
+) -> None:
+    """Compute what is missing (unless `finished`), then write the report to `out`.
+
+    Raises:
+        InfusionError: `finished`, and nothing is; or the disk is full.
+    """
+    started = time.monotonic()
+    cells = [cell for study in studies for cell in study(bench) if bench.store.has(cell) or not finished]
+    if not cells:
+        raise InfusionError(f"nothing is finished in {bench.store.folder}; leave --finished out")
+    results = []
+    with progress("lab", len(cells)) as advance:
+        for cell in cells:
+            advance(note=f"{cell.study}: {cell.method}, {cell.concept}", steps=0)
+            results.append((cell, bench.store.result(cell)))
+            advance()
+    write(out, bench, results, time.monotonic() - started, mode)
+
+
+def _of_concepts(scale: Scale, names: Sequence[str]) -> Scale:
+    """The scale with these concepts only, and the groups that they fill; tuning concepts are the ablations'."""
+    _chosen(names, [*CONCEPTS, *TUNING_CONCEPTS], "concept")
+    chosen = tuple(n for n in names if n in CONCEPTS) or scale.concepts
+    tuning = tuple(n for n in names if n in TUNING_CONCEPTS) or scale.ablation_concepts
+    groups = tuple(g for g in scale.groups if {*g} <= {*chosen})
+    return replace(scale, concepts=chosen, ablation_concepts=tuning, groups=groups)
+
+
+def _chosen(asked: Sequence[str], known: Sequence[str], what: str) -> Sequence[str]:
+    for name in asked:
+        if name not in known:
+            raise InfusionError(f"the lab has no {what} {name!r}; choose of: {', '.join(known)}")
+    return asked or known

@@ -5,7 +5,7 @@ RUN := $(VENV)/bin
 # PyTorch for development; the pack itself never installs or replaces a torch.
 TORCH := torch==2.13.0
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format mutants clean
 
 demo: $(VENV)/.ready
 	$(RUN)/infusion demo --out out/demo
@@ -16,9 +16,16 @@ test: $(VENV)/.ready
 lint: $(VENV)/.ready
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
+	$(RUN)/lint-imports
 	$(RUN)/mypy
 	@mkdir -p $(VENV)/pack && ln -sfn "$(CURDIR)" $(VENV)/pack/infusion_pack  # a package name for the checkout
 	MYPYPATH=$(VENV)/pack $(RUN)/mypy -p infusion_pack.nodes
+
+# Changes the code line by line and says which changes no test notices; docs/mutants.md has the last result.
+mutants: $(VENV)/.ready
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check ".[mutants]"
+	$(RUN)/mutmut run
+	$(RUN)/mutmut results
 
 format: $(VENV)/.ready
 	$(RUN)/ruff check --fix .

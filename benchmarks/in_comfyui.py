@@ -78,17 +78,20 @@ def randomised(network: Any) -> Any:
 def main() -> None:
     edge, steps, repeats = (int(v) for v in sys.argv[1:4])
     load_pack()
+    from infusion_pack.infusion_core.concepts import LoadedConcept
     from infusion_pack.infusion_core.residuals import zero_residual
+    from infusion_pack.infusion_core.schedule import Window
+    from infusion_pack.nodes.host.install import apply
     from infusion_pack.nodes.host.model import base_of
-    from infusion_pack.nodes.host.patch import Active, Window, apply
 
     model, clip = build()
     base = base_of(model)
     noise = torch.randn(1, 4, edge, edge, generator=torch.Generator().manual_seed(0))
 
     def case(count: int, prompt: str = PROMPT, base_latent: str = "shared", maps: float = 1.0) -> Callable[[], object]:
-        active = [Active(w, w, zero_residual(base, w), 1.0, Window()) for w in WORDS[:count]]
-        patched, bound = apply(model, clip, active, Window(0.0, maps), base_latent) if count else (model, clip)
+        replacement = Window(0.0, maps)
+        concepts = [LoadedConcept(w, zero_residual(base, w), replacement=replacement) for w in WORDS[:count]]
+        patched, bound = apply(model, clip, concepts, base_latent) if count else (model, clip)
         texts = [bound.encode_from_tokens_scheduled(bound.tokenize(t)) for t in (prompt, "")]
         return lambda: comfy.sample.sample(
             patched, noise, steps, 8.0, "euler", "normal", *texts, torch.zeros_like(noise), disable_pbar=True, seed=0

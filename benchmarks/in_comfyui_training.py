@@ -25,14 +25,14 @@ MB = 2**20
 
 def infusion(model: Any, clip: Any, latents: torch.Tensor) -> Callable[[int], None]:
     """A run of so many steps of the Infusion Train node's trainer."""
-    from infusion_pack.infusion_core.trainer import Trainer, TrainSettings
+    from infusion_pack.infusion_core.training.residual import ResidualSettings, residual_trainer
     from infusion_pack.nodes.host.denoiser import encode_captions, training
 
     def run(steps: int) -> None:
         with training(model) as denoiser:
             prompts = encode_captions(model, clip, [PROMPT], WORDS[0], latents)
-            settings = TrainSettings(steps=steps + 1, batch_size=len(latents), snapshot_every=steps + 1)
-            reports = Trainer(denoiser, latents, prompts, WORDS[0], settings).run()
+            settings = ResidualSettings(steps=steps + 1, batch_size=len(latents), snapshot_every=steps + 1)
+            reports = residual_trainer(denoiser, latents, prompts, WORDS[0], settings).run()
             for _ in range(steps):  # the last step would add a validation pass
                 next(reports)
 

@@ -18,9 +18,12 @@ from common import build, parser
 from in_host import import_seconds, run_in_host
 from turns import device, print_sampling, take_turns
 
+from infusion_core.concepts import LoadedConcept
 from infusion_core.denoiser import Conditioning, EncodedPrompt
-from infusion_core.embedded.sampling import Sampler, SampleSettings, Window
+from infusion_core.embedded.sampling import Sampler, SampleSettings
 from infusion_core.residuals import zero_residual
+from infusion_core.schedule import NEVER, Window
+from infusion_core.streams import BaseLatent
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,10 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     residual = zero_residual(denoiser.base, "word")
     noise = torch.randn(1, 4, args.latent, args.latent, **place)
 
-    def case(count: int, named: bool = True, **settings: object) -> Callable[[], object]:
+    def case(
+        count: int, named: bool = True, base_latent: BaseLatent = "shared", replacement: Window | None = None
+    ) -> Callable[[], object]:
         spans = tuple(((3 + i,),) if named else () for i in range(count))
-        how = SampleSettings(args.steps, 8.0, **settings)  # type: ignore[arg-type]
-        sampler = Sampler(denoiser, scheduler, EncodedPrompt(text, spans), text, [(residual, 1.0)] * count, how)
+        concepts = [LoadedConcept(str(i), residual, replacement=replacement) for i in range(count)]
+        how = SampleSettings(args.steps, 8.0, base_latent)
+        sampler = Sampler(denoiser, scheduler, EncodedPrompt(text, spans), text, concepts, how)
         return lambda: list(sampler.run(noise))
 
     cases = {
@@ -50,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "shared": case(1),
         "own": case(1, base_latent="own"),
         "balanced": case(1, replacement=Window(0.0, 0.5)),
-        "fast": case(1, replacement=Window(0.0, 0.0)),
+        "fast": case(1, replacement=NEVER),
         "no_concept": case(1, named=False),
         "three concepts": case(3),
     }

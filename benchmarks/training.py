@@ -4,7 +4,7 @@
     python benchmarks/training.py --host embedded --size sd15
     python benchmarks/training.py --host comfyui     # against ComfyUI's own Train LoRA node, rank 4
 
-Both train on the same network, latents and text states. Infusion is `infusion_core.trainer` with its own settings.
+Both train on the same network, latents and text states. Infusion is `infusion_core.training` with its own settings.
 LoRA is the step of diffusers' train_dreambooth_lora.py: rank 4 on to_q, to_k, to_v and to_out.0 of every attention
 layer, AdamW, clipped gradients, mixed precision on CUDA; what that script may add (autoencoder, text encoder, prior
 preservation) is left out.
@@ -35,7 +35,7 @@ from turns import device, take_turns
 from infusion_cli.output import peak_rss_mb
 from infusion_core.denoiser import Conditioning, EncodedPrompt
 from infusion_core.embedded.unet import UNetDenoiser
-from infusion_core.trainer import Trainer, TrainSettings
+from infusion_core.training.residual import ResidualSettings, residual_trainer
 
 try:
     import psutil
@@ -47,12 +47,12 @@ MB = 2**20
 
 
 def infusion(
-    denoiser: UNetDenoiser, latents: Tensor, text: Tensor, replace_maps: bool = TrainSettings.replace_maps
+    denoiser: UNetDenoiser, latents: Tensor, text: Tensor, replace_maps: bool = ResidualSettings.replace_maps
 ) -> Iterator[object]:
     """Training steps of Infusion with its own settings."""
     prompt = EncodedPrompt(Conditioning(text[:1]), (((5,),),))
-    settings = TrainSettings(steps=10**6, batch_size=len(latents), snapshot_every=10**6, replace_maps=replace_maps)
-    return Trainer(denoiser, latents, [prompt], "word", settings).run()
+    settings = ResidualSettings(steps=10**6, batch_size=len(latents), snapshot_every=10**6, replace_maps=replace_maps)
+    return residual_trainer(denoiser, latents, [prompt], "word", settings).run()
 
 
 def lora(denoiser: UNetDenoiser, latents: Tensor, text: Tensor) -> Iterator[object]:

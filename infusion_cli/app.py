@@ -1,20 +1,22 @@
-"""The command ``infusion``: its options. What the commands do is in `commands` and `demo`."""
+"""The command ``infusion``: its options. What each command does is in the module of its name."""
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from infusion_core.captions import CAPTION_TEMPLATES
-from infusion_core.embedded.sampling import BaseLatent
 from infusion_core.errors import InfusionError
 from infusion_core.residual_file import Storage
-from infusion_core.residuals import Layout
-from infusion_core.trainer import Schedule, TrainSettings, Weighting
+from infusion_core.schedule import RateSchedule, Window
+from infusion_core.streams import BaseLatent
+from infusion_core.training.residual import ResidualSettings, Weighting
 
 from .console import fail
+from .options import Config, LayoutOption, Model, Seed
 
 app = typer.Typer(
     name="infusion",
@@ -23,19 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_DEFAULT = TrainSettings()
-
-
-Model = Annotated[
-    str,
-    typer.Option(help="'tinyworld', or a local Stable Diffusion 1.x/2.x/XL: diffusers folder or .safetensors file."),
-]
-Config = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(help="For a --model that is one file: a diffusers folder of its kind, for configs and tokenizer."),
-]
-Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
-LayoutOption = Annotated[Layout, typer.Option(help="Where the residual lives; block is the smallest.")]
+_DEFAULT = ResidualSettings()
 
 
 @app.command()
@@ -50,13 +40,13 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Samples per pass.")] = _DEFAULT.batch_size,
     accumulation: Annotated[int, typer.Option(help="Passes per optimizer step.")] = _DEFAULT.accumulation,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = _DEFAULT.learning_rate,
-    schedule: Annotated[Schedule, typer.Option(help="Of the learning rate.")] = _DEFAULT.schedule,
+    schedule: Annotated[RateSchedule, typer.Option(help="Of the learning rate.")] = _DEFAULT.schedule,
     weighting: Annotated[Weighting, typer.Option(help="Of the loss.")] = _DEFAULT.weighting,
     bins: Annotated[int, typer.Option(help="Timestep bins, each with its own residual.")] = _DEFAULT.bins,
     replace_maps: Annotated[
         bool,
         typer.Option(
-            help="Attend with the base model's maps. Without: faster; then generate with --replacement-end 0."
+            help="Attend with the base model's maps. Without: faster. The file says which; drawing does the same."
         ),
     ] = _DEFAULT.replace_maps,
     template: Annotated[
@@ -76,7 +66,7 @@ def train(
     """Learn a concept from photos; write a concept file and a report.json beside it."""
     from .train import TrainRequest, run_train
 
-    settings = TrainSettings(
+    settings = ResidualSettings(
         steps=steps,
         batch_size=batch_size,
         accumulation=accumulation,
@@ -112,29 +102,23 @@ def generate(
     base_latent: Annotated[BaseLatent, typer.Option(help="Where the base stream's latent comes from.")] = "shared",
     residual_start: Annotated[float, typer.Option(help="Share of the run where residuals begin.")] = 0.0,
     residual_end: Annotated[float, typer.Option(help="... and end.")] = 1.0,
-    replacement_start: Annotated[float, typer.Option(help="Share of the run where map replacement begins.")] = 0.0,
-    replacement_end: Annotated[float, typer.Option(help="... and ends.")] = 1.0,
+    replacement_start: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Share of the run where map replacement begins; by default as each concept was trained."),
+    ] = None,
+    replacement_end: Annotated[Optional[float], typer.Option(help="... and ends; 0 for never.")] = None,  # noqa: UP045
     seed: Seed = 0,
 ) -> None:
     """Draw pictures of a prompt, with any number of concepts."""
-    from infusion_core.embedded.sampling import Window
+    from .generate import GenerateRequest, run_generate
 
-    from .commands import run_generate
-
+    replacement = None
+    if replacement_start is not None or replacement_end is not None:
+        replacement = Window(replacement_start or 0.0, 1.0 if replacement_end is None else replacement_end)
+    sampling = {"steps": steps, "guidance": guidance, "base_latent": base_latent}
+    residual, files = Window(residual_start, residual_end), tuple(concept or ())
     run_generate(
-        model,
-        concept or [],
-        prompt,
-        count,
-        out,
-        seed,
-        negative,
-        config,
-        steps=steps,
-        guidance=guidance,
-        base_latent=base_latent,
-        residual=Window(residual_start, residual_end),
-        replacement=Window(replacement_start, replacement_end),
+        GenerateRequest(model, files, prompt, out, count, seed, negative, config, residual, replacement, sampling)
     )
 
 
@@ -147,7 +131,7 @@ def inspect(
 ) -> None:
     """Print what a concept file holds."""
     del seed
-    from .commands import run_inspect
+    from .inspect import run_inspect
 
     run_inspect(file, as_json, out)
 
@@ -163,67 +147,13 @@ def demo(
     """Learn a TinyWorld concept, draw it where its photos never showed it, and score the result."""
     from .demo import run_demo
 
-    run_demo(out, concept, TrainSettings(steps=steps, layout=layout, seed=seed))
-
-
-@app.command()
-def lab(
-    out: Annotated[Path, typer.Option(help="Folder to write; what is finished there is not done again.")] = Path(
-        "out/lab"
-    ),
-    quick: Annotated[bool, typer.Option("--quick", help="Under ten minutes on two cores, instead of hours.")] = False,
-    tune: Annotated[bool, typer.Option("--tune", help="Choose the baselines' settings on other concepts.")] = False,
-    only: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Study: steps, fidelity, several, ablations or toy; repeat for several."),
-    ] = None,
-    method: Annotated[
-        Optional[list[str]], typer.Option(help="Key of a method, e.g. lora; repeat for several.")  # noqa: UP045
-    ] = None,
-    concept: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="A concept, or a tuning concept (ablations, --tune); repeat for several."),
-    ] = None,
-    most_steps: Annotated[int, typer.Option(min=0, help="No training is longer; 0 for no limit of yours.")] = 0,
-    model: Model = "tinyworld",
-    config: Config = None,
-    dataset: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="With --model: the folder 'dataset' of DreamBooth's repository."),
-    ] = None,
-    clip: Annotated[Optional[Path], typer.Option(help="With --model: folder of CLIP ViT-B/32.")] = None,  # noqa: UP045
-    dino: Annotated[Optional[Path], typer.Option(help="With --model: folder of DINO ViT-S/16.")] = None,  # noqa: UP045
-    token: Annotated[str, typer.Option(help="With --model: the rare word that stands for a subject.")] = "sks",
-    count: Annotated[int, typer.Option(help="With --model: pictures per prompt.")] = 5,
-    limit: Annotated[int, typer.Option(help="With --model: most subjects, prompts and steps; 0 for all.")] = 0,
-    bf16: Annotated[
-        bool, typer.Option("--bf16", help="Draw in mixed precision: faster on a processor with bfloat16 units.")
-    ] = False,
-    finished: Annotated[bool, typer.Option("--finished", help="Compute nothing: report what is there.")] = False,
-    seed: Seed = 0,
-) -> None:
-    """Compare every method: one page with figures, tables and pictures (needs the extra 'lab').
-
-    On TinyWorld by default; with --model it is the paper's Table 1 on DreamBooth's dataset.
-    """
-    try:
-        from infusion_lab.real import Request, run_real
-        from infusion_lab.run import run_lab
-        from infusion_lab.tune import run_tune
-    except ModuleNotFoundError as error:
-        raise InfusionError(f"{error.name} is not installed; run: pip install 'infusion[standalone,lab]'") from error
-    if model != "tinyworld":
-        if not (dataset and clip and dino):
-            raise InfusionError("--model needs --dataset, --clip and --dino; give the folders, or leave --model out")
-        run_real(Request(model, dataset, clip, dino, out, config, token, count, limit, seed), method or [])
-    elif tune:
-        run_tune(out, quick, concept or [], method or [], seed, bf16)
-    else:
-        run_lab(out, quick, only or [], method or [], concept or [], most_steps, seed, bf16, finished)
+    run_demo(out, concept, ResidualSettings(steps=steps, layout=layout, seed=seed))
 
 
 def run() -> None:
     """Run the command line; an `InfusionError` becomes one line and exit code 1."""
+    for command in sorted(entry_points(group="infusion.commands")):  # of packages beside this one: the lab
+        app.command(command.name)(command.load())
     try:
         app()
     except InfusionError as error:

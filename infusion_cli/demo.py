@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from infusion_core.atomic import write_atomic
+from infusion_core.embedded.intervals import mean_interval
 from infusion_core.embedded.model import load_model
 from infusion_core.embedded.tinyworld import CONCEPTS, Concept, Score, training_images
-from infusion_core.embedded.tinyworld import evaluate as ev
 from infusion_core.embedded.tinyworld.world import SIZE
 from infusion_core.errors import InfusionError
-from infusion_core.trainer import TrainSettings
+from infusion_core.training.residual import ResidualSettings
 
 from .console import say
 from .output import peak_rss_mb, save_picture, write_report
@@ -31,7 +31,7 @@ TITLES = ("base model", "with the concept", "base model, look in words")  # of a
 MEASURES = tuple(f.name for f in fields(Score) if f.name != "found")
 
 
-def run_demo(out: Path, name: str, settings: TrainSettings) -> None:
+def run_demo(out: Path, name: str, settings: ResidualSettings) -> None:
     """Write photos, concept.safetensors, report.json, overview.png and index.html to `out`.
 
     Raises:
@@ -95,7 +95,7 @@ def _page(concept: Concept, photos: Sequence[Image.Image], comparison: Compariso
     scores = [
         {
             "name": title,
-            "cells": [ev.mean_interval([getattr(s.score, m) for s in scored]) for m in MEASURES],
+            "cells": [mean_interval([getattr(s.score, m) for s in scored]) for m in MEASURES],
         }
         for title, scored in zip(TITLES, comparison, strict=True)
     ]

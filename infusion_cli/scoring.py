@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from PIL import Image
 
+from infusion_core.concepts import LoadedConcept
+from infusion_core.embedded import evaluate as ev
 from infusion_core.embedded.model import EmbeddedModel
 from infusion_core.embedded.photos import square
-from infusion_core.embedded.sampling import ALWAYS, SampleSettings, Window
+from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.embedded.tinyworld import Concept
-from infusion_core.embedded.tinyworld import evaluate as ev
+from infusion_core.embedded.tinyworld.captions import unseen_scenes
+from infusion_core.embedded.tinyworld.oracle import read_concept
 from infusion_core.embedded.tinyworld.world import SHAPES
 from infusion_core.residuals import ConceptResidual
 
@@ -21,6 +23,7 @@ from .console import progress
 from .output import peak_rss_mb
 
 SEEDS = (0, 1)
+Judge = Callable[[EmbeddedModel, Sequence[Image.Image], ConceptResidual], dict[str, Any]]
 FIGURES = (  # what reports hold of it; null where TinyWorld cannot tell
     "concept_error",
     "scene_error",
@@ -36,19 +39,18 @@ class Comparison(NamedTuple):
 
     bare: list[ev.Scored]
     learned: list[ev.Scored]
-    told: list[ev.Scored]
+    described: list[ev.Scored]
 
     @property
     def figures(self) -> dict[str, float]:
         """The figures of `report.json`."""
-        return ev.headline(self.bare, self.told, self.learned)
+        return ev.headline(self.bare, self.described, self.learned)
 
 
 def compare(
     model: EmbeddedModel,
     concept: Concept,
     residual: ConceptResidual,
-    replacement: Window = ALWAYS,
     seeds: Sequence[int] = SEEDS,
 ) -> Comparison:
     """Draw and score unseen prompts, with a progress bar.
@@ -57,21 +59,20 @@ def compare(
         model: TinyWorld.
         concept: what should appear.
         residual: what was learned of it.
-        replacement: when maps are replaced.
         seeds: of the pictures of each prompt.
     """
-    scenes = ev.unseen_scenes(concept)
+    scenes = unseen_scenes(concept)
     settings = SampleSettings(model.steps, model.guidance)
     with progress("drawing and scoring unseen prompts", 3 * len(scenes)) as advance:
         bare = ev.evaluate(model, concept, scenes, seeds, settings, on_scene=advance)
-        ours = replace(settings, replacement=replacement)
-        learned = ev.evaluate(model, concept, scenes, seeds, ours, residual, on_scene=advance)
-        told = ev.evaluate(model, concept, scenes, seeds, settings, describe=True, on_scene=advance)
-    return Comparison(bare, learned, told)
+        ours = [LoadedConcept(concept.name, residual)]
+        learned = ev.evaluate(model, concept, scenes, seeds, settings, ours, on_scene=advance)
+        described = ev.evaluate(model, concept, scenes, seeds, settings, describe=True, on_scene=advance)
+    return Comparison(bare, learned, described)
 
 
 def score_on_tinyworld(
-    model: EmbeddedModel, photos: Sequence[Image.Image], residual: ConceptResidual, replacement: Window = ALWAYS
+    model: EmbeddedModel, photos: Sequence[Image.Image], residual: ConceptResidual
 ) -> dict[str, Any]:
     """The figures only TinyWorld can give: the oracle reads the concept off the photos and scores unseen prompts.
 
@@ -80,8 +81,10 @@ def score_on_tinyworld(
     if residual.word not in SHAPES:
         return {}
     started = time.monotonic()
-    concept = ev.read_concept([square(p, model.resolution) for p in photos], residual.word)
-    figures = compare(model, concept, residual, replacement).figures | {
-        "appearance_read_from_photos": concept.look.words
-    }
+    concept = read_concept([square(p, model.resolution) for p in photos], residual.word)
+    figures = compare(model, concept, residual).figures | {"appearance_read_from_photos": concept.look.words}
     return {**figures, "scoring_seconds": time.monotonic() - started, "peak_rss_mb": peak_rss_mb()}
+
+
+# What can score a concept learned on a model that ships with the project, by the model's name.
+JUDGES: dict[str, Judge] = {"tinyworld": score_on_tinyworld}

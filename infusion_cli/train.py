@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,18 @@ from PIL import Image
 from infusion_core.captions import CAPTION_TEMPLATES
 from infusion_core.embedded.model import EmbeddedModel, load_model
 from infusion_core.embedded.photos import load_photos, thumbnail
-from infusion_core.embedded.sampling import ALWAYS, NEVER, Window
 from infusion_core.embedded.tasks import trainer_for
 from infusion_core.errors import InfusionError
-from infusion_core.residual_file import Storage, load_concept, load_state, save_concept, save_state
+from infusion_core.residual_file import Storage, load_concept, save_concept
 from infusion_core.residuals import ConceptResidual
-from infusion_core.trainer import Trainer, TrainSettings
+from infusion_core.training.engine import Trainer
+from infusion_core.training.record import RunRecord
+from infusion_core.training.residual import ResidualSettings
+from infusion_core.training.state import load_state, save_state
 
 from .console import INTERRUPTED, Interrupt, progress, say
 from .output import peak_rss_mb, write_report
-from .scoring import FIGURES, score_on_tinyworld
+from .scoring import FIGURES, JUDGES
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class TrainRequest:
     images: Path
     word: str
     out: Path
-    settings: TrainSettings
+    settings: ResidualSettings
     templates: tuple[str, ...] = CAPTION_TEMPLATES
     start: Path | None = None
     resume: bool = False
@@ -57,7 +59,7 @@ class TrainRequest:
         return self.snapshots / "history.json"
 
     @property
-    def told(self) -> dict[str, Any]:
+    def must_stay(self) -> dict[str, Any]:
         """What a resumed run must share with the run it goes on with; snapshots change nothing that is learned."""
         settings = {k: v for k, v in asdict(self.settings).items() if k not in ("snapshot_every", "validation_draws")}
         return {"word": self.word, "template": list(self.templates), **settings}
@@ -84,15 +86,16 @@ def run_train(request: TrainRequest, model: EmbeddedModel | None = None, score: 
     run = _Run.start(request, model)
     run.train()
     if run.trainer.step < request.settings.steps:
-        say(f"Stopped at step {run.trainer.step}. A usable concept is in {run.snapshot(None)}")
+        say(f"Stopped at step {run.trainer.step}. A usable concept is in {run.snapshot()}")
         say("Give the same command with --resume to go on.")
         sys.exit(INTERRUPTED)
-    concept = run.concept(run.snapshots[-1]["validation_loss"] if run.snapshots else None)
+    concept = run.concept()
     size = save_concept(request.out, concept, request.storage)
     report = run.report(concept, size)
     write_report(request.out.with_name("report.json"), report)
-    if score and run.model.name == "tinyworld":
-        report.update(score_on_tinyworld(run.model, run.photos, concept, run.replacement))
+    judge = JUDGES.get(run.model.name)
+    if score and judge is not None:
+        report.update(judge(run.model, run.photos, concept))
         write_report(request.out.with_name("report.json"), report)
     say(f"Wrote {request.out} ({size:,} bytes) and report.json beside it")
     return Trained(concept, report, run.photos)
@@ -105,10 +108,9 @@ class _Run:
     request: TrainRequest
     model: EmbeddedModel
     photos: list[Image.Image]
-    trainer: Trainer
+    trainer: Trainer[ConceptResidual]
     started: float
-    losses: list[float] = field(default_factory=list)
-    snapshots: list[dict[str, Any]] = field(default_factory=list)
+    record: RunRecord
 
     @classmethod
     def start(cls, request: TrainRequest, model: EmbeddedModel | None) -> _Run:
@@ -127,13 +129,13 @@ class _Run:
         state = load_state(request.state) if request.resume else None
         before = json.loads(request.history.read_text()) if request.resume and request.history.is_file() else None
         if before:
-            _require_same(before.get("settings", {}), request.told)
+            _require_same(before.get("settings", {}), request.must_stay)
         model = model or load_model(request.model, config=request.config)
         trainer = trainer_for(model, photos, request.word, request.settings, request.templates, first, state)
-        run = cls(request, model, photos, trainer, started)
+        record = RunRecord(request.settings, len(photos), model.resolution)
         if before:
-            run.losses, run.snapshots = before["losses"], before["snapshots"]
-        return run
+            record.restore(before)
+        return cls(request, model, photos, trainer, started, record)
 
     def train(self) -> None:
         """Train to the last step, or to the step at which Ctrl-C was pressed."""
@@ -141,43 +143,27 @@ class _Run:
         with Interrupt() as interrupt, progress(f"learning {word!r}", steps) as advance:
             advance(steps=self.trainer.step)
             for report in self.trainer.run():
-                self.losses.append(report.loss)
+                self.record.add(report)
                 advance(note=f"loss {report.loss:.4f}")
                 if report.validation_loss is not None:
-                    self.snapshot(report.validation_loss)
+                    self.snapshot()
                 if interrupt.asked:
                     break
 
-    def snapshot(self, validation: float | None) -> Path:
+    def snapshot(self) -> Path:
         """Write the concept as learned so far, and the state to go on from."""
-        path = self.request.snapshots / f"step-{self.trainer.step:05d}.safetensors"
-        save_concept(path, self.concept(validation), self.request.storage)
+        step = self.trainer.step
+        path = self.request.snapshots / f"step-{step:05d}.safetensors"
+        save_concept(path, self.concept(), self.request.storage)
         save_state(self.request.state, self.trainer.state())
-        self.snapshots.append({"step": self.trainer.step, "validation_loss": validation, "file": str(path)})
-        history = {"settings": self.request.told, "losses": self.losses, "snapshots": self.snapshots}
-        write_report(self.request.history, history)
+        self.record.wrote(step, str(path))
+        write_report(self.request.history, {"settings": self.request.must_stay, **self.record.course()})
         return path
 
-    def concept(self, validation: float | None) -> ConceptResidual:
-        """The concept as learned so far, with its settings and a thumbnail for the file."""
-        settings, resolution = self.request.settings, self.model.resolution
-        training = {
-            "steps": str(self.trainer.step),
-            "lr": f"{settings.learning_rate:g}",
-            "batch": str(settings.batch_size * settings.accumulation),
-            "images": str(len(self.photos)),
-            "seed": str(settings.seed),
-            "resolution": f"{resolution}x{resolution}",
-            "title": self.request.out.stem,
-        }
-        if validation is not None:
-            training["validation_loss"] = f"{validation:.5f}"
-        return replace(self.trainer.concept(), training=training, thumbnail=thumbnail(self.photos[0]))
-
-    @property
-    def replacement(self) -> Window:
-        """When to replace maps in sampling: as in training."""
-        return ALWAYS if self.request.settings.replace_maps else NEVER
+    def concept(self) -> ConceptResidual:
+        """The concept as learned so far, with what its file tells."""
+        learned, step = self.trainer.learned(), self.trainer.step
+        return self.record.described(learned, step, self.request.out.stem, thumbnail(self.photos[0]))
 
     def report(self, concept: ConceptResidual, size: int) -> dict[str, Any]:
         """The report of the finished run; `size` is the concept file's, bytes."""
@@ -187,8 +173,7 @@ class _Run:
             "word": self.request.word,
             "images": len(self.photos),
             "settings": asdict(self.request.settings),
-            "losses": self.losses,
-            "snapshots": self.snapshots,
+            **self.record.course(),
             "concept_file": str(self.request.out),
             "concept_file_bytes": size,
             "parameters": concept.parameter_count,

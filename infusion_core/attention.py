@@ -1,22 +1,77 @@
-"""The two streams. Map replacement without maps: the concept stream attends with the base stream's queries and keys.
+"""Cross-attention under a plan: one source of attention maps, any number of readers, residuals on the value.
 
-Concept rows take the projected queries and keys of base rows in the same batch, or those that a base pass recorded.
-Softmax of the same inputs gives the same attention map, so nothing is materialised and every fused kernel works.
+Map replacement without maps: a row that takes another row's projected query and key has that row's attention map,
+because softmax of the same inputs gives the same map. Nothing is materialised and every fused kernel works.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from .residuals import Infusion
+from .injection import Injection
 from .sites import Site
 
 Projection = Callable[[Tensor], Tensor]
-Maps = dict[str, tuple[Tensor, Tensor]]  # by site name: query and key, each (R, heads, length, head width)
+QueryKey = tuple[Tensor, Tensor]  # projected query (R, heads, N, head width) and key (R, heads, L, head width)
+Maps = Mapping[str, QueryKey]  # by site name; what attention maps are the softmax of
+
+
+class Source(Protocol):
+    """Where the attention maps of a pass come from."""
+
+    def __call__(self, site: Site, own: Callable[[], QueryKey]) -> QueryKey:
+        """The query and key that all rows attend with at a site.
+
+        Args:
+            site: where.
+            own: projects the pass's own; not called where it is not needed.
+        """
+        ...
+
+
+class Reader(Protocol):
+    """What looks at attention maps; it reduces them at the site."""
+
+    def __call__(self, site: Site, query: Tensor, key: Tensor) -> None:
+        """Look at the query (R, heads, N, head width) and key (R, heads, L, head width) that rows attend with."""
+        ...
+
+
+@dataclass(frozen=True)
+class OwnMaps:
+    """Every row has its own attention map, as in the unpatched model."""
+
+    def __call__(self, site: Site, own: Callable[[], QueryKey]) -> QueryKey:
+        """The pass's own query and key."""
+        return own()
+
+
+@dataclass(frozen=True)
+class MapsOfRows:
+    """Row i of the batch has the attention map of row ``rows[i]``."""
+
+    rows: Sequence[int]
+
+    def __call__(self, site: Site, own: Callable[[], QueryKey]) -> QueryKey:
+        """The pass's own query and key, rows exchanged."""
+        query, key = own()
+        return query[self.rows], key[self.rows]
+
+
+@dataclass(frozen=True)
+class SuppliedMaps:
+    """The attention maps come from another pass, whose queries and keys were recorded, row by row."""
+
+    maps: Maps
+
+    def __call__(self, site: Site, own: Callable[[], QueryKey]) -> QueryKey:
+        """The recorded query and key; the pass projects none of its own."""
+        return self.maps[site.name]
 
 
 @dataclass(frozen=True)
@@ -24,23 +79,40 @@ class Plan:
     """What one forward pass does at every cross-attention layer. The empty plan is the unpatched model.
 
     Attributes:
-        record: filled with the queries and keys of the rows in `recorded_rows`; None to record nothing.
-        recorded_rows: rows of the batch to record, in the order the supplied pass has them.
-        supply: queries and keys that replace the pass's own, for all its rows; None to use its own.
-        map_rows: for each row of the batch, the row whose attention map it has; None for its own.
-        infusions: residuals to add.
+        source: of the attention maps.
+        readers: of the query and key that the source gave.
+        injections: residuals to add.
     """
 
-    record: Maps | None = None
-    recorded_rows: slice = field(default_factory=lambda: slice(None))
-    supply: Mapping[str, tuple[Tensor, Tensor]] | None = None
-    infusions: Sequence[Infusion] = ()
-    map_rows: Sequence[int] | None = None
+    source: Source = OwnMaps()
+    readers: Sequence[Reader] = ()
+    injections: Sequence[Injection] = ()
 
     @property
     def empty(self) -> bool:
         """Whether the pass is the unpatched model's."""
-        return self.record is None and self.supply is None and self.map_rows is None and not self.infusions
+        return isinstance(self.source, OwnMaps) and not self.readers and not self.injections
+
+    def query_key(self, site: Site, own: Callable[[], QueryKey]) -> QueryKey:
+        """What rows attend with at a site, after every reader has seen it."""
+        query, key = self.source(site, own)
+        for reader in self.readers:
+            reader(site, query, key)
+        return query, key
+
+    def value_input(self, site: Site, context: Tensor) -> Tensor:
+        """The context that enters the value projection, (R, L, D): text states plus context-space residuals."""
+        for injection in self.injections:
+            if not injection.in_value_space:
+                context = injection.add_to(context, site)
+        return context
+
+    def value(self, site: Site, value: Tensor) -> Tensor:
+        """The projected value (R, L, heads * head width) plus value-space residuals."""
+        for injection in self.injections:
+            if injection.in_value_space:
+                value = injection.add_to(value, site)
+        return value
 
 
 def cross_attention(
@@ -55,35 +127,21 @@ def cross_attention(
         context: text context (R, L, D).
         to_q, to_k, to_v: the layer's projections.
         heads: number of heads.
-        plan: streams and residuals.
+        plan: source of the maps, readers and residuals.
 
     Returns:
         (R, N, heads * head width): ``softmax(Q K^T / sqrt(d)) (V + residual)``, eq. 7.
     """
-    if plan.supply is not None:
-        query, key = plan.supply[site.name]
-    else:
-        query, key = _split(to_q(hidden), heads), _split(to_k(context), heads)
-        if plan.map_rows is not None:
-            query, key = query[plan.map_rows], key[plan.map_rows]
-    if plan.record is not None:
-        plan.record[site.name] = (query[plan.recorded_rows], key[plan.recorded_rows])
-    value = to_v(value_context(site, context, plan.infusions))
-    for infusion in plan.infusions:
-        if infusion.in_value_space:
-            value = infusion.add_to(value, site)
-    out = F.scaled_dot_product_attention(query, key, _split(value, heads))  # (R, heads, N, head width)
-    joined: Tensor = out.transpose(1, 2).flatten(2)
-    return joined
+    query, key = plan.query_key(site, lambda: (split_heads(to_q(hidden), heads), split_heads(to_k(context), heads)))
+    value = plan.value(site, to_v(plan.value_input(site, context)))
+    return join_heads(F.scaled_dot_product_attention(query, key, split_heads(value, heads)))
 
 
-def value_context(site: Site, context: Tensor, infusions: Sequence[Infusion]) -> Tensor:
-    """The context that enters the value projection, (R, L, D): text states plus context-space residuals."""
-    for infusion in infusions:
-        if not infusion.in_value_space:
-            context = infusion.add_to(context, site)
-    return context
-
-
-def _split(x: Tensor, heads: int) -> Tensor:
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(R, length, heads * head width) as (R, heads, length, head width)."""
     return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """(R, heads, length, head width) as (R, length, heads * head width)."""
+    return x.transpose(1, 2).flatten(2)

@@ -5,21 +5,18 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from .atomic import write_atomic
 from .errors import InfusionError
 from .residuals import LAYOUTS, ConceptResidual, Layout
-from .trainer import TrainState
+from .tensor_file import UNREADABLE, read_tensors, tensor_bytes
 
 FORMAT = "infusion-concept"
 VERSION = "1"
@@ -70,7 +67,7 @@ def concept_bytes(concept: ConceptResidual, storage: Storage = "fp16") -> bytes:
             tensors[_SCALE + name] = scale.reshape(1)
         else:
             tensors[_PREFIX + name] = full.half().contiguous()
-    return _canonical(save(tensors, _metadata(concept)))
+    return tensor_bytes(tensors, _metadata(concept))
 
 
 def load_concept(path: Path | str) -> ConceptResidual:
@@ -96,9 +93,8 @@ def concept_from_bytes(data: bytes, where: str = "the file") -> ConceptResidual:
         InfusionError: see `load_concept`.
     """
     try:
-        tensors = load(data)
-        metadata = _header(data).get("__metadata__") or {}
-    except (SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
+        tensors, metadata = read_tensors(data)
+    except UNREADABLE as error:
         raise InfusionError(f"{where} is damaged or not a safetensors file ({error}); get it again") from error
     if metadata.get("format") != FORMAT:
         raise InfusionError(f"{where} is a safetensors file but not an Infusion concept; choose a concept file")
@@ -109,34 +105,6 @@ def concept_from_bytes(data: bytes, where: str = "the file") -> ConceptResidual:
         return _parse(tensors, metadata)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InfusionError(f"{where} is not a valid concept file ({error}); get it again") from error
-
-
-def save_state(path: Path | str, state: TrainState) -> None:
-    """Write a training state atomically, fp32."""
-    groups = {"residual": state.residual, "mean": state.mean, "square": state.square}
-    tensors = {f"{g}/{k}": v.detach().cpu().contiguous() for g, group in groups.items() for k, v in group.items()}
-    meta = {"format": f"{FORMAT}-training", "step": str(state.step)}
-    write_atomic(Path(path), _canonical(save(tensors, meta)))
-
-
-def load_state(path: Path | str) -> TrainState:
-    """Read a training state.
-
-    Raises:
-        InfusionError: the file is missing, damaged or something else.
-    """
-    try:
-        data = Path(path).read_bytes()
-        tensors, metadata = load(data), _header(data)["__metadata__"]
-        groups: dict[str, dict[str, Tensor]] = {"residual": {}, "mean": {}, "square": {}}
-        for key, tensor in tensors.items():
-            group, name = key.split("/", 1)
-            groups[group][name] = tensor
-        return TrainState(int(metadata["step"]), **groups)
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise InfusionError(
-            f"{path} is not a training state Infusion can read ({error}); train from the start"
-        ) from error
 
 
 def _metadata(concept: ConceptResidual) -> dict[str, str]:
@@ -218,20 +186,3 @@ def _thumbnail(url: str | None) -> bytes | None:
         return base64.b64decode(encoded, validate=True)
     except binascii.Error as error:
         raise ValueError("the thumbnail is damaged") from error
-
-
-def _header(data: bytes) -> dict[str, dict[str, str]]:
-    """The JSON header of safetensors bytes that `safetensors` itself has accepted."""
-    (length,) = struct.unpack_from("<Q", data)
-    header: dict[str, dict[str, str]] = json.loads(data[8 : 8 + length])
-    return header
-
-
-def _canonical(data: bytes) -> bytes:
-    """The same file with its metadata sorted; the library writes them in random order."""
-    (length,) = struct.unpack_from("<Q", data)
-    header = _header(data)
-    ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
-    text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + data[8 + length :]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -81,6 +81,11 @@ class ConceptResidual:
         return next(iter(self.tensors.values())).shape[1]
 
     @property
+    def replace_maps(self) -> bool:
+        """Whether it was trained with the base stream's attention maps, as all are whose file does not deny it."""
+        return self.training.get("replace_maps") != "false"
+
+    @property
     def parameter_count(self) -> int:
         """Numbers learned."""
         return sum(t.numel() for t in self.tensors.values())
@@ -92,12 +97,6 @@ class ConceptResidual:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> ConceptResidual:
         """A copy on another device and in another precision."""
         return replace(self, tensors={k: t.to(device, dtype) for k, t in self.tensors.items()})
-
-    def scaled(self, blocks: Mapping[str, float], base: Base) -> ConceptResidual:
-        """A copy with the residuals of some UNet blocks scaled; `blocks` is scale by block name, others stay."""
-        block_of = {place: s.block for s in base.sites for place in (s.block, s.name)}
-        scale = {name: blocks.get(block_of.get(name, name), 1.0) for name in self.tensors}
-        return replace(self, tensors={name: t * scale[name] for name, t in self.tensors.items()})
 
     def check_fits(self, base: Base) -> None:
         """Refuse a base model the concept was not made for.
@@ -133,70 +132,3 @@ def zero_residual(base: Base, word: str, layout: Layout = "block", bins: int = 1
         raise InfusionError(f"bins and tokens start at 1, got bins={bins} tokens={tokens}")
     tensors = {name: torch.zeros(bins, tokens, width) for name, width in base.places(layout).items()}
     return ConceptResidual(word, layout, tensors, base.architecture, base.context_width, base.prediction)
-
-
-@dataclass(frozen=True)
-class Infusion:
-    """One concept at work in one forward pass: which entries of the context receive which part of the residual.
-
-    The four index tensors are long, of one length M; entry m adds ``residual[bin[m], token[m]]`` at
-    ``context[row[m], position[m]]``.
-
-    Attributes:
-        residual: the concept.
-        rows: row of the batch.
-        positions: index along the context.
-        token: token within the word.
-        bin: timestep bin.
-        strength: the user's scale, default 1.
-    """
-
-    residual: ConceptResidual
-    rows: Tensor
-    positions: Tensor
-    token: Tensor
-    bin: Tensor
-    strength: float = 1.0
-
-    def add_to(self, target: Tensor, site: Site) -> Tensor:
-        """`target` (R, L, width) with the residual of `site` added; `target` itself when it has none there."""
-        delta = self.residual.at(site)
-        if delta is None:
-            return target
-        chosen = delta[self.bin, self.token].to(target.dtype) * self.strength  # (M, width)
-        return target.index_put((self.rows, self.positions), chosen, accumulate=True)
-
-    @property
-    def in_value_space(self) -> bool:
-        """Whether the residual is added after the value projection instead of before it."""
-        return self.residual.layout == "value"
-
-
-def infuse(
-    residual: ConceptResidual, rows: Iterable[int], spans: Sequence[Sequence[Sequence[int]]], bins: Sequence[int],
-    strength: float = 1.0, device: torch.device | str = "cpu",
-) -> Infusion:  # fmt: skip
-    """Bind a concept to token positions.
-
-    Args:
-        residual: the concept.
-        rows: rows of the batch that receive it.
-        spans: per such row, the occurrences of the word, each the context positions of the word's tokens.
-        bins: per such row, the timestep bin.
-        strength: the user's scale.
-        device: of the index tensors.
-
-    Raises:
-        InfusionError: an occurrence has another number of tokens than the concept.
-    """
-    entries: list[tuple[int, int, int, int]] = []
-    for row, occurrences, bin_ in zip(rows, spans, bins, strict=True):
-        for occurrence in occurrences:
-            if len(occurrence) != residual.tokens:
-                raise InfusionError(
-                    f"{residual.word!r} is {len(occurrence)} tokens here but the concept has {residual.tokens}; "
-                    "it was made with another tokenizer, train it again on this model"
-                )
-            entries.extend((row, position, token, bin_) for token, position in enumerate(occurrence))
-    index = torch.tensor(entries, dtype=torch.long, device=device).reshape(-1, 4)
-    return Infusion(residual, index[:, 0], index[:, 1], index[:, 2], index[:, 3], strength)

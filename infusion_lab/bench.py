@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -15,10 +16,11 @@ from infusion_core.embedded.model import load_model
 from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.embedded.tinyworld import CONCEPTS, TUNING_CONCEPTS, Concept
 
+from .identity import digest
 from .methods.method import Learned, Method, Subject
-from .methods.registry import subjects_of
-from .store import Store, digest
+from .store import Cell, Result, Store
 from .studio import Studio
+from .tinyworld import some_captions, subjects_of, with_rare_words
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,9 @@ class Scale:
         prompts, seeds: of scored pictures, per concept.
         draw_steps: DDIM steps of a picture.
         max_steps: training stops there even if a recipe wants more.
-        marks: steps at which the curves are measured.
+        snapshot_steps: at which the curves are measured.
         curve_concepts: how many concepts the curves take.
+        curve_prompts, curve_seeds: of scored pictures at each of those steps, per concept.
         class_pictures: of prior preservation, per class word.
         samples: pictures of a bare prompt, for diversity and the 2-Wasserstein distance.
         fisher_prompts, fisher_draws: of the latent Fisher divergence.
@@ -39,6 +42,8 @@ class Scale:
         group_prompts: prompts per group.
         ablation_concepts: names of tuning concepts; what is learned from them may change Infusion's defaults.
         ablation_prompts: prompts per ablation and concept.
+        layout_prompts, layout_seeds: of scored pictures in the study of layouts, per concept.
+        setting_prompts, setting_seeds: of scored pictures in the study of training settings, per concept.
     """
 
     concepts: tuple[str, ...] = tuple(CONCEPTS)
@@ -46,8 +51,10 @@ class Scale:
     seeds: int = 5
     draw_steps: int = 25
     max_steps: int = 5000
-    marks: tuple[int, ...] = (100, 400, 1000, 2000)
+    snapshot_steps: tuple[int, ...] = (100, 400, 1000, 2000)
     curve_concepts: int = 3
+    curve_prompts: int = 6
+    curve_seeds: int = 2
     class_pictures: int = 200
     samples: int = 24
     fisher_prompts: int = 32
@@ -62,6 +69,10 @@ class Scale:
     group_prompts: int = 6
     ablation_concepts: tuple[str, ...] = tuple(TUNING_CONCEPTS)
     ablation_prompts: int = 10
+    layout_prompts: int = 8
+    layout_seeds: int = 4
+    setting_prompts: int = 4
+    setting_seeds: int = 2
 
 
 QUICK = Scale(
@@ -70,8 +81,10 @@ QUICK = Scale(
     seeds=1,
     draw_steps=15,
     max_steps=100,
-    marks=(50, 100),
+    snapshot_steps=(50, 100),
     curve_concepts=1,
+    curve_prompts=3,
+    curve_seeds=1,
     class_pictures=16,
     samples=4,
     fisher_prompts=8,
@@ -80,6 +93,10 @@ QUICK = Scale(
     group_prompts=2,
     ablation_concepts=("acorn",),
     ablation_prompts=3,
+    layout_prompts=3,
+    layout_seeds=1,
+    setting_prompts=3,
+    setting_seeds=1,
 )
 FULL = Scale(class_pictures=100)
 SAMPLING = SampleSettings(FULL.draw_steps, 3.0)
@@ -95,6 +112,7 @@ class Bench:
         scale: how much of everything.
         methods: what is compared.
         seed: of training and of pictures.
+        sampling: of pictures.
     """
 
     studio: Studio
@@ -110,52 +128,83 @@ class Bench:
         return [CONCEPTS[name] for name in self.scale.concepts]
 
     @property
+    def tuning_concepts(self) -> list[Concept]:
+        """The tuning concepts of the scale."""
+        return [TUNING_CONCEPTS[name] for name in self.scale.ablation_concepts]
+
+    @property
     def seeds(self) -> range:
         """Seeds of scored pictures."""
-        return range(self.seed, self.seed + self.scale.seeds)
+        return self.first_seeds(self.scale.seeds)
+
+    def first_seeds(self, count: int) -> range:
+        """So many seeds of pictures."""
+        return range(self.seed, self.seed + count)
 
     def steps(self, method: Method) -> int:
         """Training steps of a method at this scale."""
         return min(method.steps, self.scale.max_steps)
 
-    def learned(self, method: Method, concepts: Sequence[Concept], step: int) -> tuple[list[Learned], float]:
-        """What a method learned of concepts after `step` steps of each, and the seconds it took.
+    def cell(self, study: str, method: str, concept: str, compute: Callable[[], Result], *depends: object) -> Cell:
+        """A cell that is kept under everything its result depends on.
 
-        A joint method learns them in one run of that many steps for every concept.
+        Args:
+            study, method, concept: what it is about.
+            compute: finds the result.
+            depends: what it depends on beside the base model, its sampling and the seed: concepts, `amounts`, `source`.
         """
-        subjects = subjects_of(concepts)
-        if method.joint:
-            run = self.train(method, subjects, (step * len(subjects),))
-            return [run[step * len(subjects)][0]], run[step * len(subjects)][1]
-        runs = [self.train(method, (subject,), (step,))[step] for subject in subjects]
+        return Cell(study, method, concept, (self.studio.base_identity, self.sampling, self.seed, *depends), compute)
+
+    def amounts(self, *names: str) -> dict[str, Any]:
+        """Fields of the scale by name, for `cell`."""
+        return {name: getattr(self.scale, name) for name in names}
+
+    def source(self, method: Method, subjects: Sequence[Subject], run_steps: int, step: int) -> tuple[object, ...]:
+        """A snapshot of a training run of so many steps, and how it is applied, for `cell`."""
+        return self._run_name(method, subjects, run_steps), step, method.application
+
+    def own_source(self, method: Method, concepts: Sequence[Concept]) -> tuple[object, ...]:
+        """What `learned` gives, for `cell`."""
+        runs = self._own_runs(method, concepts)
+        return tuple(self.source(method, subjects, steps, steps) for subjects, steps in runs)
+
+    def learned(self, method: Method, concepts: Sequence[Concept]) -> tuple[list[Learned], float]:
+        """What a method learned of concepts after its own steps for each, and the seconds it took."""
+        runs = [self.train(method, subjects, [steps])[steps] for subjects, steps in self._own_runs(method, concepts)]
         return [learned for learned, _ in runs], sum(seconds for _, seconds in runs)
 
     def train(
-        self, method: Method, subjects: tuple[Subject, ...], marks: Sequence[int]
+        self, method: Method, subjects: Sequence[Subject], steps: Collection[int]
     ) -> Mapping[int, tuple[Learned, float]]:
-        """Snapshots and seconds of training at `marks`, from the cache if they are there."""
-        names = "+".join(f"{s.name}-{s.mark}" for s in subjects)
-        folder = self.store.folder / "learned" / f"{method.key}-{names}-{self._run_key(method, marks)}"
-        if not all(_times(folder, step).exists() for step in marks):
-            for snapshot in method.train(self.studio, subjects, marks, self.seed):
+        """Snapshots and seconds of training by step, from the cache if they are there."""
+        folder = self.store.folder / "learned" / self._run_name(method, subjects, max(steps))
+        if not all(_times(folder, step).exists() for step in steps):
+            for snapshot in method.train(self.studio, subjects, steps, self.seed):
                 write_atomic(folder / f"{snapshot.step}.safetensors", snapshot.learned.data)
-                facts = {"seconds": snapshot.seconds, "loss": snapshot.loss}
-                write_atomic(_times(folder, snapshot.step), json.dumps(facts).encode())
+                write_atomic(_times(folder, snapshot.step), json.dumps({"seconds": snapshot.seconds}).encode())
         found = {}
-        for step in marks:
+        for step in steps:
             tensors = safetensors.torch.load_file(folder / f"{step}.safetensors")
-            found[step] = (Learned(subjects, tensors), float(json.loads(_times(folder, step).read_text())["seconds"]))
+            seconds = float(json.loads(_times(folder, step).read_text())["seconds"])
+            found[step] = Learned(tuple(subjects), tensors), seconds
         return found
 
-    def _run_key(self, method: Method, marks: Sequence[int]) -> str:
-        """What the snapshots of a run depend on."""
-        return digest((method.run_settings(max(marks)), self.seed, self.studio.class_pictures))
+    def _own_runs(self, method: Method, concepts: Sequence[Concept]) -> list[tuple[tuple[Subject, ...], int]]:
+        """Subjects and steps of the runs that learn concepts: a joint method has one, as long as theirs together."""
+        steps, subjects = self.steps(method), subjects_of(concepts)
+        return [(subjects, steps * len(subjects))] if method.joint else [((s,), steps) for s in subjects]
+
+    def _run_name(self, method: Method, subjects: Sequence[Subject], steps: int) -> str:
+        """Of a training run of so many steps: tells all that its snapshots depend on."""
+        subject_names = "+".join(s.name for s in subjects)
+        key = digest(self.studio.identity, method.run_settings(steps), self.seed, [s.identity for s in subjects])
+        return f"{method.key}-{subject_names}-{key}"
 
 
 def bench_for(folder: Path, scale: Scale, methods: Sequence[Method], seed: int, bf16: bool = False) -> Bench:
     """A bench with TinyWorld in it; with `bf16` pictures are drawn in mixed precision."""
-    folder = folder.with_name(f"{folder.name}-bf16") if bf16 else folder
-    studio = Studio(load_model("tinyworld"), folder / "studio", scale.class_pictures)
+    base = with_rare_words(load_model("tinyworld"))
+    studio = Studio(base, folder / "studio", some_captions(), scale.class_pictures)
     sampling = replace(SAMPLING, steps=scale.draw_steps, compute=torch.bfloat16 if bf16 else None)
     return Bench(studio, Store(folder), scale, methods, seed, sampling)
 

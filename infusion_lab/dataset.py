@@ -40,12 +40,12 @@ class Dataset:
         return tuple(p.format(w) for w in words for p in dict.fromkeys((*self.object_prompts, *self.live_prompts)))
 
 
-def read_dataset(folder: Path, mark: str) -> Dataset:
+def read_dataset(folder: Path, rare_word: str) -> Dataset:
     """Read the dataset.
 
     Args:
         folder: holds ``prompts_and_classes.txt`` and a folder of photos per subject; subjects without one are left out.
-        mark: the rare word that stands for each subject.
+        rare_word: stands for each subject.
 
     Raises:
         InfusionError: the file is missing or not of that form, or no subject has photos.
@@ -56,7 +56,7 @@ def read_dataset(folder: Path, mark: str) -> Dataset:
     classes, _, rest = path.read_text().partition("Object Prompts")
     objects, _, live = rest.partition("Live Subject Prompts")
     subjects = tuple(
-        Subject(name, word, tuple(load_photos(folder / name)), mark)
+        Subject(name, word, tuple(load_photos(folder / name)), rare_word)
         for name, word in sorted(_CLASS.findall(classes))
         if (folder / name).is_dir()
     )

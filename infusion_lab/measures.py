@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from random import Random
 from statistics import median
@@ -14,20 +13,23 @@ from PIL import Image
 from torch import Tensor
 
 from infusion_core.captions import CAPTION_TEMPLATES
+from infusion_core.concepts import words_of
+from infusion_core.embedded.evaluate import Scored, evaluate
 from infusion_core.embedded.model import EmbeddedModel
 from infusion_core.embedded.sampling import SampleSettings
-from infusion_core.embedded.tinyworld import Concept, render
-from infusion_core.embedded.tinyworld import evaluate as ev
-from infusion_core.embedded.tinyworld.captions import caption, random_aspects, random_scene
-from infusion_core.embedded.tinyworld.concepts import HELD_OUT_LOOKS
+from infusion_core.embedded.tinyworld import HELD_OUT_LOOKS, Concept, render
+from infusion_core.embedded.tinyworld.captions import caption, random_aspects, random_scene, unseen_scenes
+from infusion_core.embedded.tinyworld.oracle import obeyed
 from infusion_core.embedded.tinyworld.world import SIZE, Scene
 from infusion_core.metrics.fisher import DenoiserPredictor, Divergence, fisher_divergence
 from infusion_core.metrics.similarity import diversity
 
 from .methods.method import Customised
+from .store import Row
 
 ERRORS = ("concept_error", "scene_error", "position_error", "size_error")
 CONCEPT, PROMPT = "concept_error", "prompt_error"  # the two sides of the trade: is it the thing, is the prompt obeyed?
+CLASS_WORD, LOOK_IN_WORDS = "base: class word", "base: look in words"  # the yardsticks, in place of a method
 BARE_SEED = 70_000  # of the first picture of a bare prompt
 
 
@@ -48,9 +50,8 @@ def other_scenes(words: Sequence[str], count: int) -> list[Scene]:
 
 def predictor(customised: Customised, prompts: Sequence[str]) -> DenoiserPredictor:
     """A customised model's noise predictions under prompts."""
-    words = {name: residual.word for name, (residual, _) in customised.concepts.items()}
-    encoded = [customised.model.text.encode(p, words) for p in prompts]
-    return DenoiserPredictor(customised.model.denoiser, encoded, tuple(customised.concepts.values()))
+    encoded = [customised.model.text.encode(p, words_of(customised.concepts)) for p in prompts]
+    return DenoiserPredictor(customised.model.denoiser, encoded, customised.concepts)
 
 
 def fisher(base: EmbeddedModel, customised: Customised, words: Sequence[str], prompts: int, draws: int) -> Divergence:
@@ -72,18 +73,34 @@ def fisher(base: EmbeddedModel, customised: Customised, words: Sequence[str], pr
 
 def drawn_and_scored(
     customised: Customised, concept: Concept, prompts: int, seeds: Sequence[int], settings: SampleSettings
-) -> list[ev.Scored]:
+) -> list[Scored]:
     """Unseen prompts drawn and scored by the oracle; the prompts say the method's phrase for the concept."""
-    residual = customised.concepts[concept.name][0] if customised.concepts else None
-    return ev.evaluate(
+    return evaluate(
         customised.model,
         concept,
-        ev.unseen_scenes(concept, prompts),
+        unseen_scenes(concept, prompts),
         seeds,
-        replace(settings, **customised.sampling),
-        residual,
+        customised.sampling(settings),
+        customised.concepts,
         phrase=customised.phrases[0],
     )
+
+
+def yardstick(
+    base: EmbeddedModel, name: str, concept: Concept, prompts: int, seeds: Sequence[int], settings: SampleSettings
+) -> list[Scored]:
+    """The same prompts with the base model: the bare class word, or the look in words."""
+    scenes = unseen_scenes(concept, prompts)
+    return evaluate(base, concept, scenes, seeds, settings, describe=name == LOOK_IN_WORDS)
+
+
+def error_rows(study: str, method: str, concept: Concept, step: int, scored: Sequence[Scored]) -> list[Row]:
+    """Every error of every picture."""
+    return [
+        Row(study, method, concept.name, step, s.prompt, s.seed, error, getattr(s.score, error))
+        for s in scored
+        for error in ERRORS
+    ]
 
 
 def bare_pictures(
@@ -101,7 +118,7 @@ def openness(pictures: Sequence[Image.Image], latents: Tensor, concept: Concept)
     the training photos' background colour and the share with their position.
     """
     trained = concept.training_scene(0)
-    seen = [ev.obeyed(picture, trained) for picture in pictures]
+    seen = [obeyed(picture, trained) for picture in pictures]
     repeated = float(np.mean([[s["background"], s["position"]] for s in seen]))
     return {"diversity": diversity(latents.flatten(1)), "layout_repeated": repeated}
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from infusion_cli.console import progress, say, say_table
 from infusion_cli.output import write_report
@@ -23,10 +21,11 @@ from infusion_core.embedded.model import EmbeddedModel, load_model
 from infusion_core.embedded.photos import square, to_tensor
 from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.errors import InfusionError
-from infusion_core.metrics.similarity import CLIP, DINO, diversity, embed, similarity, text_similarity
+from infusion_core.metrics.similarity import diversity, similarity, text_similarity
 
 from .bench import Bench, Scale
 from .dataset import Dataset, read_dataset
+from .judges import Judges
 from .methods.method import Method, Subject
 from .methods.registry import published_methods
 from .report.page import TEMPLATES, Strip, recipes
@@ -69,52 +68,10 @@ class Request:
     dino: Path
     out: Path
     config: Path | None = None
-    mark: str = "sks"
+    rare_word: str = "sks"
     count: int = 5
     limit: int = 0
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Judges:
-    """CLIP ViT-B/32 and DINO ViT-S/16 from folders in transformers' format."""
-
-    clip: Path
-    dino: Path
-    device: torch.device
-
-    @cached_property
-    def _networks(self) -> tuple[Any, Any, Any, Any]:
-        import transformers as tf
-
-        try:
-            found = (
-                tf.CLIPVisionModelWithProjection.from_pretrained(self.clip, local_files_only=True),
-                tf.CLIPTextModelWithProjection.from_pretrained(self.clip, local_files_only=True),
-                tf.ViTModel.from_pretrained(self.dino, local_files_only=True),
-            )
-            tokenizer = tf.CLIPTokenizer.from_pretrained(self.clip, local_files_only=True)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InfusionError(
-                f"cannot load --clip or --dino ({reason}); give folders in transformers' format"
-            ) from error
-        return *(n.to(self.device).eval() for n in found), tokenizer
-
-    def clip_images(self, pictures: Tensor) -> Tensor:
-        """CLIP's embeddings (N, D) of pictures (N, 3, H, W) in [0, 1]."""
-        return embed(lambda pixels: self._networks[0](pixels.to(self.device)).image_embeds, pictures, CLIP)
-
-    def dino_images(self, pictures: Tensor) -> Tensor:
-        """DINO's class tokens (N, D)."""
-        return embed(lambda pixels: self._networks[2](pixels.to(self.device)).last_hidden_state[:, 0], pictures, DINO)
-
-    @torch.no_grad()
-    def clip_texts(self, texts: Sequence[str]) -> Tensor:
-        """CLIP's embeddings (N, D) of texts."""
-        tokens = self._networks[3](list(texts), padding=True, truncation=True, return_tensors="pt").to(self.device)
-        embedded: Tensor = self._networks[1](**tokens).text_embeds
-        return embedded.float().cpu()
 
 
 def run_real(request: Request, methods: Sequence[str] = ()) -> None:
@@ -124,16 +81,15 @@ def run_real(request: Request, methods: Sequence[str] = ()) -> None:
         InfusionError: something is missing, or the model has two text encoders.
     """
     model = _checked(request)
-    data = read_dataset(request.dataset, request.mark)
+    data = read_dataset(request.dataset, request.rare_word)
     chosen = [m for m in published_methods() if not methods or m.key in methods]
     bench = _bench(request, model, data, chosen)
     judges = Judges(request.clip, request.dino, model.denoiser.device)
     cells = [
-        Cell(STUDY, m.key, s.name, (m.run_settings(bench.steps(m)), bench.steps(m), replace(request, out=Path())),
-             partial(_measure, bench, judges, data, m, s, request))
-        for s in data.subjects[: request.limit or None]
-        for m in chosen
-    ]  # fmt: skip
+        _cell(bench, judges, method, subject, data.prompts(subject)[: request.limit or None], request.count)
+        for subject in data.subjects[: request.limit or None]
+        for method in chosen
+    ]
     results = []
     with progress("table 1", len(cells)) as advance:
         for cell in cells:
@@ -147,9 +103,11 @@ def _checked(request: Request) -> EmbeddedModel:
     model = load_model(request.model, config=request.config)
     if len(model.text.encoders) != 1:
         raise InfusionError("the lab's baselines know one text encoder; give a Stable Diffusion 1.x or 2.x")
-    ids, _ = model.text.encoders[0].tokenizer.split(request.mark)
+    ids, _ = model.text.encoders[0].tokenizer.split(request.rare_word)
     if len(ids) != 1:
-        raise InfusionError(f"{request.mark!r} is {len(ids)} tokens of this model; give a rare word of one (--token)")
+        raise InfusionError(
+            f"{request.rare_word!r} is {len(ids)} tokens of this model; give a rare word of one (--token)"
+        )
     for network in (model.denoiser.unet, model.vae, model.text.encoders[0].model):
         network.float()
     return model
@@ -157,23 +115,32 @@ def _checked(request: Request) -> EmbeddedModel:
 
 def _bench(request: Request, model: EmbeddedModel, data: Dataset, methods: Sequence[Method]) -> Bench:
     folder = request.out / "table1" / model.name
-    studio = Studio(model, folder / "studio", min(200, request.limit or 200), data.captions)
+    studio = Studio(model, folder / "studio", data.captions, min(200, request.limit or 200))
     scale = replace(Scale(), max_steps=request.limit or Scale().max_steps)
     sampling = SampleSettings(model.steps, model.guidance)
     return Bench(studio, Store(folder), scale, methods, request.seed, sampling)
 
 
-def _measure(bench: Bench, judges: Judges, data: Dataset, method: Method, subject: Subject, request: Request) -> Result:
+def _cell(bench: Bench, judges: Judges, method: Method, subject: Subject, prompts: tuple[str, ...], count: int) -> Cell:
+    """A method's scores on a subject."""
     step = bench.steps(method)
-    learned, seconds = bench.train(method, (subject,), (step,))[step]
+    source = bench.source(method, [subject], step, step)
+    compute = partial(_measure, bench, judges, method, subject, prompts, count)
+    return bench.cell(STUDY, method.key, subject.name, compute, judges.identity, prompts, count, source)
+
+
+def _measure(
+    bench: Bench, judges: Judges, method: Method, subject: Subject, prompts: Sequence[str], count: int
+) -> Result:
+    step = bench.steps(method)
+    learned, seconds = bench.train(method, [subject], [step])[step]
     customised = method.apply(bench.studio, [learned])
-    prompts = data.prompts(subject)[: request.limit or None]
     phrase = customised.phrases[0]
-    pictures = [customised.draw(p.format(phrase), request.count, request.seed, bench.sampling) for p in prompts]
+    pictures = [customised.draw(p.format(phrase), count, bench.seed, bench.sampling) for p in prompts]
     pixels = torch.cat([to_tensor(drawn) for drawn in pictures]) / 2 + 0.5
     resolution = bench.studio.base.resolution
     photos = to_tensor([square(p, resolution) for p in subject.photos]) / 2 + 0.5
-    texts = judges.clip_texts([p.format(subject.word) for p in prompts]).repeat_interleave(request.count, 0)
+    texts = judges.clip_texts([p.format(subject.word) for p in prompts]).repeat_interleave(count, 0)
     seen, dino = judges.clip_images(pixels), judges.dino_images(pixels)
     found = {
         "clip_t": text_similarity(seen, texts),
@@ -181,9 +148,9 @@ def _measure(bench: Bench, judges: Judges, data: Dataset, method: Method, subjec
         "dino": similarity(dino, judges.dino_images(photos)),
         "bytes": float(len(learned.data)),
     }
-    if request.count > 1:
-        found["diversity"] = diversity(dino, torch.arange(len(prompts)).repeat_interleave(request.count))
-    rows = [Row(STUDY, method.key, subject.name, step, "", request.seed, m, v) for m, v in found.items()]
+    if count > 1:
+        found["diversity"] = diversity(dino, torch.arange(len(prompts)).repeat_interleave(count))
+    rows = [Row(STUDY, method.key, subject.name, step, "", bench.seed, m, v) for m, v in found.items()]
     shown = {p: square(drawn[0], 256) for p, drawn in list(zip(prompts, pictures, strict=True))[:4]}
     return Result(rows, {"training_seconds": seconds}, shown)
 

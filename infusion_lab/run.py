@@ -15,7 +15,7 @@ from .bench import FULL, QUICK, Bench, Scale, bench_for
 from .methods.registry import all_methods
 from .report.page import write
 from .store import Cell
-from .studies import ablations, curves, fidelity, several, toy
+from .studies import ablations, curves, fidelity, layouts, several, toy
 
 STUDIES: dict[str, Callable[[Bench], list[Cell]]] = {
     curves.STUDY: curves.cells,  # first: its long runs hold snapshots that the others use
@@ -23,7 +23,10 @@ STUDIES: dict[str, Callable[[Bench], list[Cell]]] = {
     several.STUDY: several.cells,
     ablations.STUDY: ablations.cells,
     toy.STUDY: toy.cells,
+    layouts.STUDY: layouts.cells,
+    layouts.SETTINGS: layouts.setting_cells,
 }
+ON_REQUEST = (layouts.STUDY, layouts.SETTINGS)  # run only if they are named
 
 
 def run_lab(
@@ -36,7 +39,7 @@ def run_lab(
     Args:
         out: folder.
         quick: a small run, under ten minutes on two cores, instead of hours.
-        only: studies; all by default.
+        only: studies; by default all but `ON_REQUEST`.
         methods: keys of methods; all by default.
         concepts: names of concepts; all of the mode's by default.
         most_steps: no training is longer; 0 for the mode's own limit.
@@ -47,14 +50,24 @@ def run_lab(
     Raises:
         InfusionError: an unknown study, method or concept, or the disk is full.
     """
-    chosen = _chosen(only, list(STUDIES), "study")
+    studies = studies_for(only)
     scale = _of_concepts(QUICK if quick else FULL, concepts)
     scale = replace(scale, max_steps=min(scale.max_steps, most_steps or scale.max_steps))
     every = all_methods(scale.max_steps)
     keys = _chosen(methods, [m.key for m in every], "method")
     mode = "quick" if quick else "full"
     bench = bench_for(out / mode, scale, [m for m in every if m.key in keys], seed, bf16)
-    run(bench, [STUDIES[name] for name in STUDIES if name in chosen], out, mode, finished)
+    run(bench, studies, out, mode, finished)
+
+
+def studies_for(only: Sequence[str]) -> list[Callable[[Bench], list[Cell]]]:
+    """The studies that are named, in the order they are run in; without a name all but `ON_REQUEST`.
+
+    Raises:
+        InfusionError: an unknown study.
+    """
+    chosen = _chosen(only, list(STUDIES), "study") if only else [name for name in STUDIES if name not in ON_REQUEST]
+    return [STUDIES[name] for name in STUDIES if name in chosen]
 
 
 def run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +14,8 @@ from PIL import Image
 
 from infusion_cli.output import save_picture
 from infusion_core.atomic import write_atomic
+
+from .identity import digest
 
 
 @dataclass(frozen=True)
@@ -52,26 +53,21 @@ class Cell:
 
     Attributes:
         study, method, concept: what it is about.
-        settings: everything else its result depends on; part of its file's name.
+        depends: everything its result depends on, told in full by its ``repr``; part of its file's name.
         compute: finds the result.
     """
 
     study: str
     method: str
     concept: str
-    settings: Any
+    depends: object
     compute: Callable[[], Result]
 
     @property
     def name(self) -> str:
         """Of its file, without ending."""
         readable = "".join(c if c.isalnum() else "-" for c in f"{self.method}-{self.concept}")
-        return f"{self.study}/{readable}-{digest(self.settings)}"
-
-
-def digest(settings: Any) -> str:
-    """A short hash of anything whose ``repr`` tells it in full."""
-    return hashlib.sha256(repr(settings).encode()).hexdigest()[:10]
+        return f"{self.study}/{readable}-{digest(self.depends)}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The base model with what baselines need of it: own copies, spare words, class pictures, the covariance of text."""
+"""The base model with what baselines need of it: own copies, class pictures, the covariance of text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from random import Random
 
 import safetensors.torch
 import torch
@@ -18,36 +17,19 @@ from infusion_core.captions import CAPTION_TEMPLATES
 from infusion_core.embedded.model import EmbeddedModel
 from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.embedded.tasks import draw
-from infusion_core.embedded.text import Encoder, TextPath, WordTokenizer
-from infusion_core.embedded.tinyworld import words
-from infusion_core.embedded.tinyworld.captions import caption, random_aspects, random_scene
-from infusion_core.embedded.tinyworld.concepts import HELD_OUT_LOOKS
+from infusion_core.embedded.text import TextPath
 from infusion_core.embedded.unet import UNetDenoiser
 
-# Rows of the text encoder's vocabulary that no word of TinyWorld has: the rare tokens of the baselines' papers.
-MARKS = {f"v{i}": token for i, token in enumerate(range(len(words.WORDS) + 2, words.VOCABULARY_SIZE), start=1)}
-CAPTION_COUNT = 1000  # captions the covariance of text states is taken over
+from .identity import digest, digest_of_networks
+
 CLASS_SEED = 500_000  # of the first class picture; no study draws from these
 
 
-class MarkedTokenizer(WordTokenizer):
-    """TinyWorld's word list with the spare words ``v1``, ``v2``, ..."""
-
-    def split(self, text: str) -> tuple[list[int], list[bool]]:
-        """See `Tokenizer.split`."""
-        ids: list[int] = []
-        for word in text.split():
-            ids += [MARKS[word]] if word in MARKS else super().split(word)[0]
-        return ids, [True] * len(ids)
-
-
 def customisable(base: EmbeddedModel) -> EmbeddedModel:
-    """A copy of a model with a UNet and a text encoder of its own; TinyWorld's gets spare words."""
-    denoiser, plain = base.denoiser, base.text.encoders[0]
+    """A copy of a model with a UNet and a text encoder of its own."""
+    denoiser, encoder = base.denoiser, base.text.encoders[0]
     unet = UNetDenoiser(copy.deepcopy(denoiser.unet), denoiser.sigmas, denoiser.prediction)
-    tokenizer = MarkedTokenizer() if isinstance(plain.tokenizer, WordTokenizer) else plain.tokenizer
-    encoder = Encoder(tokenizer, copy.deepcopy(plain.model))
-    return replace(base, denoiser=unet, text=TextPath([encoder]))
+    return replace(base, denoiser=unet, text=TextPath([replace(encoder, model=copy.deepcopy(encoder.model))]))
 
 
 def token_ids(model: EmbeddedModel, texts: Sequence[str]) -> Tensor:
@@ -73,23 +55,36 @@ class Studio:
     """The base model and a folder for what is made of it once.
 
     Attributes:
-        base: the model.
+        base: the model; its one text encoder reads the subjects' rare words.
         folder: cache.
+        captions: that the covariance of text is taken over.
         class_pictures: class pictures per word, for prior preservation; the papers have 200.
-        captions: that the covariance of text is taken over; random captions of TinyWorld by default.
     """
 
     base: EmbeddedModel
     folder: Path
+    captions: tuple[str, ...]
     class_pictures: int = 200
-    captions: tuple[str, ...] = ()
+
+    @cached_property
+    def base_identity(self) -> str:
+        """What the base model is: its weights, and how it is sampled unless told otherwise."""
+        base = self.base
+        networks = (base.denoiser.unet, base.vae, *(encoder.model for encoder in base.text.encoders))
+        scheduler = sorted((k, v) for k, v in base.scheduler.config.items() if not k.startswith("_"))
+        return digest(digest_of_networks(networks), scheduler, base.resolution, base.steps, base.guidance)
+
+    @cached_property
+    def identity(self) -> str:
+        """What training depends on beside the method and its subjects."""
+        return digest(self.base_identity, self.captions, self.class_pictures)
 
     def class_latents(self, word: str) -> Tensor:
         """Encoded pictures (class_pictures, C, h, w) that the base model draws for the class word, as in DreamBooth."""
-        path = self.folder / f"class-{word}-{self.class_pictures}.safetensors"
+        path = self.folder / f"class-{word}-{self.class_pictures}-{self.base_identity}.safetensors"
         if not path.exists():
             settings = SampleSettings(self.base.steps, self.base.guidance)
-            pictures = draw(self.base, CAPTION_TEMPLATES[0].format(word), {}, self.class_pictures, CLASS_SEED, settings)
+            pictures = draw(self.base, CAPTION_TEMPLATES[0].format(word), (), self.class_pictures, CLASS_SEED, settings)
             write_atomic(path, safetensors.torch.save({"latents": self.base.encode(pictures)}))
         latents: Tensor = safetensors.torch.load_file(path)["latents"]
         return latents.to(self.base.denoiser.device)
@@ -97,7 +92,7 @@ class Studio:
     @cached_property
     def text_covariance(self) -> Tensor:
         """Uncentred covariance (D, D) of text states over the tokens of captions, Perfusion's C."""
-        texts = self.captions or _tinyworld_captions()
+        texts = self.captions
         ids = token_ids(self.base, texts)
         with torch.no_grad():
             states = torch.cat([text_states(self.base, texts[i : i + 100]) for i in range(0, len(texts), 100)])
@@ -106,9 +101,3 @@ class Studio:
         places = torch.arange(ids.shape[1], device=ids.device)
         used = states[(places > 0) & (places < ends[:, None])].double()  # (tokens, D)
         return (used.T @ used / len(used)).float()
-
-
-def _tinyworld_captions() -> tuple[str, ...]:
-    rng = Random("text covariance")
-    scenes = [random_scene(rng, HELD_OUT_LOOKS) for _ in range(CAPTION_COUNT)]
-    return tuple(caption(scene, random_aspects(rng)) for scene in scenes)

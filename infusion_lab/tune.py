@@ -15,20 +15,21 @@ from infusion_core.embedded.tinyworld import TUNING_CONCEPTS, Concept
 from infusion_core.errors import InfusionError
 
 from .bench import FULL, QUICK, Bench, bench_for
-from .measures import CONCEPT, ERRORS, drawn_and_scored, prompt_error
-from .methods.method import Method
-from .methods.registry import PUBLISHED, TUNED, Published, subjects_of, tuning, with_recipe
+from .measures import CONCEPT, drawn_and_scored, error_rows, prompt_error
+from .methods.baseline import Baseline
+from .methods.registry import PUBLISHED, TUNED, tuning, with_recipe
 from .store import Cell, Result, Row, means
+from .tinyworld import subjects_of
 
 STUDY = "tune"
-MARKS = {"quick": (100, 200, 400), "full": (50, 100, 200, 400, 800, 1600)}
+SNAPSHOT_STEPS = {"quick": (100, 200, 400), "full": (50, 100, 200, 400, 800, 1600)}
 CONCEPTS = {"quick": ("acorn", "crate"), "full": tuple(TUNING_CONCEPTS)}
 PROMPTS, SEEDS = {"quick": 6, "full": 8}, 2
 
 
 def run_tune(out: Path, quick: bool, concepts: Sequence[str], methods: Sequence[str], seed: int, bf16: bool = False
 ) -> None:  # fmt: skip
-    """Try the grid, and write what was chosen beside the code, where the lab reads it.
+    """Try the grid, and write what was chosen to ``tuned.json`` in `out`; the lab itself reads its own copy.
 
     Args:
         out: folder of finished cells.
@@ -48,13 +49,12 @@ def run_tune(out: Path, quick: bool, concepts: Sequence[str], methods: Sequence[
     scale = replace(QUICK if quick else FULL, draw_steps=FULL.draw_steps)
     bench = bench_for(out / f"tune-{mode}", scale, [], seed, bf16)
     cells = [
-        Cell(STUDY, f"{key} lr {rate:g}", concept.name, (published, mode, seed),
-             partial(_measure, bench, published, rate, concept, mode))
+        _cell(bench, with_recipe(published.method, learning_rate=rate), concept, mode)
         for concept in chosen
         for key, published in PUBLISHED.items()
         if not methods or key in methods
         for rate in published.rates
-    ]  # fmt: skip
+    ]
     rows = []
     with progress("tuning", len(cells)) as advance:
         for cell in cells:
@@ -62,8 +62,8 @@ def run_tune(out: Path, quick: bool, concepts: Sequence[str], methods: Sequence[
             rows += bench.store.result(cell).rows
             advance()
     facts = {"concepts": [c.name for c in chosen], "prompts": PROMPTS[mode], "seeds": SEEDS, "seed": seed}
-    _write(choose(rows), facts)
-    say(f"Wrote {TUNED}")
+    _write(out / TUNED.name, choose(rows), facts)
+    say(f"Wrote {out / TUNED.name}")
 
 
 def choose(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -95,28 +95,27 @@ def _require(names: Sequence[str], known: Iterable[str]) -> None:
             raise InfusionError(f"nothing called {name!r} is tuned; choose of: {', '.join(known)}")
 
 
-def _measure(bench: Bench, published: Published, rate: float, concept: Concept, mode: str) -> Result:
-    """Errors after every mark of one run."""
-    method: Method = with_recipe(published.method, {"learning_rate": rate})
-    run = bench.train(method, subjects_of([concept]), MARKS[mode])
+def _cell(bench: Bench, method: Baseline, concept: Concept, mode: str) -> Cell:
+    """Errors of one run at every snapshot."""
+    steps, name = SNAPSHOT_STEPS[mode], f"{method.key} lr {method.recipe.learning_rate:g}"
+    compute = partial(_measure, bench, method, concept, mode, name)
+    source = bench.source(method, subjects_of([concept]), max(steps), max(steps))
+    return bench.cell(STUDY, name, concept.name, compute, concept, steps, PROMPTS[mode], SEEDS, source)
+
+
+def _measure(bench: Bench, method: Baseline, concept: Concept, mode: str, name: str) -> Result:
+    run = bench.train(method, subjects_of([concept]), SNAPSHOT_STEPS[mode])
     result = Result()
     for step, (learned, _) in run.items():
         customised = method.apply(bench.studio, [learned])
-        seeds = range(bench.seed, bench.seed + SEEDS)
-        scored = drawn_and_scored(customised, concept, PROMPTS[mode], seeds, bench.sampling)
-        name = f"{method.key} lr {rate:g}"
-        result.rows += [
-            Row(STUDY, name, concept.name, step, s.prompt, s.seed, error, getattr(s.score, error))
-            for s in scored
-            for error in ERRORS
-        ]
+        scored = drawn_and_scored(customised, concept, PROMPTS[mode], bench.first_seeds(SEEDS), bench.sampling)
+        result.rows += error_rows(STUDY, name, concept, step, scored)
     return result
 
 
-def _write(grid: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    known = tuning()
+def _write(file: Path, grid: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Write the grid, with what an earlier run (or else the lab's copy) has of other methods."""
     fresh = {line["method"] for line in grid}
-    kept = [line for line in known["grid"] if line["method"] not in fresh]
+    kept = [line for line in tuning(file if file.exists() else TUNED)["grid"] if line["method"] not in fresh]
     lines = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in ln.items()} for ln in [*kept, *grid]]
-    text = json.dumps({**facts, "grid": lines}, indent=1)
-    write_atomic(TUNED, (text + "\n").encode())
+    write_atomic(file, (json.dumps({**facts, "grid": lines}, indent=1) + "\n").encode())

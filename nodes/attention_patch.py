@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
+from ..infusion_core.concepts import LoadedConcept
 from ..infusion_core.errors import InfusionError
-from .concepts import Stack
-from .host import patch as host
+from ..infusion_core.schedule import NEVER, Window
 from .host.compat import schema
+from .host.install import apply
 from .host.model import base_of
-from .library import ConceptSocket
+from .sockets import ConceptSocket, Stack
 
+AS_TRAINED, ON, OFF = MAP_REPLACEMENT = "as trained", "on", "off"
 _PERCENT: dict[str, Any] = {"min": 0.0, "max": 1.0, "step": 0.01}
 
 
@@ -61,6 +64,14 @@ class InfusionAttentionPatch(io.ComfyNode):  # type: ignore[misc]
                     tooltip="Scale of the residual per UNet block, for example: down.1=0.5, mid=0, up.1=1.2. Blocks "
                     "not named stay at 1.",
                 ),
+                io.Combo.Input(
+                    "map_replacement",
+                    options=list(MAP_REPLACEMENT),
+                    default=AS_TRAINED,
+                    optional=True,
+                    tooltip="Whether concepts attend with the base model's maps, from maps_start to maps_end. as "
+                    "trained: those whose file does not say otherwise.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="For the sampler."),
@@ -80,13 +91,22 @@ class InfusionAttentionPatch(io.ComfyNode):  # type: ignore[misc]
         maps_start: float,
         maps_end: float,
         block_strengths: str = "",
+        map_replacement: str = AS_TRAINED,
     ) -> io.NodeOutput:
         """Patch clones of MODEL and CLIP."""
         base = base_of(model)
         scales = parse_block_strengths(block_strengths, sorted({site.block for site in base.sites}))
-        window = host.Window(start, end)
-        active = [host.Active(c.name, c.key, c.residual.scaled(scales, base), c.strength, window) for c in concept]
-        return io.NodeOutput(*host.apply(model, clip, active, host.Window(maps_start, maps_end), base_latent))
+        window, maps = Window(start, end), Window(maps_start, maps_end)
+        concepts = [
+            replace(c, blocks=scales, window=window, replacement=maps if replaces_maps(c, map_replacement) else NEVER)
+            for c in concept
+        ]
+        return io.NodeOutput(*apply(model, clip, concepts, base_latent))
+
+
+def replaces_maps(concept: LoadedConcept, chosen: str) -> bool:
+    """Whether a concept attends with the base model's maps, by the choice of `MAP_REPLACEMENT`."""
+    return concept.residual.replace_maps if chosen == AS_TRAINED else chosen == ON
 
 
 def parse_block_strengths(text: str, blocks: list[str]) -> Mapping[str, float]:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from io import BytesIO
 from typing import Any
 
-import numpy as np
-import torch
 from comfy_api.latest import io, ui
-from PIL import Image, ImageOps
+from torch import Tensor
 
+from ..infusion_core.concepts import LoadedConcept
 from ..infusion_core.errors import InfusionError
 from . import library, routes
 from .host.compat import schema
-from .library import ConceptSocket, NamedConcept
-
-THUMBNAIL_PX = 96
-Stack = tuple[NamedConcept, ...]
+from .pictures import thumbnail_of
+from .sockets import ConceptSocket, Stack
 
 
 class InfusionLoadConcept(io.ComfyNode):  # type: ignore[misc]
@@ -107,23 +103,12 @@ class InfusionSaveConcept(io.ComfyNode):  # type: ignore[misc]
         )
 
     @classmethod
-    def execute(
-        cls, concept: Stack, filename: str, storage: Any, thumbnail: torch.Tensor | None = None
-    ) -> io.NodeOutput:
+    def execute(cls, concept: Stack, filename: str, storage: Any, thumbnail: Tensor | None = None) -> io.NodeOutput:
         """Write the file."""
         saved = concept[-1]
         residual = replace(saved.residual, training={**saved.residual.training, "title": filename.strip()})
         if thumbnail is not None:
             residual = replace(residual, thumbnail=thumbnail_of(thumbnail))
         path = library.save(residual, filename, storage)
-        named = NamedConcept(path.stem, residual, saved.strength)
+        named = LoadedConcept(path.stem, residual, saved.strength)
         return io.NodeOutput((named,), ui=ui.PreviewText(f"{path.name}, {path.stat().st_size:,} bytes"))
-
-
-def thumbnail_of(images: torch.Tensor) -> bytes:
-    """A small JPEG of the first picture of a batch (B, H, W, C) in [0, 1]."""
-    pixels = (images[0, :, :, :3].cpu().numpy() * 255).round().clip(0, 255).astype(np.uint8)
-    small = ImageOps.fit(Image.fromarray(pixels), (THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
-    buffer = BytesIO()
-    small.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()

@@ -37,7 +37,7 @@ class Dino:
         self._network = network.to(self._device).float().eval()
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """See `ImageEncoder`."""
+        """The class token of pictures (N, 3, H, W) that are prepared for it, (N, width)."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         states: Tensor = self._network(pixels.to(self._device)).last_hidden_state
         return states[:, 0]

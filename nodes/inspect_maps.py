@@ -9,10 +9,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..infusion_core.errors import InfusionError
+from ..infusion_core.readers import WordMaps
 from .host.compat import schema
-from .host.observer import WordMaps, observe
+from .host.observer import observe
+from .sockets import MapsSocket
+from .widgets import words_of
 
-MapsSocket = io.Custom("INFUSION_MAPS")
 _HEAT = ((0.0, 0.0, 0.2), (0.4, 0.0, 0.5), (0.9, 0.2, 0.2), (1.0, 0.7, 0.1), (1.0, 1.0, 0.8))  # low to high
 
 
@@ -44,7 +46,7 @@ class InfusionInspectMaps(io.ComfyNode):  # type: ignore[misc]
     @classmethod
     def execute(cls, model: Any, clip: Any, words: str) -> io.NodeOutput:
         """Put the observer on clones of MODEL and CLIP."""
-        chosen = [w.strip() for w in words.split(",") if w.strip()]
+        chosen = words_of(words)
         if not chosen:
             raise InfusionError("no words to watch; write some, separated by commas")
         return io.NodeOutput(*observe(model, clip, chosen))
@@ -99,9 +101,10 @@ def _mask(maps: WordMaps, word: str, size: int, images: Tensor) -> Tensor:
     """The map of a word, scaled to 0-1 per picture, (B, H, W)."""
     if word not in maps.words:
         raise InfusionError(f"{word!r} is not watched; Infusion Inspect Maps watches: {', '.join(maps.words)}")
-    mean = maps.mean(word, size, *images.shape[1:3])
+    height, width = images.shape[1:3]
+    mean = maps.mean(word, size, height, width)
     if mean is None:
-        sizes = ", ".join(map(str, maps.sizes)) or "none yet"
+        sizes = ", ".join(map(str, maps.sizes(height, width))) or "none yet"
         raise InfusionError(
             f"there is no map of {word!r}: name it in the prompt, encode that with the CLIP of Infusion Inspect Maps, "
             f"sample with its MODEL, and choose a size among those there are ({sizes}) or 0"

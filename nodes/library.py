@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import folder_paths
-from comfy_api.latest import io
 
+from ..infusion_core.concepts import LoadedConcept
 from ..infusion_core.errors import InfusionError
-from ..infusion_core.residual_file import Storage, concept_bytes, load_concept, save_concept
+from ..infusion_core.residual_file import Storage, load_concept, save_concept
 from ..infusion_core.residuals import ConceptResidual
 
 FOLDER = "infusion"
 SUFFIX = ".safetensors"
-
-ConceptSocket = io.Custom("INFUSION_CONCEPT")
-
-
-@dataclass(frozen=True)
-class NamedConcept:
-    """One concept in a graph. A socket carries a tuple of them.
-
-    Attributes:
-        name: what ``<name>`` in a prompt refers to.
-        residual: what was learned.
-        strength: the user's scale.
-    """
-
-    name: str
-    residual: ConceptResidual
-    strength: float = 1.0
-
-    @property
-    def key(self) -> str:
-        """Identifies the concept by name and content."""
-        return f"{self.name}:{hashlib.sha256(concept_bytes(self.residual)).hexdigest()[:16]}"
 
 
 def register_folders() -> None:
@@ -61,13 +37,13 @@ def path_of(name: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
 
 
-def load(name: str, strength: float) -> NamedConcept:
+def load(name: str, strength: float) -> LoadedConcept:
     """Read a listed concept file.
 
     Raises:
         InfusionError: it is damaged or not a concept.
     """
-    return NamedConcept(Path(name).stem, load_concept(path_of(name)), strength)
+    return LoadedConcept(Path(name).stem, load_concept(path_of(name)), strength)
 
 
 def save(concept: ConceptResidual, prefix: str, storage: Storage = "fp16") -> Path:

@@ -14,8 +14,9 @@ from ..infusion_core.errors import InfusionError
 from ..infusion_core.metrics.fisher import Divergence, fisher_divergence
 from .host.compat import schema
 from .host.metrics import HostPredictor, comparable, encode, names_concept
+from .pictures import square
 from .plot import BLUE, GREY, Series, plot
-from .train import lines_of, square
+from .widgets import lines_of
 
 PARTS = 10
 

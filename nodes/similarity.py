@@ -17,7 +17,7 @@ from .dino import ADVICE, Dino
 from .host.compat import schema
 from .host.vision import image_embeddings, text_embeddings
 from .plot import BLUE, INK, ORANGE, Series, plot
-from .train import lines_of
+from .widgets import lines_of
 
 PUBLISHED_WIDTH = 512  # CLIP ViT-B/32
 See = Callable[[Tensor, Tensor | None], Tensor]  # pictures (N, 3, H, W) and masks to embeddings (N, D)

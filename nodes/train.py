@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
@@ -12,22 +11,23 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..infusion_core.captions import CAPTION_TEMPLATES, fill
-from ..infusion_core.errors import InfusionError
+from ..infusion_core.concepts import LoadedConcept
 from ..infusion_core.residuals import LAYOUTS, ConceptResidual
-from ..infusion_core.trainer import StepReport, Trainer, TrainSettings
+from ..infusion_core.training.engine import StepReport, Trainer
+from ..infusion_core.training.record import RunRecord
+from ..infusion_core.training.residual import ResidualSettings, residual_trainer
 from . import library
-from .concepts import Stack, thumbnail_of
 from .host.compat import schema
 from .host.denoiser import HostDenoiser, encode_captions, training
-from .host.patch import Window
 from .host.preview import draw
-from .library import ConceptSocket, NamedConcept
+from .pictures import first_of, mask_of, square, thumbnail_of
 from .plot import loss_plot
+from .sockets import ConceptSocket, Stack
+from .widgets import lines_of
 
-_DEFAULT = TrainSettings()
+_DEFAULT = ResidualSettings()
 
 
 class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
@@ -82,8 +82,8 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                 ConceptSocket.Input("continue_from", optional=True, tooltip="A concept to go on training."),
                 io.Boolean.Input(
                     "replace_maps", default=_DEFAULT.replace_maps, optional=True,
-                    tooltip="Attend with the base model's maps, as the patch does with its defaults. Off: faster; then "
-                    "set the patch's maps_end to 0.",
+                    tooltip="Attend with the base model's maps. Off: faster. The concept remembers it, and the patch "
+                    "does as it was trained.",
                 ),
             ],
             outputs=[
@@ -100,9 +100,9 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
         replace_maps: bool = _DEFAULT.replace_maps,
     ) -> io.NodeOutput:  # fmt: skip
         """Train with a progress bar and previews; an interrupt keeps the last snapshot."""
-        settings = replace(
-            _DEFAULT, steps=steps, batch_size=batch_size, learning_rate=learning_rate, layout=layout, bins=bins,
-            seed=seed, snapshot_every=preview_every or _DEFAULT.snapshot_every, replace_maps=replace_maps,
+        settings = ResidualSettings(
+            steps=steps, batch_size=batch_size, learning_rate=learning_rate, layout=layout, bins=bins, seed=seed,
+            snapshot_every=preview_every or _DEFAULT.snapshot_every, replace_maps=replace_maps,
         )  # fmt: skip
         word = word.strip()
         templates = tuple(lines_of(captions)) or CAPTION_TEMPLATES
@@ -113,14 +113,36 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             prompts = encode_captions(model, clip, fill(templates, word), word, latents)
             weights = None if mask is None else mask_of(mask, latents, resolution)
             start = continue_from[-1].residual if continue_from else None
-            trainer = Trainer(denoiser, latents, prompts, word, settings, start, masks=weights)
-            run = Run(
-                trainer, denoiser, settings, (model, clip, vae) if preview_every else None, thumbnail_of(squares), word
-            )
-            for _ in run.steps():
-                pass
-        concept = run.described()
-        return io.NodeOutput((NamedConcept(word, concept),), loss_plot(run.losses, run.validation))
+            trainer = residual_trainer(denoiser, latents, prompts, word, settings, start, masks=weights)
+            record = RunRecord(settings, len(latents), resolution)
+            preview = Preview(denoiser, model, clip, vae, latents[:1].cpu()) if preview_every else None
+            run = Run(trainer, record, word, thumbnail_of(squares), preview)
+            run.train()
+        return io.NodeOutput((LoadedConcept(word, run.described()),), loss_plot(record.losses, record.validation))
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Draws what is being learned.
+
+    Attributes:
+        denoiser: the network that is trained on.
+        model, clip, vae: of the same checkpoint.
+        latent: (1, C, H, W), of the size to draw.
+    """
+
+    denoiser: HostDenoiser
+    model: Any
+    clip: Any
+    vae: Any
+    latent: Tensor
+
+    def draw(self, concept: ConceptResidual) -> Image.Image:
+        """A picture of the word; the network stands ready for training again afterwards."""
+        loaded, prompt = LoadedConcept("preview", concept), f"a photo of a {concept.word}"
+        picture = first_of(draw(self.model, self.clip, self.vae, loaded, prompt, self.latent))
+        self.denoiser.load()
+        return picture
 
 
 @dataclass
@@ -129,105 +151,47 @@ class Run:
 
     Attributes:
         trainer: does the work.
-        denoiser: the network it trains on.
-        settings: of the run.
-        drawing: MODEL, CLIP and VAE for previews, or None for no previews.
-        thumbnail: JPEG of the first photo.
+        record: of the run.
         word: the concept's.
+        thumbnail: JPEG of the first photo.
+        preview: or None for no previews.
     """
 
-    trainer: Trainer
-    denoiser: HostDenoiser
-    settings: TrainSettings
-    drawing: tuple[Any, Any, Any] | None
-    thumbnail: bytes
+    trainer: Trainer[ConceptResidual]
+    record: RunRecord
     word: str
+    thumbnail: bytes
+    preview: Preview | None
 
-    def __post_init__(self) -> None:
-        self.losses: list[float] = []
-        self.validation: list[tuple[int, float]] = []
-
-    def steps(self) -> Iterator[StepReport]:
-        """Train, showing progress; at snapshots write a file and draw a picture.
+    def train(self) -> None:
+        """Train to the end, showing progress; at snapshots write a file and draw a picture.
 
         Raises:
             InterruptProcessingException: the user stopped the run; what was learned is in a snapshot.
         """
-        bar = comfy.utils.ProgressBar(self.settings.steps)
+        bar = comfy.utils.ProgressBar(self.record.settings.steps)
         picture: Image.Image | None = None
         try:
             for report in self.trainer.run():
-                self.losses.append(report.loss)
-                if report.validation_loss is not None:
-                    self.validation.append((report.step, report.validation_loss))
-                    self.snapshot()
-                    picture = self.preview() or picture
+                picture = self._after(report) or picture
                 bar.update_absolute(report.step, None, None if picture is None else ("JPEG", picture, 512))
                 comfy.model_management.throw_exception_if_processing_interrupted()
-                yield report
         except comfy.model_management.InterruptProcessingException:
-            self.snapshot()
+            self._snapshot()
             raise
 
     def described(self) -> ConceptResidual:
-        """The concept as learned so far, with its settings and thumbnail."""
-        training = {
-            "steps": str(self.trainer.step),
-            "lr": f"{self.settings.learning_rate:g}",
-            "batch": str(self.settings.batch_size),
-            "images": str(len(self.trainer.latents)),
-            "seed": str(self.settings.seed),
-            "title": self.word,
-        }
-        if self.validation:
-            training["validation_loss"] = f"{self.validation[-1][1]:.5f}"
-        return replace(self.trainer.concept(), training=training, thumbnail=self.thumbnail)
+        """The concept as learned so far, with what its file tells of the run."""
+        return self.record.described(self.trainer.learned(), self.trainer.step, self.word, self.thumbnail)
 
-    def snapshot(self) -> None:
+    def _after(self, report: StepReport) -> Image.Image | None:
+        """Note a step; at a snapshot write a file and, if wanted, draw a picture."""
+        self.record.add(report)
+        if report.validation_loss is None:
+            return None
+        self._snapshot()
+        return None if self.preview is None else self.preview.draw(self.trainer.learned())
+
+    def _snapshot(self) -> None:
         """Write the concept as it is now."""
         library.save(self.described(), f"snapshots/{self.word.replace(' ', '-')}-step-{self.trainer.step:05d}")
-
-    def preview(self) -> Image.Image | None:
-        """A picture of the word with the concept as it is now."""
-        if self.drawing is None:
-            return None
-        latent = self.trainer.latents[:1].cpu()
-        maps = Window() if self.settings.replace_maps else Window(0.0, 0.0)
-        picture = draw(*self.drawing, self.trainer.concept(), f"a photo of a {self.word}", latent, maps)
-        self.denoiser.load()
-        return picture
-
-
-def lines_of(text: str) -> list[str]:
-    """The lines of a text widget that hold something."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def square(images: Tensor, resolution: int) -> Tensor:
-    """The centre square of IMAGE (B, H, W, C), alpha over white, as (B, resolution, resolution, 3).
-
-    Raises:
-        InfusionError: the resolution is not a multiple of 8.
-    """
-    if resolution % 8:
-        raise InfusionError(f"the resolution must be a multiple of 8, got {resolution}")
-    if images.shape[-1] == 4:
-        alpha = images[..., 3:]
-        images = images[..., :3] * alpha + (1 - alpha)
-    scaled = comfy.utils.common_upscale(images.movedim(-1, 1), resolution, resolution, "lanczos", "center")
-    return scaled.movedim(1, -1)  # type: ignore[no-any-return]
-
-
-def mask_of(mask: Tensor, latents: Tensor, resolution: int) -> Tensor:
-    """MASK (M, H, W) as loss weights (N, 1, h, w) in the latents' geometry; one mask may stand for all photos.
-
-    Raises:
-        InfusionError: another number of masks than photos, or an empty mask.
-    """
-    if len(mask) not in (1, len(latents)):
-        raise InfusionError(f"{len(mask)} masks for {len(latents)} photos; give one mask per photo, or one for all")
-    cut = comfy.utils.common_upscale(mask[:, None], resolution, resolution, "bilinear", "center")
-    small = F.adaptive_avg_pool2d(cut, (latents.shape[-2], latents.shape[-1])).clone().to(latents)
-    if not (small.flatten(1).amax(1) > 0).all():
-        raise InfusionError("a subject mask is empty; paint the subject white in every mask")
-    return small.expand(len(latents), -1, -1, -1)

@@ -20,15 +20,18 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from comfyui_process.graph import Graph, Output
+from comfyui_process.host import REPOSITORY, require_host
+from comfyui_process.server import Server
 from infusion_core.captions import OTHER_PROMPTS
 from infusion_core.embedded.model import load_model
 from infusion_core.embedded.tasks import trainer_for
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 from infusion_core.residual_file import save_concept
-from infusion_core.trainer import TrainSettings
-from tests.host.comfyui import REPOSITORY, Graph, Output, Server, find_host
+from infusion_core.training.residual import ResidualSettings
 from tests.host.examples import CHECKPOINT, CONTROLNET, LORA, PHOTOS, prepare
 from tests.host.page import open_page
+from tests.host.serving import serve
 
 FOLDER = REPOSITORY / "example_workflows"
 THUMBNAIL_PX = 384
@@ -62,7 +65,7 @@ def concepts(graph: Graph, *names: str) -> Output:
 def patch(graph: Graph, model: Output, clip: Output, concept: Output) -> tuple[Output, Output]:
     patched = graph.add(
         "InfusionAttentionPatch", model=model, clip=clip, concept=concept, base_latent="shared", start=0.0, end=1.0,
-        maps_start=0.0, maps_end=1.0, block_strengths="",
+        maps_start=0.0, maps_end=1.0, block_strengths="", map_replacement="as trained",
     )  # fmt: skip
     return patched[0], patched[1]
 
@@ -82,7 +85,7 @@ def train() -> Graph:
     images = graph.add("LoadImage", image=PHOTOS[0])[0]
     for name in PHOTOS[1:]:
         images = graph.add("ImageBatch", image1=images, image2=graph.add("LoadImage", image=name)[0])
-    default = TrainSettings()
+    default = ResidualSettings()
     trained = graph.add(
         "InfusionTrain", model=model, clip=clip, vae=vae, images=images, word="cat", steps=default.steps,
         batch_size=default.batch_size, learning_rate=default.learning_rate, layout=default.layout, bins=1,
@@ -182,10 +185,10 @@ def learn(folder: Path, steps: int) -> None:
     model = load_model("tinyworld")
     for name, concept in STANDINS.items():
         wanted = CONCEPTS[concept]
-        trainer = trainer_for(model, training_images(wanted), wanted.shape, TrainSettings(steps=steps))
+        trainer = trainer_for(model, training_images(wanted), wanted.shape, ResidualSettings(steps=steps))
         for _ in trainer.run():
             pass
-        save_concept(folder / f"{name}.safetensors", trainer.concept())
+        save_concept(folder / f"{name}.safetensors", trainer.learned())
 
 
 def main() -> None:
@@ -193,12 +196,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="training steps of the stand-ins")
     parser.add_argument("--no-thumbnails", action="store_true")
     args = parser.parse_args()
-    host = find_host()
-    if host is None:
-        sys.exit("no ComfyUI found; set COMFYUI_PATH")
+    host = require_host()
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as base:
-        server = Server(host, Path(base))
+        server = serve(host, Path(base))
         try:
             prepare(server)
             with open_page(server) as page:

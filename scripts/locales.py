@@ -13,7 +13,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.host.comfyui import REPOSITORY, Server, find_host
+from comfyui_process.host import REPOSITORY, require_host
+from comfyui_process.server import Server
 
 ENGLISH = REPOSITORY / "locales" / "en" / "nodeDefs.json"
 
@@ -43,9 +44,7 @@ def definitions(server: Server) -> dict[str, Any]:
 
 
 def main() -> None:
-    host = find_host()
-    if host is None:
-        sys.exit("no ComfyUI found; set COMFYUI_PATH")
+    host = require_host()
     with tempfile.TemporaryDirectory() as base:
         server = Server(host, Path(base))
         try:

@@ -20,7 +20,7 @@ from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.embedded.tasks import draw
 from infusion_core.embedded.tinyworld.captions import caption, random_scene
 from infusion_core.embedded.tinyworld.concepts import HELD_OUT_LOOKS
-from infusion_core.embedded.tinyworld.evaluate import obeyed
+from infusion_core.embedded.tinyworld.oracle import obeyed
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     rng, right, pictures = Random(args.seed), defaultdict(list), []
     for i in track(range(args.count), "drawing"):
         scene = random_scene(rng, HELD_OUT_LOOKS, counts=(1, 0, 0))
-        picture = draw(model, caption(scene), {}, 1, args.seed + i, settings)[0]
+        picture = draw(model, caption(scene), [], 1, args.seed + i, settings)[0]
         for aspect, good in obeyed(picture, scene).items():
             right[aspect].append(good)
         pictures.append(picture)

@@ -9,6 +9,7 @@ A stopped run goes on from its last checkpoint. The weights in use are the expon
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from dataclasses import dataclass
@@ -25,16 +26,21 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from infusion_core.attention import Plan
+from infusion_core.concepts import LoadedConcept
+from infusion_core.embedded.text import WordTokenizer
 from infusion_core.embedded.tinyworld import words
 from infusion_core.embedded.tinyworld.captions import OPENINGS, caption, random_aspects, random_scene
 from infusion_core.embedded.tinyworld.concepts import HELD_OUT_LOOKS
-from infusion_core.embedded.tinyworld.draw import paint, silhouette
+from infusion_core.embedded.tinyworld.painting import paint, silhouette
 from infusion_core.embedded.tinyworld.world import Scene
 from infusion_core.embedded.unet import SiteProcessor
-from infusion_core.residuals import ConceptResidual, Infusion
+from infusion_core.injection import Injection
+from infusion_core.residuals import ConceptResidual
 from infusion_core.sites import site_from_module
 
 WIDTH = 128  # of the text context
+WORD_LIST = words.tokenizer_file()
+TOKENIZER = WordTokenizer(WORD_LIST["words"], words.START, words.END, words.LENGTH)
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -111,7 +117,7 @@ def read(text_encoder: CLIPTextModel, scenes: list[Scene], rng: Random) -> Read:
             for thing in scene.things:
                 at = (text.split().index(thing.shape) + 1 for text in (texts[-1], shown[-1]))
                 moves.append((row, *at, whole))
-    ids = torch.tensor([words.encode(t) for t in texts + shown])
+    ids = torch.tensor([TOKENIZER.frame(TOKENIZER.split(t)[0]) for t in texts + shown])
     told, states = text_encoder(ids).last_hidden_state.chunk(2)
     rows, from_, to, whole = torch.tensor(moves, dtype=torch.long).reshape(-1, 4).T
     changes = told[rows, from_] - states[rows, to]
@@ -135,9 +141,10 @@ class ValueChanges:
         tensors = {site.name: text.changes[None] for site in self._attention}
         residual = ConceptResidual("noun", "layer", tensors, "tinyworld", WIDTH)
         entries = torch.arange(len(text.rows))
-        infusion = Infusion(residual, text.rows, text.positions, entries, torch.zeros_like(entries))
+        concept = LoadedConcept("noun", residual)
+        injection = Injection(concept, text.rows, text.positions, entries, torch.zeros_like(entries))
         for site, module in self._attention.items():
-            module.processor = SiteProcessor(site, Plan(infusions=[infusion]))
+            module.processor = SiteProcessor(site, Plan(injections=[injection]))
 
 
 class Whereabouts:
@@ -282,6 +289,8 @@ def main() -> None:
             ema.copy_to(params)
             model["unet"].save_pretrained(args.out / "unet")
             model["text_encoder"].save_pretrained(args.out / "text_encoder")
+            (args.out / "tokenizer").mkdir(exist_ok=True)
+            (args.out / "tokenizer" / "words.json").write_text(json.dumps(WORD_LIST, indent=1) + "\n")
             ema.restore(params)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infusion_core.embedded.tinyworld.captions import random_scene
-from infusion_core.embedded.tinyworld.draw import paint
+from infusion_core.embedded.tinyworld.painting import paint
 
 WIDTH = 32
 CROP = 64

@@ -19,7 +19,8 @@ from .single_file import load_single_file
 from .text import ClipTokenizer, Encoder, TextPath, WordTokenizer
 from .unet import UNetDenoiser
 
-TINYWORLD = Path(__file__).parent / "tinyworld" / "weights"
+BUILT_IN = {"tinyworld": Path(__file__).parent / "tinyworld" / "weights"}  # models that ship with the project, by name
+WISHES = "infusion.json"  # beside a model: what to sample it with, and where it belongs
 Load = Callable[[Any, str], Any]  # a network by its class and diffusers' name of it
 
 
@@ -28,7 +29,7 @@ class EmbeddedModel:
     """A base model, ready to train on and to sample from.
 
     Attributes:
-        name: ``tinyworld``, or the name of the folder or file.
+        name: of a model that ships with the project, of the folder, or of the file.
         denoiser: the frozen UNet.
         vae: autoencoder.
         text: tokenizers and text encoders.
@@ -80,7 +81,7 @@ def load_model(name: str, device: str | None = None, config: Path | None = None)
 
     Args:
         name: ``tinyworld``, a local folder in diffusers' format, or a single-file checkpoint (safetensors).
-        device: where to put it; by default a GPU if there is one.
+        device: where to put it; by default a GPU if there is one and the model does not prefer a CPU.
         config: for a single file, see `load_single_file`.
 
     Raises:
@@ -92,8 +93,7 @@ def load_model(name: str, device: str | None = None, config: Path | None = None)
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
-    tiny = name == "tinyworld"
-    path = TINYWORLD if tiny else Path(name)
+    path = BUILT_IN.get(name) or Path(name)
     if not path.is_file() and not (path / "unet" / "config.json").is_file():
         raise InfusionError(
             f"{path} is not a diffusers Stable Diffusion folder (it has no unet/config.json); give 'tinyworld', "
@@ -101,8 +101,8 @@ def load_model(name: str, device: str | None = None, config: Path | None = None)
         )
     if config and not path.is_file():
         raise InfusionError(f"--config is for single-file checkpoints and {name} is none; leave it out")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() and not tiny else "cpu"))
-    options = {"torch_dtype": torch.float16 if place.type == "cuda" else torch.float32, "local_files_only": True}
+    target = _device(device, _wishes(path))
+    options = {"torch_dtype": torch.float16 if target.type == "cuda" else torch.float32, "local_files_only": True}
 
     def pretrained(kind: Any, part: str) -> Any:
         return kind.from_pretrained(path, subfolder=part, **options)
@@ -110,8 +110,8 @@ def load_model(name: str, device: str | None = None, config: Path | None = None)
     try:
         if path.is_file():
             folder, networks = load_single_file(path, config, options)
-            return _build(path.stem, folder, lambda _, part: networks[part], place)
-        return _build("tinyworld" if tiny else path.name, path, pretrained, place)
+            return _build(path.stem, folder, lambda _, part: networks[part], target)
+        return _build(name if name in BUILT_IN else path.name, path, pretrained, target)
     except InfusionError:
         raise
     except Exception as error:  # diffusers and transformers raise of every kind for a broken model
@@ -143,24 +143,33 @@ def _build(name: str, folder: Path, load: Load, device: torch.device) -> Embedde
     vae = part(getattr(diffusers, kind), "vae")
     channels = vae.config.get("block_out_channels") or vae.config["decoder_block_out_channels"]
     resolution = int(unet.config["sample_size"]) * 2 ** (len(channels) - 1)
-    model = EmbeddedModel(name, denoiser, vae, _text(folder, part, unet, resolution), scheduler, resolution)
-    if folder == TINYWORLD:
-        model.guidance, model.steps = 3.0, 25
-    return model
+    wishes = {k: v for k, v in _wishes(folder).items() if k in ("guidance", "steps")}
+    return EmbeddedModel(name, denoiser, vae, _text(folder, part, unet, resolution), scheduler, resolution, **wishes)
+
+
+def _wishes(folder: Path) -> dict[str, Any]:
+    """What a model's folder says of itself: ``guidance``, ``steps``, ``device``; nothing for most."""
+    file = folder / WISHES
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _device(asked: str | None, wishes: dict[str, Any]) -> torch.device:
+    return torch.device(asked or wishes.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _text(folder: Path, part: Load, unet: Any, resolution: int) -> TextPath:
     import transformers
 
-    if folder == TINYWORLD:
-        return TextPath([Encoder(WordTokenizer(), part(transformers.CLIPTextModel, "text_encoder"))])
+    words = folder / "tokenizer" / "words.json"
+    if words.is_file():
+        return TextPath([Encoder(WordTokenizer.read(words), part(transformers.CLIPTextModel, "text_encoder"))])
     two = (folder / "text_encoder_2").is_dir()
     encoders = []
     for suffix in ("", "_2") if two else ("",):
         tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / f"tokenizer{suffix}", local_files_only=True)
         projected = two and suffix == "_2"
         kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
-        encoders.append(Encoder(ClipTokenizer(tokenizer), part(kind, f"text_encoder{suffix}"), penultimate=two))
+        encoders.append(Encoder(ClipTokenizer(tokenizer), part(kind, f"text_encoder{suffix}"), two, projected))
     if not two:
         return TextPath(encoders)
     time_ids = torch.tensor([[resolution, resolution, 0, 0, resolution, resolution]])

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from ..attention import Maps, Plan
+from ..attention import MapsOfRows, Plan
+from ..concepts import LoadedConcept
 from ..denoiser import Conditioning, EncodedPrompt, stack
 from ..errors import InfusionError
+from ..injection import Injection, inject
 from ..noise import bin_of
-from ..residuals import ConceptResidual, Infusion, infuse
+from ..streams import BaseLatent, base_then_concept
 from ..tokens import Span
 from .unet import UNetDenoiser
-
-BaseLatent = Literal["shared", "own"]
-
-
-@dataclass(frozen=True)
-class Window:
-    """A part of the sampling run, from `start` to before `end`, both in [0, 1] of the steps."""
-
-    start: float = 0.0
-    end: float = 1.0
-
-    def covers(self, done: float) -> bool:
-        """Whether a step at that share of the run lies inside."""
-        return self.start <= done < self.end
-
-
-ALWAYS, NEVER = Window(), Window(0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -44,8 +30,6 @@ class SampleSettings:
         guidance: classifier-free guidance scale; 1 leaves the unconditional half out.
         base_latent: ``shared``: the base stream sees the concept stream's latent; ``own``: it follows its own
             trajectory from the same noise.
-        replacement: when the concept stream attends with the base stream's maps. After its end no base pass is run.
-        residual: when residuals are added.
         replace_unconditional: replace the maps of the unconditional half too; matters for ``own`` only.
         compute: type of the network's matrix products (automatic mixed precision); None for that of its weights.
     """
@@ -53,8 +37,6 @@ class SampleSettings:
     steps: int = 50
     guidance: float = 8.0
     base_latent: BaseLatent = "shared"
-    replacement: Window = ALWAYS
-    residual: Window = ALWAYS
     replace_unconditional: bool = False
     compute: torch.dtype | None = None
 
@@ -75,17 +57,31 @@ class SampleStep:
 
 
 Row = tuple[Tensor, Conditioning]  # latents (n, C, H, W) and their n rows of conditioning
+Named = tuple[LoadedConcept, tuple[Span, ...]]  # a concept that the prompt names, and where
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One step: its timestep, the conditioning of both halves, and the concepts whose residuals are added."""
+
+    t: Tensor
+    uncond: Conditioning
+    cond: Conditioning
+    named: Sequence[Named]
 
 
 class Sampler:
     """Draws N pictures of one prompt.
+
+    The concept stream attends with the base stream's maps as long as any concept that the prompt names wants it
+    (`LoadedConcept.map_window`); from then on no base pass is run.
 
     Args:
         denoiser: the base model.
         scheduler: a diffusers DDIMScheduler; used for its steps alone.
         prompt: encoded, with the spans of each concept's word.
         negative: conditioning of the unconditional half, as long as the prompt's.
-        concepts: residual (made for this base) and strength, in the order of the prompt's spans.
+        concepts: made for this base, in the order of the prompt's spans.
         settings: how to sample.
     """
 
@@ -95,16 +91,17 @@ class Sampler:
         scheduler: Any,
         prompt: EncodedPrompt,
         negative: Conditioning,
-        concepts: Sequence[tuple[ConceptResidual, float]] = (),
+        concepts: Sequence[LoadedConcept] = (),
         settings: SampleSettings | None = None,
     ) -> None:
         self.denoiser, self.scheduler, self.settings = denoiser, scheduler, settings or SampleSettings()
         self._prompt, self._negative = prompt, negative
-        self._active: list[tuple[ConceptResidual, float, tuple[Span, ...]]] = []
-        for (residual, strength), spans in zip(concepts, prompt.spans, strict=True):
-            if spans and strength != 0:
-                dtype = prompt.conditioning.context.dtype
-                self._active.append((residual.to(denoiser.device, dtype), strength, spans))
+        dtype = prompt.conditioning.context.dtype
+        self._named = [
+            (concept.to(denoiser.device, dtype), spans)
+            for concept, spans in zip(concepts, prompt.spans, strict=True)
+            if spans and concept.strength
+        ]
 
     @torch.no_grad()
     def run(self, noise: Tensor) -> Iterator[SampleStep]:
@@ -116,78 +113,75 @@ class Sampler:
         x = base_x = noise * scheduler.init_noise_sigma
         for i, t in enumerate(scheduler.timesteps):
             done = i / len(scheduler.timesteps)
-            infusing = bool(self._active) and settings.residual.covers(done)
-            replacing = bool(self._active) and settings.replacement.covers(done)
+            step = _Step(t, uncond, cond, [n for n in self._named if n[0].window.covers(done)])
+            replacing = any(concept.map_window.covers(done) for concept, _ in self._named)
             if replacing and settings.base_latent == "own":
-                x, base_x = self._own(x, base_x, t, uncond, cond, infusing)
+                x, base_x = self._own(x, base_x, step)
             else:
-                x = self._shared(x, t, uncond, cond, infusing, replacing)
+                x = self._shared(x, step, replacing)
             yield SampleStep(i + 1, len(scheduler.timesteps), x)
 
-    def _shared(
-        self, x: Tensor, t: Tensor, uncond: Conditioning, cond: Conditioning, infusing: bool, replacing: bool
-    ) -> Tensor:
+    def _shared(self, x: Tensor, step: _Step, replacing: bool) -> Tensor:
         """One step with one latent: base and concept stream differ in the residual alone."""
-        rows: list[Row] = [(x, uncond), (x, cond)] if self._guided else [(x, cond)]
-        if not infusing:  # both streams are the base model
-            out = self._pass(rows, t)
+        rows: list[Row] = [(x, step.uncond), (x, step.cond)] if self._guided else [(x, step.cond)]
+        if not step.named:  # both streams are the base model
+            out = self._pass(rows, step)
         elif not replacing:
-            out = self._pass(rows, t, infused=len(rows) - 1)
+            out = self._pass(rows, step, Plan(injections=self._injections(step, (len(rows) - 1) * len(x), len(x))))
         else:
             base = list(range(len(rows) * len(x)))
-            mapped = Plan(map_rows=[*base, *base[-len(x) :]])
-            *out, _, concept = self._pass([*rows, (x, cond)], t, mapped, infused=len(rows))
+            maps = MapsOfRows([*base, *base[-len(x) :]])
+            plan = Plan(maps, injections=self._injections(step, len(base), len(x)))
+            *out, _, concept = self._pass([*rows, (x, step.cond)], step, plan)
             out.append(concept)
-        return self._step(out, t, x)
+        return self._next(out, step, x)
 
-    def _own(
-        self, x: Tensor, base_x: Tensor, t: Tensor, uncond: Conditioning, cond: Conditioning, infusing: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _own(self, x: Tensor, base_x: Tensor, step: _Step) -> tuple[Tensor, Tensor]:
         """One step of both trajectories; the base stream's maps come from its own latent."""
-        maps: Maps = {}
-        record, supply = Plan(record=maps), Plan(supply=maps)
-        infused = 0 if infusing else None
-        if not self._guided:
-            base = self._pass([(base_x, cond)], t, record)
-            out = self._pass([(x, cond)], t, supply, infused)
-        elif self.settings.replace_unconditional:
-            base = self._pass([(base_x, uncond), (base_x, cond)], t, record)
-            out = self._pass([(x, uncond), (x, cond)], t, supply, infused=1 if infusing else None)
-        else:
-            rows: list[Row] = [(base_x, uncond), (x, uncond), (base_x, cond)]
-            record = replace(record, recorded_rows=slice(2 * len(x), None))
-            base_uncond, own_uncond, base_cond = self._pass(rows, t, record)
-            base = [base_uncond, base_cond]
-            out = [own_uncond, *self._pass([(x, cond)], t, supply, infused)]
-        return self._step(out, t, x), self._step(base, t, base_x)
+        count, supplied = len(x), slice(None)
+        base_rows: list[Row] = [(base_x, step.cond)]
+        rows: list[Row] = [(x, step.cond)]
+        if self._guided:
+            base_rows.insert(0, (base_x, step.uncond))
+            if self.settings.replace_unconditional:
+                rows.insert(0, (x, step.uncond))
+            else:  # the unconditional row keeps its own maps, so it may as well run with the base rows
+                base_rows.insert(0, (x, step.uncond))
+                supplied = slice(2 * count, None)
+        injections = self._injections(step, (len(rows) - 1) * count, count)
+        first, second = base_then_concept(
+            partial(self._batch, base_rows, step), partial(self._batch, rows, step), injections, supplied
+        )
+        base, out = list(first.chunk(len(base_rows))), list(second.chunk(len(rows)))
+        if len(base) == 3:
+            out.insert(0, base.pop(0))
+        return self._next(out, step, x), self._next(base, step, base_x)
 
-    def _pass(
-        self, rows: Sequence[Row], t: Tensor, plan: Plan | None = None, infused: int | None = None
-    ) -> list[Tensor]:
-        """One forward pass over groups of rows; group `infused` receives the residuals. One output per group."""
-        plan = plan or Plan()
-        if infused is not None:
-            count = len(rows[0][0])
-            plan = replace(plan, infusions=self._infusions(infused * count, count, t))
-        latents = self.scheduler.scale_model_input(torch.cat([x for x, _ in rows]), t)
+    def _pass(self, rows: Sequence[Row], step: _Step, plan: Plan | None = None) -> list[Tensor]:
+        """One forward pass over groups of rows; one output per group."""
+        return list(self._batch(rows, step, plan or Plan()).chunk(len(rows)))
+
+    def _batch(self, rows: Sequence[Row], step: _Step, plan: Plan) -> Tensor:
+        """One forward pass over groups of rows, their outputs below each other."""
+        latents = self.scheduler.scale_model_input(torch.cat([x for x, _ in rows]), step.t)
         compute = self.settings.compute
         with torch.autocast(latents.device.type, compute, enabled=compute is not None):
-            out = self.denoiser.forward(latents, t, stack([c for _, c in rows]), plan)
-        return list(out.to(latents).chunk(len(rows)))
+            return self.denoiser.forward(latents, step.t, stack([c for _, c in rows]), plan).to(latents)
 
-    def _infusions(self, first: int, count: int, t: Tensor) -> list[Infusion]:
-        sigmas = self.denoiser.sigmas
-        out = []
-        for residual, strength, spans in self._active:
-            bin_ = int(bin_of(sigmas[int(t)][None], sigmas, residual.bins))
-            rows = range(first, first + count)
-            out.append(infuse(residual, rows, [spans] * count, [bin_] * count, strength, self.denoiser.device))
-        return out
+    def _injections(self, step: _Step, first: int, count: int) -> list[Injection]:
+        """The residuals of this step, for `count` rows from `first` on."""
+        sigmas, rows = self.denoiser.sigmas, range(first, first + count)
+        sigma = sigmas[int(step.t)][None]
+        return [
+            inject(concept, rows, [spans] * count, [int(bin_of(sigma, sigmas, concept.residual.bins))] * count,
+                   self.denoiser.device)
+            for concept, spans in step.named
+        ]  # fmt: skip
 
-    def _step(self, out: Sequence[Tensor], t: Tensor, x: Tensor) -> Tensor:
+    def _next(self, out: Sequence[Tensor], step: _Step, x: Tensor) -> Tensor:
         """Guidance, then DDIM."""
         predicted = out[-1] if len(out) == 1 else out[0] + self.settings.guidance * (out[1] - out[0])
-        result: Tensor = self.scheduler.step(predicted, t, x).prev_sample
+        result: Tensor = self.scheduler.step(predicted, step.t, x).prev_sample
         return result
 
     @property

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from PIL import Image
 
 from ..captions import CAPTION_TEMPLATES, fill
+from ..concepts import LoadedConcept, words_of
 from ..errors import InfusionError
 from ..residuals import ConceptResidual
 from ..tokens import bind_prompt
-from ..trainer import Trainer, TrainSettings, TrainState
+from ..training.engine import Trainer
+from ..training.residual import ResidualSettings, residual_trainer
+from ..training.state import TrainState
 from .model import EmbeddedModel
 from .sampling import Sampler, SampleSettings, SampleStep
-
-Loaded = Mapping[str, tuple[ConceptResidual, float]]  # concept and strength by name
 
 
 def trainer_for(
     model: EmbeddedModel,
     photos: list[Image.Image],
     word: str,
-    settings: TrainSettings,
+    settings: ResidualSettings,
     templates: Sequence[str] = CAPTION_TEMPLATES,
     start: ConceptResidual | None = None,
     state: TrainState | None = None,
-) -> Trainer:
+) -> Trainer[ConceptResidual]:
     """A trainer for one concept on photos.
 
     Args:
@@ -44,13 +45,13 @@ def trainer_for(
         raise InfusionError("no photos to learn from; give at least one")
     model.text.word_tokens(word)
     prompts = [model.text.encode(caption, {"concept": word}) for caption in fill(tuple(templates), word)]
-    return Trainer(model.denoiser, model.encode(photos), prompts, word, settings, start, state)
+    return residual_trainer(model.denoiser, model.encode(photos), prompts, word, settings, start, state)
 
 
 def draw(
     model: EmbeddedModel,
     prompt: str,
-    concepts: Loaded,
+    concepts: Sequence[LoadedConcept],
     count: int,
     seed: int,
     settings: SampleSettings,
@@ -74,16 +75,16 @@ def draw(
     Raises:
         InfusionError: the prompt cannot be bound, or a concept was made for another base.
     """
-    for residual, _ in concepts.values():
-        residual.check_fits(model.denoiser.base)
-    words = {name: residual.word for name, (residual, _) in concepts.items()}
+    for concept in concepts:
+        concept.residual.check_fits(model.denoiser.base)
+    words = words_of(concepts)
     encoded = model.text.encode(prompt, words)
     chunks = model.text.chunks_of(encoded)
     uncond = model.text.encode(negative, chunks=chunks)
     longer = model.text.chunks_of(uncond)
     if longer > chunks:
         encoded = model.text.encode(prompt, words, chunks=longer)
-    sampler = Sampler(model.denoiser, model.scheduler, encoded, uncond.conditioning, tuple(concepts.values()), settings)
+    sampler = Sampler(model.denoiser, model.scheduler, encoded, uncond.conditioning, concepts, settings)
     pictures: list[Image.Image] = []
     for first in range(0, count, batch):
         latents = None
@@ -96,16 +97,11 @@ def draw(
     return pictures
 
 
-def require_mention(prompt: str, concepts: Loaded) -> None:
-    """Refuse a prompt that would leave a loaded concept without effect.
+def unmentioned(prompt: str, concepts: Sequence[LoadedConcept]) -> list[LoadedConcept]:
+    """The concepts whose word or ``<name>`` a prompt does not hold, so that they change nothing.
 
     Raises:
-        InfusionError: the prompt holds neither the word nor the placeholder of a concept.
+        InfusionError: the prompt cannot be bound.
     """
-    bound = bind_prompt(prompt, {name: residual.word for name, (residual, _) in concepts.items()})
-    for index, (name, (residual, _)) in enumerate(concepts.items()):
-        if not bound.mentions(index):
-            raise InfusionError(
-                f"the prompt does not hold {residual.word!r}, the word of the concept {name!r}; "
-                f"write {residual.word!r} or <{name}> in it"
-            )
+    bound = bind_prompt(prompt, words_of(concepts))
+    return [concept for index, concept in enumerate(concepts) if not bound.mentions(index)]

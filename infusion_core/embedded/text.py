@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -12,13 +15,15 @@ from torch import Tensor
 from ..denoiser import Conditioning, EncodedPrompt
 from ..errors import InfusionError
 from ..tokens import Span, bind_prompt, occurrences, spans
-from .tinyworld import words
 
 
 class Tokenizer(Protocol):
     """Text to token ids, and where words start among them."""
 
-    length: int  # tokens of one chunk, with start and end
+    @property
+    def length(self) -> int:
+        """Tokens of one chunk, with start and end."""
+        ...
 
     def split(self, text: str) -> tuple[list[int], list[bool]]:
         """Token ids without special tokens, and per token whether a word starts there."""
@@ -37,59 +42,89 @@ class ClipTokenizer:
         self.length = min(int(tokenizer.model_max_length), 77)
 
     def split(self, text: str) -> tuple[list[int], list[bool]]:
-        """See `Tokenizer.split`; a CLIP token that ends a word ends in ``</w>``."""
         ids = list(self._tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids)
         pieces = self._tokenizer.convert_ids_to_tokens(ids)
+        # A CLIP token that ends a word ends in </w>.
         return ids, [i == 0 or pieces[i - 1].endswith("</w>") for i in range(len(ids))]
 
     def frame(self, ids: Sequence[int]) -> list[int]:
-        """See `Tokenizer.frame`."""
         tokenizer = self._tokenizer
         row = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
         return row + [tokenizer.pad_token_id] * (self.length - len(row))
 
 
+@dataclass(frozen=True)
 class WordTokenizer:
-    """TinyWorld's word list."""
+    """A list of words, each one token.
 
-    length = words.LENGTH
+    Attributes:
+        ids: token id by word.
+        start, end: ids of the special tokens; `end` also pads.
+        length: tokens of one chunk, with start and end.
+    """
+
+    ids: Mapping[str, int]
+    start: int
+    end: int
+    length: int
+
+    @classmethod
+    def read(cls, file: Path) -> WordTokenizer:
+        """The tokenizer that a model's ``tokenizer/words.json`` describes."""
+        told = json.loads(file.read_text())
+        return cls(told["words"], told["start"], told["end"], told["length"])
+
+    def with_words(self, extra: Mapping[str, int]) -> WordTokenizer:
+        """A tokenizer that knows more words."""
+        return replace(self, ids={**self.ids, **extra})
 
     def split(self, text: str) -> tuple[list[int], list[bool]]:
-        """See `Tokenizer.split`; every word is one token."""
-        try:
-            ids = words.word_ids(text)
-        except ValueError as error:
-            raise InfusionError(str(error)) from error
-        return ids, [True] * len(ids)
+        """Token ids, each a word's start.
+
+        Raises:
+            InfusionError: a word is not in the list; names it and the nearest that are.
+        """
+        words = text.lower().replace(",", " ").replace(".", " ").split()
+        for word in words:
+            if word not in self.ids:
+                near = difflib.get_close_matches(word, self.ids, 3, 0.5) or self.ids
+                raise InfusionError(f"this model does not know the word {word!r}; try: {', '.join(near)}")
+        return [self.ids[word] for word in words], [True] * len(words)
 
     def frame(self, ids: Sequence[int]) -> list[int]:
-        """See `Tokenizer.frame`."""
-        return [words.START, *ids, *[words.END] * (self.length - 1 - len(ids))]
+        return [self.start, *ids, *[self.end] * (self.length - 1 - len(ids))]
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer with its text encoder; `penultimate` takes SDXL's layer instead of the last one."""
+    """A tokenizer with its text encoder.
+
+    Attributes:
+        tokenizer: of the encoder.
+        model: a CLIP text model of transformers.
+        penultimate: take the states of the layer before the last, as SDXL does.
+        pools: the model has a projection, and its pooled text is the one that the network takes.
+    """
 
     tokenizer: Tokenizer
     model: Any
     penultimate: bool = False
+    pools: bool = False
 
     @torch.no_grad()
     def __call__(self, chunks: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
-        """States of all chunks in a row, (1, chunks * length, width), and the first chunk's pooled vector."""
+        """States of all chunks in a row, (1, chunks * length, width), and the first chunk's pooled text if it pools."""
         ids = torch.tensor([self.tokenizer.frame(c) for c in chunks], device=self.model.device)
         out = self.model(ids, output_hidden_states=self.penultimate)
         states = out.hidden_states[-2] if self.penultimate else out.last_hidden_state
-        pooled = getattr(out, "text_embeds", None)
-        return states.flatten(0, 1)[None], None if pooled is None else pooled[:1]
+        return states.flatten(0, 1)[None], out.text_embeds[:1] if self.pools else None
 
 
 class TextPath:
     """From a prompt to conditioning and spans.
 
     Args:
-        encoders: one, or SDXL's two; all tokenizers split text alike.
+        encoders: one, or SDXL's two, of which one pools; all tokenizers split text alike.
         extras: conditioning the model takes beside text, each (1, ...), e.g. SDXL's time ids.
     """
 
@@ -133,16 +168,15 @@ class TextPath:
         for word, chosen in zip(bound.words, bound.chosen, strict=True):
             where = occurrences(ids, starts, self.word_tokens(word))
             found.append(spans(where, chosen, word, self.capacity, self.capacity + 2))
-        states, pooled = [], None
+        states, extras = [], dict(self.extras)
         for encoder in self.encoders:
             own, _ = encoder.tokenizer.split(bound.text)
             parts = [own[i : i + self.capacity] for i in range(0, len(own), self.capacity)]
             parts += [[]] * (chunks - len(parts))
             state, pooled = encoder(parts)
             states.append(state)
-        extras = dict(self.extras)
-        if pooled is not None and extras:
-            extras["text_embeds"] = pooled
+            if pooled is not None:
+                extras["text_embeds"] = pooled
         return EncodedPrompt(Conditioning(torch.cat(states, dim=2), extras), tuple(found))
 
     def chunks_of(self, prompt: EncodedPrompt) -> int:

@@ -73,7 +73,7 @@ class UNetDenoiser:
         return device
 
     def predict(self, noised: Tensor, sigma: Tensor, conditioning: Conditioning, plan: Plan) -> Tensor:
-        """See `Denoiser.predict`; the nearest training timestep stands for `sigma`."""
+        """The network's own output; the nearest training timestep stands for `sigma`."""
         scale = input_scale(sigma).reshape(-1, 1, 1, 1).to(noised)
         timestep = torch.searchsorted(self.sigmas.to(sigma), sigma).clamp(max=len(self.sigmas) - 1)
         return self.forward(noised * scale, timestep, conditioning, plan)

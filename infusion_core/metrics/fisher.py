@@ -5,16 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..attention import Maps, Plan
+from ..concepts import LoadedConcept
 from ..denoiser import Denoiser, EncodedPrompt
 from ..errors import InfusionError
+from ..injection import inject
 from ..noise import as_epsilon, bin_of
-from ..residuals import ConceptResidual, infuse
+from ..schedule import NEVER
+from ..streams import concept_stream
 from .interval import Interval, bootstrap_interval
 
 GROUP = 8  # neighbouring timesteps that the interval takes for alike
@@ -44,39 +47,36 @@ class DenoiserPredictor:
     Attributes:
         denoiser: the network.
         prompts: each with the spans of every concept's word.
-        concepts: residual (made for this base) and strength, in the order of the prompts' spans.
-        replace_maps: concept rows attend with the base rows' maps.
+        concepts: made for this base, in the order of the prompts' spans.
     """
 
     denoiser: Denoiser
     prompts: Sequence[EncodedPrompt]
-    concepts: Sequence[tuple[ConceptResidual, float]] = ()
-    replace_maps: bool = True
+    concepts: Sequence[LoadedConcept] = ()
 
     @torch.no_grad()
     def __call__(self, noised: Tensor, sigma: Tensor, prompt: int) -> Tensor:
-        """See `NoisePredictor`."""
         denoiser, sigma = self.denoiser, sigma.to(self.denoiser.device)
-        noised = noised.to(self.denoiser.device, self.prompts[prompt].conditioning.context.dtype)
-        conditioning = self.prompts[prompt].conditioning.repeat(len(noised))
-        plan = self._plan(noised, sigma, prompt)
-        output = denoiser.predict(noised, sigma, conditioning, plan)
+        encoded, rows = self.prompts[prompt], len(noised)
+        noised = noised.to(denoiser.device, encoded.conditioning.context.dtype)
+        named = [
+            (concept, spans)
+            for concept, spans in zip(self._placed, encoded.spans, strict=bool(self.concepts))
+            if spans and concept.strength
+        ]
+        injections = []
+        for concept, spans in named:
+            bins = bin_of(sigma.cpu(), denoiser.sigmas.cpu(), concept.residual.bins).tolist()
+            injections.append(inject(concept, range(rows), [spans] * rows, bins, denoiser.device))
+        predict = partial(denoiser.predict, noised, sigma, encoded.conditioning.repeat(rows))
+        replace_maps = any(concept.map_window != NEVER for concept, _ in named)
+        output = concept_stream(predict, injections, replace_maps)
         return as_epsilon(denoiser.prediction, output.float(), noised.float(), sigma)
 
-    def _plan(self, noised: Tensor, sigma: Tensor, prompt: int) -> Plan:
-        """The concept stream's plan; the empty one where the prompt names no concept."""
-        denoiser, encoded, rows = self.denoiser, self.prompts[prompt], len(noised)
-        infusions = []
-        for (residual, strength), spans in zip(self.concepts, encoded.spans, strict=bool(self.concepts)):
-            if spans and strength:
-                bins = bin_of(sigma.cpu(), denoiser.sigmas.cpu(), residual.bins).tolist()
-                placed = residual.to(denoiser.device, noised.dtype)
-                infusions.append(infuse(placed, range(rows), [spans] * rows, bins, strength, denoiser.device))
-        if not infusions or not self.replace_maps:
-            return Plan(infusions=infusions)
-        maps: Maps = {}
-        denoiser.predict(noised, sigma, encoded.conditioning.repeat(rows), Plan(record=maps))
-        return Plan(supply=maps, infusions=infusions)
+    @cached_property
+    def _placed(self) -> list[LoadedConcept]:
+        """The concepts where the network computes, in its precision."""
+        return [c.to(self.denoiser.device, self.prompts[0].conditioning.context.dtype) for c in self.concepts]
 
 
 @dataclass(frozen=True)

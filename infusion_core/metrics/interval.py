@@ -18,6 +18,11 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def half(self) -> float:
+        """Half of its width above the mean; the ``±`` of a table."""
+        return self.high - self.mean
+
 
 def bootstrap_interval(values: Tensor, group: int | None = None) -> Interval:
     """Percentile bootstrap of the mean (Efron 1979), 2000 resamples, always the same ones.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,17 +11,13 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
 from infusion_core.embedded.model import EmbeddedModel
+from infusion_core.training.objective import ParameterGroup
 
 from ..studio import Studio, customisable
-from .fitting import batches, fit
-from .method import Baseline, Customised, Learned, Snapshot, Subject, full
+from .baseline import Baseline, BaselineObjective, after_rare_word
+from .method import Customised, Learned, Subject
 
 RANK = 4
-
-
-def marked_class(subjects: Sequence[Subject]) -> tuple[str, ...]:
-    """Per subject the rare word before the class word: ``v1 circle``."""
-    return tuple(f"{s.mark} {s.word}" for s in subjects)
 
 
 @dataclass(frozen=True)
@@ -32,22 +28,18 @@ class DreamBooth(Baseline):
     title: ClassVar = "DreamBooth"
     joint: ClassVar = True
 
-    def train(
-        self, studio: Studio, subjects: Sequence[Subject], marks: Sequence[int], seed: int = 0
-    ) -> Iterator[Snapshot]:
-        """See `Method.train`."""
+    def objective(self, studio: Studio, subjects: Sequence[Subject], seed: int) -> BaselineObjective:
         model = customisable(studio.base)
         unet = model.denoiser.unet.requires_grad_(True)
-        groups = [{"params": list(unet.parameters()), "lr": self.recipe.learning_rate}]
-        draw = batches(studio, model, subjects, marked_class(subjects), self.recipe)
-        return fit(model, groups, draw, subjects, unet.state_dict, marks, seed)
+        trained = [ParameterGroup(dict(unet.named_parameters()))]
+        shown = self.materials(studio, model, subjects, after_rare_word(subjects))
+        return BaselineObjective(model, shown, self.recipe.batch_size, trained, unet.state_dict)
 
     def apply(self, studio: Studio, learned: Sequence[Learned]) -> Customised:
-        """See `Method.apply`."""
         (one,) = learned
         model = customisable(studio.base)
-        model.denoiser.unet.load_state_dict(full(one, studio.base.denoiser.device))
-        return Customised(model, marked_class(one.subjects))
+        model.denoiser.unet.load_state_dict(one.full(studio.base.denoiser.device))
+        return Customised(model, after_rare_word(one.subjects))
 
 
 @dataclass(frozen=True)
@@ -66,23 +58,18 @@ class DreamBoothLora(Baseline):
     title: ClassVar = "DreamBooth-LoRA"
     joint: ClassVar = True
 
-    def train(
-        self, studio: Studio, subjects: Sequence[Subject], marks: Sequence[int], seed: int = 0
-    ) -> Iterator[Snapshot]:
-        """See `Method.train`."""
+    def objective(self, studio: Studio, subjects: Sequence[Subject], seed: int) -> BaselineObjective:
         model = customisable(studio.base)
         unet = _with_adapter(model, seed)
-        trained = [p for p in unet.parameters() if p.requires_grad]
-        groups = [{"params": trained, "lr": self.recipe.learning_rate}]
-        draw = batches(studio, model, subjects, marked_class(subjects), self.recipe)
-        return fit(model, groups, draw, subjects, lambda: get_peft_model_state_dict(unet), marks, seed)
+        trained = [ParameterGroup({name: p for name, p in unet.named_parameters() if p.requires_grad})]
+        shown = self.materials(studio, model, subjects, after_rare_word(subjects))
+        return BaselineObjective(model, shown, self.recipe.batch_size, trained, lambda: get_peft_model_state_dict(unet))
 
     def apply(self, studio: Studio, learned: Sequence[Learned]) -> Customised:
-        """See `Method.apply`."""
         (one,) = learned
         model = customisable(studio.base)
-        set_peft_model_state_dict(_with_adapter(model), full(one, studio.base.denoiser.device))
-        return Customised(model, marked_class(one.subjects))
+        set_peft_model_state_dict(_with_adapter(model), one.full(studio.base.denoiser.device))
+        return Customised(model, after_rare_word(one.subjects))
 
 
 def _with_adapter(model: EmbeddedModel, seed: int = 0) -> Any:

@@ -1,20 +1,21 @@
-"""Infusion itself, trained by the project's own trainer."""
+"""Infusion itself, trained as its users train it."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from infusion_core.concepts import LoadedConcept
 from infusion_core.embedded.model import EmbeddedModel
-from infusion_core.embedded.sampling import NEVER
 from infusion_core.embedded.tasks import trainer_for
 from infusion_core.residuals import ConceptResidual, zero_residual
-from infusion_core.trainer import TrainSettings
+from infusion_core.schedule import Window
+from infusion_core.streams import BaseLatent
+from infusion_core.training.residual import ResidualSettings
 
 from ..studio import Studio
-from .method import Customised, Learned, Snapshot, Subject, full
+from .method import Customised, Learned, Snapshot, Subject, snapshots
 
 
 @dataclass(frozen=True)
@@ -23,64 +24,62 @@ class Infusion:
 
     Attributes:
         settings: of training; steps and seed are set by each run.
-        strength: of the residuals when they are applied.
-        sampling: what of `SampleSettings` is to differ.
+        strength: at which the concepts are loaded.
+        replacement: when maps are replaced; None for "as it was trained".
+        base_latent: see `SampleSettings`.
     """
 
-    settings: TrainSettings = field(default_factory=TrainSettings)
+    settings: ResidualSettings = field(default_factory=ResidualSettings)
     strength: float = 1.0
-    sampling: Mapping[str, Any] = field(default_factory=dict)
+    replacement: Window | None = None
+    base_latent: BaseLatent = "shared"
     joint: ClassVar = False
 
     @property
     def key(self) -> str:
-        """See `Method.key`."""
         return "infusion" if self.settings.replace_maps else "infusion-plain"
 
     @property
     def title(self) -> str:
-        """See `Method.title`."""
         return "Infusion" if self.settings.replace_maps else "Infusion, no map replacement"
 
     @property
     def steps(self) -> int:
-        """See `Method.steps`."""
         return self.settings.steps
 
-    def run_settings(self, steps: int) -> object:
-        """See `Method.run_settings`; the schedule ends with the run."""
-        return replace(self.settings, steps=steps)
+    @property
+    def application(self) -> object:
+        return self.strength, self.replacement, self.base_latent
+
+    def run_settings(self, steps: int) -> ResidualSettings:
+        """The settings; the schedule ends with the run."""
+        return replace(self.settings, steps=steps, snapshot_every=steps)
 
     def train(
-        self, studio: Studio, subjects: Sequence[Subject], marks: Sequence[int], seed: int = 0
+        self, studio: Studio, subjects: Sequence[Subject], snapshot_steps: Collection[int], seed: int = 0
     ) -> Iterator[Snapshot]:
-        """See `Method.train`."""
         (subject,) = subjects
-        steps = max(marks)
-        settings = replace(self.settings, steps=steps, seed=seed, snapshot_every=steps)
+        settings = replace(self.run_settings(max(snapshot_steps)), seed=seed)
         trainer = trainer_for(studio.base, list(subject.photos), subject.word, settings)
-        seconds, losses, started = 0.0, [], time.perf_counter()
-        for report in trainer.run():
-            losses.append(report.loss)
-            if report.step in marks:
-                seconds += time.perf_counter() - started
-                learned = Learned.of(subjects, trainer.concept().tensors)
-                yield Snapshot(report.step, seconds, sum(losses) / len(losses), learned)
-                losses, started = [], time.perf_counter()
+        return snapshots(trainer.run(), lambda: trainer.learned().tensors, subjects, snapshot_steps)
 
     def apply(self, studio: Studio, learned: Sequence[Learned]) -> Customised:
-        """See `Method.apply`."""
-        subjects = [one.subjects[0] for one in learned]
-        concepts = {
-            s.name: (self._residual(studio.base, s, one), self.strength)
-            for s, one in zip(subjects, learned, strict=True)
-        }
-        return Customised(studio.base, tuple(s.word for s in subjects), concepts, self.sampling)
+        concepts = tuple(
+            LoadedConcept(
+                one.subjects[0].name,
+                self._residual(studio.base, one),
+                self.strength,
+                replacement=self.replacement,
+            )
+            for one in learned
+        )
+        return Customised(studio.base, tuple(c.residual.word for c in concepts), concepts, self.base_latent)
 
-    def _residual(self, base: EmbeddedModel, subject: Subject, one: Learned) -> ConceptResidual:
-        blank = zero_residual(base.denoiser.base, subject.word, self.settings.layout)
-        tensors = {k: v * self.strength for k, v in full(one, base.denoiser.device).items()}
-        return replace(blank, tensors=tensors)
+    def _residual(self, base: EmbeddedModel, one: Learned) -> ConceptResidual:
+        """What was learned, saying how."""
+        blank = zero_residual(base.denoiser.base, one.subjects[0].word, self.settings.layout)
+        facts = {} if self.settings.replace_maps else {"replace_maps": "false"}
+        return replace(blank, tensors=one.full(base.denoiser.device), training=facts)
 
 
 def without_maps(**settings: Any) -> Infusion:
@@ -89,4 +88,4 @@ def without_maps(**settings: Any) -> Infusion:
     Args:
         settings: of training, where they differ from the defaults.
     """
-    return Infusion(TrainSettings(replace_maps=False, **settings), sampling={"replacement": NEVER})
+    return Infusion(ResidualSettings(replace_maps=False, **settings))

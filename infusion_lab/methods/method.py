@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
 
 import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor
 
+from infusion_core.concepts import LoadedConcept
 from infusion_core.embedded.model import EmbeddedModel
 from infusion_core.embedded.sampling import SampleSettings
-from infusion_core.embedded.tasks import Loaded, draw
+from infusion_core.embedded.tasks import draw
+from infusion_core.streams import BaseLatent
+from infusion_core.training.engine import StepReport
+from infusion_core.training.residual import ResidualSettings
 
+from ..identity import digest_of_pictures
 from ..studio import Studio
 
 Tensors = Mapping[str, Tensor]
@@ -28,32 +35,36 @@ class Subject:
         name: of the subject.
         word: its class word.
         photos: of it.
-        mark: the spare word that stands for it, for methods that teach a new word.
+        rare_word: stands for it, for methods that teach a new word.
     """
 
     name: str
     word: str
     photos: tuple[Image.Image, ...]
-    mark: str = "v1"
+    rare_word: str
+
+    @cached_property
+    def identity(self) -> str:
+        """What it is: every word and every pixel."""
+        return f"{self.name} {self.word} {self.rare_word} {digest_of_pictures(self.photos)}"
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What one training run learned, in half precision as it would be stored."""
+    """What one training run learned, as it would be stored: in half precision."""
 
     subjects: tuple[Subject, ...]
     tensors: Tensors
-
-    @classmethod
-    def of(cls, subjects: Sequence[Subject], tensors: Tensors) -> Learned:
-        """A detached half-precision copy of `tensors`."""
-        return cls(tuple(subjects), {k: v.detach().half().clone().contiguous() for k, v in tensors.items()})
 
     @property
     def data(self) -> bytes:
         """The safetensors file that a user would keep."""
         data: bytes = safetensors.torch.save(dict(self.tensors))
         return data
+
+    def full(self, device: torch.device) -> dict[str, Tensor]:
+        """The tensors in single precision on a device."""
+        return {k: v.to(device, torch.float32) for k, v in self.tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -74,31 +85,11 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """What the baselines share: a recipe. The names are those of `Method`."""
-
-    recipe: Recipe
-    key: ClassVar[str]
-    title: ClassVar[str]
-    joint: ClassVar[bool]
-
-    @property
-    def steps(self) -> int:
-        """See `Method.steps`."""
-        return self.recipe.steps
-
-    def run_settings(self, steps: int) -> object:
-        """See `Method.run_settings`; the learning rate is constant, so the number of steps is left out."""
-        return replace(self.recipe, steps=0)
-
-
-@dataclass(frozen=True)
 class Snapshot:
-    """The state after `step` steps: seconds of training so far, and the mean loss since the snapshot before."""
+    """A state of training that is kept: after `step` steps, `seconds` of training so far."""
 
     step: int
     seconds: float
-    loss: float
     learned: Learned
 
 
@@ -109,18 +100,22 @@ class Customised:
     Attributes:
         model: to draw and to predict with.
         phrases: per subject, what a prompt says for it.
-        concepts: residuals in force, if the method has any.
-        sampling: what of `SampleSettings` the method wants otherwise.
+        concepts: residuals at work, if the method has any.
+        base_latent: see `SampleSettings`.
     """
 
     model: EmbeddedModel
     phrases: tuple[str, ...]
-    concepts: Loaded = field(default_factory=dict)
-    sampling: Mapping[str, Any] = field(default_factory=dict)
+    concepts: tuple[LoadedConcept, ...] = ()
+    base_latent: BaseLatent = "shared"
+
+    def sampling(self, settings: SampleSettings) -> SampleSettings:
+        """The settings as the method wants them."""
+        return replace(settings, base_latent=self.base_latent)
 
     def draw(self, prompt: str, count: int, seed: int, settings: SampleSettings) -> list[Image.Image]:
         """Pictures of a prompt, at seeds from `seed` on."""
-        return draw(self.model, prompt, self.concepts, count, seed, replace(settings, **self.sampling))
+        return draw(self.model, prompt, self.concepts, count, seed, self.sampling(settings))
 
 
 class Method(Protocol):
@@ -146,14 +141,19 @@ class Method(Protocol):
         """Optimizer steps it is usually trained for."""
         ...
 
-    def run_settings(self, steps: int) -> object:
+    @property
+    def application(self) -> object:
+        """What `apply` depends on beside what was learned."""
+        ...
+
+    def run_settings(self, steps: int) -> Recipe | ResidualSettings:
         """What a run of so many steps depends on; equal ones have equal snapshots up to the shorter run's end."""
         ...
 
     def train(
-        self, studio: Studio, subjects: Sequence[Subject], marks: Sequence[int], seed: int = 0
+        self, studio: Studio, subjects: Sequence[Subject], snapshot_steps: Collection[int], seed: int = 0
     ) -> Iterator[Snapshot]:
-        """Train for ``max(marks)`` steps, yielding after every step in `marks`."""
+        """Train to the last of some steps, yielding after each of them."""
         ...
 
     def apply(self, studio: Studio, learned: Sequence[Learned]) -> Customised:
@@ -161,6 +161,25 @@ class Method(Protocol):
         ...
 
 
-def full(learned: Learned, device: torch.device) -> dict[str, Tensor]:
-    """What was learned in single precision on a device."""
-    return {k: v.to(device, torch.float32) for k, v in learned.tensors.items()}
+def snapshots(
+    run: Iterable[StepReport], tensors: Callable[[], Tensors], subjects: Sequence[Subject], steps: Collection[int]
+) -> Iterator[Snapshot]:
+    """The states of a run after some of its steps.
+
+    Args:
+        run: of the engine.
+        tensors: what has been learned so far.
+        subjects: what is learned.
+        steps: to keep.
+    """
+    seconds, started = 0.0, time.perf_counter()
+    for report in run:
+        if report.step in steps:
+            seconds += time.perf_counter() - started
+            yield Snapshot(report.step, seconds, Learned(tuple(subjects), halved(tensors())))
+            started = time.perf_counter()
+
+
+def halved(tensors: Tensors) -> Tensors:
+    """A detached half-precision copy."""
+    return {k: v.detach().to(torch.float16, copy=True).contiguous() for k, v in tensors.items()}

@@ -1,8 +1,8 @@
-"""Methods that learn a word: Textual Inversion (arXiv 2208.01618) and Custom Diffusion (arXiv 2212.04488)."""
+"""Methods that teach a new word: Textual Inversion (arXiv 2208.01618) and Custom Diffusion (arXiv 2212.04488)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from infusion_core.captions import CAPTION_TEMPLATES
 from infusion_core.embedded.model import EmbeddedModel
+from infusion_core.training.objective import ParameterGroup
 
 from ..studio import Studio, customisable, last_token
-from .dreambooth import marked_class
-from .fitting import batches, fit
-from .method import Baseline, Customised, Learned, Snapshot, Subject, full
+from .baseline import Baseline, BaselineObjective, after_rare_word
+from .method import Customised, Learned, Subject
 
 
 def embedding_of(model: EmbeddedModel, word: str) -> Tensor:
@@ -26,8 +26,8 @@ def embedding_of(model: EmbeddedModel, word: str) -> Tensor:
 
 
 def learn_words(model: EmbeddedModel, vectors: Mapping[str, Tensor]) -> None:
-    """Make the text encoder read spare words as `vectors`, by mark; gradients flow into them."""
-    by_token = {last_token(model, mark): vector for mark, vector in vectors.items()}
+    """Make the text encoder read rare words as `vectors`, by word; gradients flow into them."""
+    by_token = {last_token(model, word): vector for word, vector in vectors.items()}
 
     def replace_rows(_: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         for token, vector in by_token.items():
@@ -45,22 +45,17 @@ class TextualInversion(Baseline):
     title: ClassVar = "Textual Inversion"
     joint: ClassVar = False
 
-    def train(
-        self, studio: Studio, subjects: Sequence[Subject], marks: Sequence[int], seed: int = 0
-    ) -> Iterator[Snapshot]:
-        """See `Method.train`."""
+    def objective(self, studio: Studio, subjects: Sequence[Subject], seed: int) -> BaselineObjective:
         model = customisable(studio.base)
-        vectors = {s.mark: embedding_of(model, s.word).requires_grad_() for s in subjects}
+        vectors = {s.rare_word: embedding_of(model, s.word).requires_grad_() for s in subjects}
         learn_words(model, vectors)
-        groups = [{"params": list(vectors.values()), "lr": self.recipe.learning_rate}]
-        draw = batches(studio, model, subjects, [s.mark for s in subjects], self.recipe, CAPTION_TEMPLATES)
-        return fit(model, groups, draw, subjects, lambda: dict(vectors), marks, seed)
+        shown = self.materials(studio, model, subjects, list(vectors), CAPTION_TEMPLATES)
+        return BaselineObjective(model, shown, self.recipe.batch_size, [ParameterGroup(vectors)], lambda: vectors)
 
     def apply(self, studio: Studio, learned: Sequence[Learned]) -> Customised:
-        """See `Method.apply`."""
         model = customisable(studio.base)
-        learn_words(model, {mark: v for one in learned for mark, v in full(one, studio.base.denoiser.device).items()})
-        return Customised(model, tuple(s.mark for one in learned for s in one.subjects))
+        learn_words(model, {word: v for one in learned for word, v in one.full(studio.base.denoiser.device).items()})
+        return Customised(model, tuple(s.rare_word for one in learned for s in one.subjects))
 
 
 @dataclass(frozen=True)
@@ -71,30 +66,23 @@ class CustomDiffusion(Baseline):
     title: ClassVar = "Custom Diffusion"
     joint: ClassVar = True
 
-    def train(
-        self, studio: Studio, subjects: Sequence[Subject], marks: Sequence[int], seed: int = 0
-    ) -> Iterator[Snapshot]:
-        """See `Method.train`."""
+    def objective(self, studio: Studio, subjects: Sequence[Subject], seed: int) -> BaselineObjective:
         model = customisable(studio.base)
-        vectors = {s.mark: embedding_of(model, s.mark).requires_grad_() for s in subjects}
+        vectors = {s.rare_word: embedding_of(model, s.rare_word).requires_grad_() for s in subjects}
         learn_words(model, vectors)
-        projections = _keys_and_values(model)
-        for weight in projections.values():
-            weight.requires_grad_()
-        groups = [{"params": [*projections.values(), *vectors.values()], "lr": self.recipe.learning_rate}]
-        draw = batches(studio, model, subjects, marked_class(subjects), self.recipe)
-        return fit(model, groups, draw, subjects, lambda: {**projections, **vectors}, marks, seed)
+        learned = {**{name: p.requires_grad_() for name, p in _keys_and_values(model).items()}, **vectors}
+        shown = self.materials(studio, model, subjects, after_rare_word(subjects))
+        return BaselineObjective(model, shown, self.recipe.batch_size, [ParameterGroup(learned)], lambda: learned)
 
     @torch.no_grad()
     def apply(self, studio: Studio, learned: Sequence[Learned]) -> Customised:
-        """See `Method.apply`."""
         (one,) = learned
         model = customisable(studio.base)
-        tensors = full(one, studio.base.denoiser.device)
+        tensors = one.full(studio.base.denoiser.device)
         for name, weight in _keys_and_values(model).items():
             weight.copy_(tensors[name])
-        learn_words(model, {s.mark: tensors[s.mark] for s in one.subjects})
-        return Customised(model, marked_class(one.subjects))
+        learn_words(model, {s.rare_word: tensors[s.rare_word] for s in one.subjects})
+        return Customised(model, after_rare_word(one.subjects))
 
 
 def _keys_and_values(model: EmbeddedModel) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ product, and C is the uncentred covariance of text states. For keys o_j = W i_cl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from infusion_core.captions import CAPTION_TEMPLATES, fill
 from infusion_core.embedded.model import EmbeddedModel
+from infusion_core.training.objective import ParameterGroup
 
 from ..studio import Studio, customisable, last_token, text_states, token_ids
-from .fitting import batches, fit
-from .method import Baseline, Customised, Learned, Snapshot, Subject, full
+from .baseline import Baseline, BaselineObjective
+from .method import Customised, Learned, Subject
 from .new_words import embedding_of, learn_words
 
 BETA, TAU = 0.75, 0.1  # the paper's gate in training
@@ -56,6 +57,29 @@ class GatedEdit(nn.Module):
         return out
 
 
+@dataclass
+class PerfusionObjective(BaselineObjective):
+    """Noise prediction, with a running mean of the concept's text state.
+
+    Attributes:
+        state: the mean, (D,); the edits hold this very tensor.
+        word: whose state it follows.
+    """
+
+    state: Tensor
+    word: str
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        self.state.lerp_(_state_of(self.model, self.word), 1 - DECAY)
+
+    def extra_state(self) -> dict[str, Tensor]:
+        return {"state": self.state.clone()}
+
+    def restore(self, extra: Mapping[str, Tensor]) -> None:
+        self.state.copy_(extra["state"])
+
+
 @dataclass(frozen=True)
 class Perfusion(Baseline):
     """A word's embedding and one value per layer; the recipe's learning rate is the values'."""
@@ -63,43 +87,33 @@ class Perfusion(Baseline):
     key: ClassVar = "perfusion"
     title: ClassVar = "Perfusion"
     joint: ClassVar = False
+    decay: ClassVar = 0.0
 
-    def train(
-        self, studio: Studio, subjects: Sequence[Subject], marks: Sequence[int], seed: int = 0
-    ) -> Iterator[Snapshot]:
-        """See `Method.train`."""
+    def objective(self, studio: Studio, subjects: Sequence[Subject], seed: int) -> BaselineObjective:
         (subject,) = subjects
         model = customisable(studio.base)
         word = embedding_of(model, subject.word).requires_grad_()
-        learn_words(model, {subject.mark: word})
+        learn_words(model, {subject.rare_word: word})
         start = _state_of(model, subject.word)
-        state, metric = start.clone(), _inverse(studio.text_covariance)
+        state = start.clone()
         keys, values = _targets(model, start)
-        _install(model, state[None], {**keys, **values}, metric)
-        groups = [
-            {"params": list(values.values()), "lr": self.recipe.learning_rate, "weight_decay": 0.0},
-            {"params": [word], "lr": self.recipe.learning_rate * WORD_RATE, "weight_decay": 0.0},
-        ]
-
-        @torch.no_grad()
-        def follow() -> None:
-            state.lerp_(_state_of(model, subject.mark), 1 - DECAY)
+        _install(model, state[None], {**keys, **values}, _inverse(studio.text_covariance))
+        trained = [ParameterGroup(values), ParameterGroup({"word": word}, WORD_RATE)]
+        shown = self.materials(studio, model, subjects, [subject.rare_word], CAPTION_TEMPLATES)
 
         def tensors() -> dict[str, Tensor]:
             return {"word": word, "state": state, **keys, **values}
 
-        draw = batches(studio, model, subjects, [subject.mark], self.recipe, CAPTION_TEMPLATES)
-        return fit(model, groups, draw, subjects, tensors, marks, seed, follow)
+        return PerfusionObjective(model, shown, self.recipe.batch_size, trained, tensors, state, subject.rare_word)
 
     def apply(self, studio: Studio, learned: Sequence[Learned]) -> Customised:
-        """See `Method.apply`."""
         model = customisable(studio.base)
-        parts = [full(one, studio.base.denoiser.device) for one in learned]
-        subjects = [one.subjects[0] for one in learned]
-        learn_words(model, {s.mark: part["word"] for s, part in zip(subjects, parts, strict=True)})
+        parts = [one.full(studio.base.denoiser.device) for one in learned]
+        words = [one.subjects[0].rare_word for one in learned]
+        learn_words(model, {word: part["word"] for word, part in zip(words, parts, strict=True)})
         outputs = {path: torch.cat([p[path] for p in parts]) for path in parts[0] if path not in ("word", "state")}
         _install(model, torch.stack([p["state"] for p in parts]), outputs, _inverse(studio.text_covariance))
-        return Customised(model, tuple(s.mark for s in subjects))
+        return Customised(model, tuple(words))
 
 
 def _inverse(covariance: Tensor) -> Tensor:

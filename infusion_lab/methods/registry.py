@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from infusion_core.embedded.tinyworld import Concept, training_images
-
-from ..studio import MARKS
+from .baseline import Baseline
 from .dreambooth import DreamBooth, DreamBoothLora, PlainDreamBooth
 from .infusion import Infusion, without_maps
-from .method import Baseline, Method, Recipe, Subject
+from .method import Method, Recipe
 from .new_words import CustomDiffusion, TextualInversion
 from .perfusion import Perfusion
 
@@ -68,9 +65,9 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
-def tuning() -> dict[str, Any]:
+def tuning(file: Path = TUNED) -> dict[str, Any]:
     """What `infusion lab --tune` found: the ``grid``, a line per method, learning rate and number of steps."""
-    found: dict[str, Any] = json.loads(TUNED.read_text()) if TUNED.exists() else {"grid": []}
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"grid": []}
     return found
 
 
@@ -82,25 +79,17 @@ def all_methods(most_steps: int) -> list[Method]:
     return [*(_tuned(p.method, most_steps) for p in PUBLISHED.values()), Infusion(), without_maps()]
 
 
-def _tuned(method: Baseline, most_steps: int) -> Any:
-    lines = [ln for ln in tuning()["grid"] if ln["method"] == method.key and ln["steps"] <= most_steps]
-    best = min(lines, key=lambda line: line["objective"], default=None)
-    return with_recipe(method, {k: best[k] for k in ("learning_rate", "steps")} if best else {})
-
-
 def published_methods() -> list[Method]:
     """The baselines with their published recipes, then Infusion."""
-    return [*(with_recipe(p.method, {}) for p in PUBLISHED.values()), Infusion()]
+    return [*(p.method for p in PUBLISHED.values()), Infusion()]
 
 
-def with_recipe(method: Baseline, changes: dict[str, Any]) -> Any:
+def with_recipe(method: Baseline, **changes: Any) -> Baseline:
     """A baseline with some settings of its recipe changed."""
     return replace(method, recipe=replace(method.recipe, **changes))
 
 
-def subjects_of(concepts: Sequence[Concept]) -> tuple[Subject, ...]:
-    """TinyWorld concepts as subjects, each with a mark of its own."""
-    marks = list(MARKS)
-    return tuple(
-        Subject(c.name, c.shape, tuple(training_images(c)), mark) for c, mark in zip(concepts, marks, strict=False)
-    )
+def _tuned(method: Baseline, most_steps: int) -> Baseline:
+    lines = [ln for ln in tuning()["grid"] if ln["method"] == method.key and ln["steps"] <= most_steps]
+    best = min(lines, key=lambda line: line["objective"], default=None)
+    return with_recipe(method, learning_rate=best["learning_rate"], steps=best["steps"]) if best else method

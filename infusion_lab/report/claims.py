@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from infusion_core.embedded.tinyworld.evaluate import mean_interval
+from infusion_core.embedded.intervals import mean_interval
+from infusion_core.metrics.interval import Interval
 
 from ..measures import CONCEPT, PROMPT
 from ..store import Row
@@ -91,17 +92,13 @@ def _on_the_front(rows: Sequence[Row], names: Mapping[str, str]) -> Verdict | No
     for other in methods:
         if other in OURS:
             continue
-        if all(spans[other, e][0] <= spans["infusion", e][0] for e in (CONCEPT, PROMPT)):
+        if all(spans[other, e].mean <= spans["infusion", e].mean for e in (CONCEPT, PROMPT)):
             better.append(names.get(other, other))
-        won = [e for e in (CONCEPT, PROMPT) if spans["infusion", e][2] < spans[other, e][1]]
+        won = [e for e in (CONCEPT, PROMPT) if spans["infusion", e].high < spans[other, e].low]
         if won:
             apart.append(f"{names.get(other, other)} ({' and '.join(e.replace('_', ' ') for e in won)})")
     verdict = REFUTED if better else REPRODUCED if len(apart) >= APART else OPEN
-    ours = ", ".join(
-        f"{e.replace('_', ' ')} {mean:.3f} ({low:.3f} to {high:.3f})"
-        for e in (CONCEPT, PROMPT)
-        for mean, low, high in [spans["infusion", e]]
-    )
+    ours = ", ".join(f"{e.replace('_', ' ')} {_told(spans['infusion', e], '.3f')}" for e in (CONCEPT, PROMPT))
     text = f"{ours}; better in both: {', '.join(better) or 'none'}; worse, apart: {', '.join(apart) or 'none'}"
     claim = (
         f"On these concepts Infusion is on the Pareto front of concept and prompt error, clear of at least {APART} "
@@ -119,11 +116,16 @@ def _compare(
     if not shared:
         return None
     sign = 1 if less else -1
-    mean, low, high = mean_interval([sign * (theirs[c] - ours[c]) for c in shared])
-    sided = len(shared) > 1 and not low <= 0 <= high
-    verdict = OPEN if not sided else REPRODUCED if mean > 0 else REFUTED
+    more = mean_interval([sign * (theirs[c] - ours[c]) for c in shared])
+    sided = len(shared) > 1 and not more.low <= 0 <= more.high
+    verdict = OPEN if not sided else REPRODUCED if more.mean > 0 else REFUTED
     text = (
         f"{measure.replace('_', ' ')}: {sum(ours[c] for c in shared) / len(shared):.3g} against "
-        f"{sum(theirs[c] for c in shared) / len(shared):.3g}, advantage {mean:.3g} ({low:.3g} to {high:.3g})"
+        f"{sum(theirs[c] for c in shared) / len(shared):.3g}, advantage {_told(more, '.3g')}"
     )
     return Verdict(claim, against, verdict, text)
+
+
+def _told(span: Interval, form: str) -> str:
+    """``mean (low to high)``."""
+    return f"{span.mean:{form}} ({span.low:{form}} to {span.high:{form}})"

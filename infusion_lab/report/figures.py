@@ -10,11 +10,12 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
 
-from infusion_core.embedded.tinyworld.evaluate import mean_interval
+from infusion_core.embedded.intervals import mean_interval
+from infusion_core.metrics.interval import Interval
 
 from ..store import Row
 from ..studies import curves, fidelity
-from .intervals import Interval, plain, within_concepts
+from .intervals import plain, within_concepts
 from .tables import Figures, figures, with_trade
 
 PANELS = {
@@ -67,7 +68,7 @@ def curves_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | Non
 
 def _reach(spans: Mapping[int, Mapping[str, Interval]]) -> float:
     """Upper limit of a panel."""
-    return 4 / 3 * max((mean for span in spans.values() for mean, _, _ in span.values()), default=0.0) or 1.0
+    return 4 / 3 * max((one.mean for span in spans.values() for one in span.values()), default=0.0) or 1.0
 
 
 def _spans(found: Figures, measure: str) -> dict[str, Interval]:
@@ -78,13 +79,20 @@ def _spans(found: Figures, measure: str) -> dict[str, Interval]:
 
 def _line(axes: Axes, line: Mapping[float, Interval], label: str, colour: str, wide: bool) -> None:
     """Means against steps, with their intervals."""
-    means_, low, high = zip(*line.values(), strict=True)
-    reach = [[m - lo for m, lo in zip(means_, low, strict=True)], [hi - m for m, hi in zip(means_, high, strict=True)]]
-    width = 2.4 if wide else 1.3
+    spans = line.values()
+    reach = [[s.mean - s.low for s in spans], [s.high - s.mean for s in spans]]
     axes.errorbar(
-        list(line), means_, reach, fmt="o-", color=colour, ecolor=to_rgba(colour, 0.4), elinewidth=0.8, label=label,
-        markersize=3, linewidth=width,
-    )  # fmt: skip
+        list(line),
+        [s.mean for s in spans],
+        reach,
+        fmt="o-",
+        color=colour,
+        ecolor=to_rgba(colour, 0.4),
+        elinewidth=0.8,
+        label=label,
+        markersize=3,
+        linewidth=2.4 if wide else 1.3,
+    )
 
 
 def trade_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | None:
@@ -105,9 +113,9 @@ def trade_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | None
     for axes, (measure, heading) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for method in methods:
             x, y = found[method, measure], found[method, "gap_closed"]
-            reach = [[[mean - low], [high - mean]] for mean, low, high in (x, y)]
+            reach = [[[s.mean - s.low], [s.high - s.mean]] for s in (x, y)]
             label, colour = names.get(method, method), COLOURS[method]
-            axes.errorbar(x[0], y[0], reach[1], reach[0], "o", color=colour, label=label, elinewidth=1)
+            axes.errorbar(x.mean, y.mean, reach[1], reach[0], "o", color=colour, label=label, elinewidth=1)
         axes.set(xlabel=heading, ylabel="gap closed")
         if measure == "fisher":
             axes.set_xscale("symlog", linthresh=0.01)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import sqrt
 from statistics import fmean, variance
 
 from scipy import stats
 
-from infusion_core.embedded.tinyworld.evaluate import mean_interval
-
-Interval = tuple[float, float, float]  # mean, low, high
+from infusion_core.embedded.intervals import mean_interval
+from infusion_core.metrics.interval import Interval
 
 
 def within_concepts(found: Mapping[str, Mapping[str, float]]) -> dict[str, Interval]:
@@ -30,16 +30,16 @@ def within_concepts(found: Mapping[str, Mapping[str, float]]) -> dict[str, Inter
     middle = sum(level.values()) / len(shared)
     out = {}
     for method, by in found.items():
-        mean, low, high = mean_interval([by[c] - level[c] + middle for c in shared])
-        wider = sqrt(len(found) / (len(found) - 1)) if len(found) > 1 else 1.0
-        out[method] = mean, mean - (mean - low) * wider, mean + (high - mean) * wider
+        span = mean_interval([by[c] - level[c] + middle for c in shared])
+        half = span.half * (sqrt(len(found) / (len(found) - 1)) if len(found) > 1 else 1.0)
+        out[method] = Interval(span.mean, span.mean - half, span.mean + half)
     return out
 
 
 def plain(found: Mapping[str, Mapping[str, float]]) -> dict[str, Interval]:
     """Mean and interval per method of a divergence, whose spread grows with its size; never below 0."""
     spans = {method: mean_interval(list(by.values())) for method, by in found.items()}
-    return {method: (mean, max(low, 0.0), high) for method, (mean, low, high) in spans.items()}
+    return {method: replace(span, low=max(span.low, 0.0)) for method, span in spans.items()}
 
 
 def over_prompts(found: Mapping[str, Mapping[str, float]]) -> Interval:
@@ -53,4 +53,4 @@ def over_prompts(found: Mapping[str, Mapping[str, float]]) -> Interval:
     mean = fmean(fmean(by.values()) for by in found.values())
     error = sqrt(sum(variance(by.values()) / len(by) for by in found.values())) / len(found)
     half = float(stats.t.ppf(0.975, sum(len(by) - 1 for by in found.values()))) * error
-    return mean, mean - half, mean + half
+    return Interval(mean, mean - half, mean + half)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from PIL import Image
 
 from infusion_cli.console import say, say_table
@@ -16,10 +17,9 @@ from infusion_core.atomic import write_atomic
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 
 from ..bench import Bench
-from ..methods.method import Baseline
 from ..methods.registry import PUBLISHED, tuning
 from ..store import Cell, Result, Row, tidy_csv
-from ..studies import ablations, curves, fidelity, several, toy
+from ..studies import ablations, curves, fidelity, layouts, several, toy
 from . import tables
 from .claims import verdicts
 from .figures import curves_figure, gallery, trade_figure
@@ -37,19 +37,10 @@ class Strip:
 
 def write(out: Path, bench: Bench, results: Sequence[tuple[Cell, Result]], seconds: float, mode: str) -> None:
     """Write index.html, results.csv, costs.csv, report.json and the figures to `out`; print means and where it is."""
-    rows = [row for _, result in results for row in result.rows]
-    costs = _costs(results)
+    rows, costs = [row for _, result in results for row in result.rows], _costs(results)
     names = {m.key: m.title for m in bench.methods}
-    strips = _strips(results, names)
-    together = {s.name: [picture for _, picture in s.pictures] for s in strips.get(several.STUDY, [])}
-    shown = {
-        "curves": curves_figure(rows, names),
-        "trade": trade_figure(rows, names),
-        "several": gallery(together),
-    }
-    drawn = {name: figure for name, figure in shown.items() if figure}
-    all_tables = _tables(rows, costs, names)
-    judged = verdicts(rows, names)
+    all_tables, judged, strips = _tables(rows, costs, names), verdicts(rows, names), _strips(results, names)
+    drawn = _figures(rows, names, strips)
     report = {
         "mode": mode,
         "seed": bench.seed,
@@ -65,10 +56,8 @@ def write(out: Path, bench: Bench, results: Sequence[tuple[Cell, Result]], secon
     write_report(out / "report.json", report)
     for name, figure in drawn.items():
         write_atomic(out / f"{name}.png", figure_png(figure))
-    for cell, result in results:
-        if cell.study == toy.STUDY:
-            for picture in result.pictures.values():
-                save_picture(out / f"toy-{cell.concept.replace(' ', '-')}.png", picture)
+    _save_toys(out, results)
+    first = CONCEPTS[bench.scale.concepts[0]]
     page = render_page(
         "lab.html.j2",
         TEMPLATES,
@@ -77,17 +66,35 @@ def write(out: Path, bench: Bench, results: Sequence[tuple[Cell, Result]], secon
         tables=all_tables,
         figures={name: inline_figure(figure) for name, figure in drawn.items()},
         strips=strips,
-        photos=[inline_picture(p) for p in training_images(CONCEPTS[bench.scale.concepts[0]])],
-        concept=CONCEPTS[bench.scale.concepts[0]],
+        photos=[inline_picture(p) for p in training_images(first)],
+        concept=first,
         recipes=recipes(bench),
         tuning=tuning(),
         inline=inline_picture,
     )
     write_atomic(out / "index.html", page.encode())
-    brief = tables.brief_table(rows, names)
-    if brief.lines:
+    for brief in tables.brief_tables(rows, names):
         say_table(brief.title, brief.header, brief.lines)
     say(f"Open {(out / 'index.html').resolve()}")
+
+
+def _figures(rows: Sequence[Row], names: Mapping[str, str], strips: Mapping[str, list[Strip]]) -> dict[str, Figure]:
+    """Those that the rows and pictures have something for, by name."""
+    together = {s.name: [picture for _, picture in s.pictures] for s in strips.get(several.STUDY, [])}
+    found = {
+        "curves": curves_figure(rows, names),
+        "trade": trade_figure(rows, names),
+        "several": gallery(together),
+    }
+    return {name: figure for name, figure in found.items() if figure}
+
+
+def _save_toys(out: Path, results: Sequence[tuple[Cell, Result]]) -> None:
+    """The toy worlds' pictures as files of their own."""
+    for cell, result in results:
+        if cell.study == toy.STUDY:
+            for picture in result.pictures.values():
+                save_picture(out / f"toy-{cell.concept.replace(' ', '-')}.png", picture)
 
 
 def _costs(results: Sequence[tuple[Cell, Result]]) -> list[Row]:
@@ -106,6 +113,7 @@ def _tables(rows: Sequence[Row], costs: Sequence[Row], names: Mapping[str, str])
         curves.STUDY: [tables.steps_table(rows, names)],
         several.STUDY: tables.several_tables(rows, names),
         ablations.STUDY: [tables.ablation_table(rows)],
+        **{study: [tables.layouts_table(rows, study)] for study in layouts.FIRST},
         toy.STUDY: tables.toy_tables(rows),
     }
     return {study: [t for t in of if t.lines] for study, of in found.items() if any(t.lines for t in of)}
@@ -128,7 +136,7 @@ def recipes(bench: Bench) -> list[dict[str, Any]]:
     out = []
     for method in bench.methods:
         source = PUBLISHED[method.key].source if method.key in PUBLISHED else "the project's defaults"
-        settings = asdict(method.recipe) if isinstance(method, Baseline) else asdict(method)["settings"]  # type: ignore[call-overload]
+        settings = asdict(method.run_settings(bench.steps(method)))
         told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items() if key != "steps")
         out.append({"name": method.title, "steps": bench.steps(method), "source": source, "settings": told})
     return out

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from infusion_core.embedded.tinyworld.evaluate import gap_closed, mean_interval
+from infusion_core.embedded.evaluate import gap_closed
+from infusion_core.embedded.intervals import mean_interval
 
-from ..measures import CONCEPT, PROMPT, prompt_error
+from ..measures import CLASS_WORD, CONCEPT, LOOK_IN_WORDS, PROMPT, prompt_error
 from ..store import Row, means
-from ..studies import ablations, curves, fidelity, several, toy
+from ..studies import ablations, curves, fidelity, layouts, several, toy
 
-BASES = (fidelity.BARE, fidelity.TOLD)
+BASES = (CLASS_WORD, LOOK_IN_WORDS)
 Figures = Mapping[tuple[str, str], Mapping[str, float]]  # by method and measure: value by concept
 
 
@@ -99,9 +100,9 @@ def cell(by_concept: Mapping[str, float], form: str) -> str:
     """``mean ± half of the 95% interval``, or the mean alone where there is one concept."""
     if not by_concept:
         return ""
-    mean, _, high = mean_interval(list(by_concept.values()))
-    text = format(mean, form)
-    return text if len(by_concept) < 2 or high == mean else f"{text} ± {format(high - mean, form.lstrip('+'))}"
+    span = mean_interval(list(by_concept.values()))
+    text = format(span.mean, form)
+    return f"{text} ± {format(span.half, form.lstrip('+'))}" if span.half else text
 
 
 def brief(title: str, found: Figures, columns: Mapping[str, tuple[str, str]], names: Mapping[str, str]) -> Table:
@@ -140,11 +141,16 @@ def fidelity_table(rows: Sequence[Row], costs: Sequence[Row], names: Mapping[str
     return table("Every method beside every other", note, found, columns, names)
 
 
-def brief_table(rows: Sequence[Row], names: Mapping[str, str]) -> Table:
-    """What a terminal shows of Table 1's analogue."""
+def brief_tables(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]:
+    """What a terminal shows: the main figures of the studies that have yardsticks."""
     columns = {m: ERRORS[m] for m in ("concept_error", "gap_closed", PROMPT)}
     columns |= {"layout_repeated": ("photos' layout", ".0%"), "fisher": ("Fisher", ".3g")}
-    return brief("Every method, means", with_trade(figures(rows, fidelity.STUDY)), columns, names)
+    titles = {
+        fidelity.STUDY: "Every method, means",
+        **{study: f"{study.capitalize()}, means" for study in layouts.FIRST},
+    }
+    found = [brief(title, with_trade(figures(rows, study)), columns, names) for study, title in titles.items()]
+    return [shown for shown in found if shown.lines]
 
 
 def steps_table(rows: Sequence[Row], names: Mapping[str, str]) -> Table:
@@ -190,13 +196,47 @@ def ablation_table(rows: Sequence[Row]) -> Table:
         "differences are paired over concepts."
     )
     found = with_trade(figures(rows, ablations.STUDY))
-    plain = {error: found.get((ablations.PLAIN, error), {}) for error in (CONCEPT, PROMPT)}
-    more = {
-        (name, f"{error}_more"): {c: value - plain[error][c] for c, value in by.items() if c in plain[error]}
-        for (name, error), by in found.items()
-        if error in plain and name != ablations.PLAIN
+    return table("Parts of Infusion", note, more_than(found, ablations.PLAIN, (CONCEPT, PROMPT)), columns, {})
+
+
+def layouts_table(rows: Sequence[Row], study: str) -> Table:
+    """Ways to train and to sample beside the yardsticks: one of the two studies of `layouts`."""
+    first = layouts.FIRST[study]
+    columns = {
+        **{measure: ERRORS[measure] for measure in ("concept_error", "gap_closed")},
+        "gap_closed_more": (f"gap closed, against {first}", "+.0%"),
+        **{measure: ERRORS[measure] for measure in ("prompt_error", "scene_error")},
+        "scene_ratio": ("scene error / base's", ".2f"),
+        **{measure: ERRORS[measure] for measure in ("position_error", "size_error")},
     }
-    return table("Parts of Infusion", note, {**found, **more}, columns, {})
+    found = with_trade(figures(rows, study))
+    base = found.get((CLASS_WORD, "scene_error"), {})
+    ratios = {
+        (method, "scene_ratio"): {"": fmean(by.values()) / fmean(base.values())}
+        for (method, measure), by in found.items()
+        if measure == "scene_error" and base
+    }
+    told = more_than(found, first, ("gap_closed",), BASES)
+    return table(study.capitalize(), "The differences are paired over concepts.", {**told, **ratios}, columns, {})
+
+
+def more_than(found: Figures, plain: str, measures: Sequence[str], beside: Sequence[str] = ()) -> Figures:
+    """The figures with each method's differences from `plain`, concept by concept, as ``<measure>_more``.
+
+    Args:
+        found: see `figures`.
+        plain: the method that the others are held against.
+        measures: that are compared.
+        beside: methods that are not.
+    """
+    more = {
+        (method, f"{measure}_more"): {
+            c: value - found[plain, measure][c] for c, value in by.items() if c in found[plain, measure]
+        }
+        for (method, measure), by in found.items()
+        if measure in measures and method not in (plain, *beside) and (plain, measure) in found
+    }
+    return {**found, **more}
 
 
 def toy_tables(rows: Sequence[Row]) -> list[Table]:

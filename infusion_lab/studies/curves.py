@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import cache, partial
 
 from torch import Tensor
 
@@ -13,62 +13,54 @@ from infusion_core.metrics.wasserstein import latent_wasserstein
 from ..bench import Bench
 from ..measures import BARE_SEED, ERRORS, bare_pictures, drawn_and_scored, fisher, openness
 from ..methods.method import Customised, Method
-from ..methods.registry import subjects_of
 from ..store import Cell, Result, Row
+from ..tinyworld import subjects_of
 
 STUDY = "steps"
 FLOOR = "base, other seeds"  # the yardstick of W2: what few samples alone add
-PROMPTS, SEEDS = 6, 2  # scored pictures at each step, at most
 SHOWN = 3  # pictures kept for the report
 
 
 def cells(bench: Bench) -> list[Cell]:
     """Per concept one cell for the yardstick, and one per method and step."""
-    scale = bench.scale
-    marks = tuple(m for m in scale.marks if m <= scale.max_steps)
-    base_latents = lru_cache(maxsize=None)(partial(_base_latents, bench))
-    amount = (scale.prompts, scale.seeds, scale.samples, scale.fisher_prompts, scale.fisher_draws, bench.seed)
+    out, scale = [], bench.scale
+    steps = tuple(step for step in scale.snapshot_steps if step <= scale.max_steps)
+    base_latents = cache(partial(_base_latents, bench))
     chosen = bench.concepts[: scale.curve_concepts]
-    floors = [
-        Cell(STUDY, FLOOR, c.name, (scale.samples, marks, bench.seed), partial(_floor, bench, c, marks, base_latents))
-        for c in chosen
-    ]
-    return floors + [
-        Cell(
-            STUDY,
-            method.key,
-            concept.name,
-            (method.run_settings(max(marks)), step, amount),
-            partial(_measure, bench, method, concept, marks, step, base_latents),
-        )
-        for concept in chosen
-        for method in bench.methods
-        for step in marks
-    ]
+    for concept in chosen:
+        compute = partial(_floor, bench, concept, steps, base_latents)
+        out.append(bench.cell(STUDY, FLOOR, concept.name, compute, concept, steps, scale.samples))
+    amounts = bench.amounts("curve_prompts", "curve_seeds", "samples", "fisher_prompts", "fisher_draws")
+    for concept in chosen:
+        for method in bench.methods:
+            for step in steps:
+                compute = partial(_measure, bench, method, concept, steps, step, base_latents)
+                source = bench.source(method, subjects_of([concept]), max(steps), step)
+                out.append(bench.cell(STUDY, method.key, concept.name, compute, concept, amounts, source))
+    return out
 
 
-def _base_latents(bench: Bench, name: str, seed: int = BARE_SEED) -> Tensor:
+def _base_latents(bench: Bench, concept: Concept, seed: int = BARE_SEED) -> Tensor:
     """What the base model draws for the bare class word, encoded."""
     base = bench.studio.base
-    (concept,) = (c for c in bench.concepts if c.name == name)
     return base.encode(bare_pictures(Customised(base, ()), concept.shape, bench.scale.samples, bench.sampling, seed))
 
 
-def _floor(bench: Bench, concept: Concept, marks: tuple[int, ...], base_latents: Callable[[str], Tensor]) -> Result:
-    """The distance between two draws of the base model; the true one is 0."""
-    other = _base_latents(bench, concept.name, BARE_SEED + bench.scale.samples)
-    distance = latent_wasserstein(base_latents(concept.name), other)
-    return Result([Row(STUDY, FLOOR, concept.name, step, "", bench.seed, "w2_class", distance) for step in marks])
+def _floor(bench: Bench, concept: Concept, steps: tuple[int, ...], base_latents: Callable[[Concept], Tensor]) -> Result:
+    """The distance between two sets of the base model's pictures; the true one is 0."""
+    other = _base_latents(bench, concept, BARE_SEED + bench.scale.samples)
+    distance = latent_wasserstein(base_latents(concept), other)
+    return Result([Row(STUDY, FLOOR, concept.name, step, "", bench.seed, "w2_class", distance) for step in steps])
 
 
 def _measure(
-    bench: Bench, method: Method, concept: Concept, marks: tuple[int, ...], step: int,
-    base_latents: Callable[[str], Tensor],
+    bench: Bench, method: Method, concept: Concept, steps: tuple[int, ...], step: int,
+    base_latents: Callable[[Concept], Tensor],
 ) -> Result:  # fmt: skip
     """Every measure at one step, and a few pictures. The first step asked for trains the whole run."""
     # One run holds the recipe's own step too, for the studies that ask for that one alone.
     own = bench.steps(method)
-    run = bench.train(method, subjects_of([concept]), sorted({*marks, *([own] if own <= max(marks) else [])}))
+    run = bench.train(method, subjects_of([concept]), {*steps, *([own] if own <= max(steps) else [])})
     customised = method.apply(bench.studio, [run[step][0]])
     scale, model = bench.scale, bench.studio.base
     divergence = fisher(model, customised, [concept.shape], scale.fisher_prompts, scale.fisher_draws)
@@ -78,13 +70,13 @@ def _measure(
     of_class = latents
     if phrase != concept.shape:
         of_class = model.encode(bare_pictures(customised, concept.shape, scale.samples, bench.sampling))
-    seeds = bench.seeds[:SEEDS]
-    scored = drawn_and_scored(customised, concept, min(scale.prompts, PROMPTS), seeds, bench.sampling)
+    seeds = bench.first_seeds(scale.curve_seeds)
+    scored = drawn_and_scored(customised, concept, scale.curve_prompts, seeds, bench.sampling)
     errors = {e: sum(getattr(s.score, e) for s in scored) / len(scored) for e in ERRORS}
     found = {
         "fisher": divergence.interval.mean,
-        "w2_class": latent_wasserstein(base_latents(concept.name), of_class),
-        "w2_concept": latent_wasserstein(base_latents(concept.name), latents),
+        "w2_class": latent_wasserstein(base_latents(concept), of_class),
+        "w2_concept": latent_wasserstein(base_latents(concept), latents),
         **openness(pictures, latents, concept),
         **errors,
     }

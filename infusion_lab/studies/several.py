@@ -9,31 +9,30 @@ from random import Random
 from PIL import Image
 
 from infusion_core.embedded.tinyworld import CONCEPTS, Concept, score
-from infusion_core.embedded.tinyworld.captions import SPREADS, caption
-from infusion_core.embedded.tinyworld.evaluate import TOLD
+from infusion_core.embedded.tinyworld.captions import SPREADS, UNSEEN_ASPECTS, caption
 from infusion_core.embedded.tinyworld.world import BACKGROUNDS, PATTERNS, Scene, Thing
 
 from ..bench import Bench
+from ..measures import CLASS_WORD, LOOK_IN_WORDS
 from ..methods.method import Customised, Method
 from ..store import Cell, Result, Row
 
 STUDY = "several"
-BASE, WORDS = "base: class word", "base: look in words"
 JOIN = "+"  # between names of a group
 SHOWN = 2  # pictures kept for the report
 
 
 def cells(bench: Bench) -> list[Cell]:
     """Per group of concepts one cell for each yardstick and each method."""
-    out, scale = [], bench.scale
-    for names in scale.groups:
+    out = []
+    for names in bench.scale.groups:
         group, label = [CONCEPTS[name] for name in names], JOIN.join(names)
-        amount = (scenes_of(group, scale.group_prompts), scale.seeds, bench.seed)
-        for name in (BASE, WORDS):
-            out.append(Cell(STUDY, name, label, amount, partial(_yardstick, bench, name, group)))
+        depends = group, scenes_of(group, bench.scale.group_prompts), bench.amounts("seeds")
+        for name in (CLASS_WORD, LOOK_IN_WORDS):
+            out.append(bench.cell(STUDY, name, label, partial(_yardstick, bench, name, group), *depends))
         for method in bench.methods:
-            settings = (amount, method.run_settings(bench.steps(method)), bench.steps(method))
-            out.append(Cell(STUDY, method.key, label, settings, partial(_method, bench, method, group)))
+            compute, source = partial(_method, bench, method, group), bench.own_source(method, group)
+            out.append(bench.cell(STUDY, method.key, label, compute, *depends, source))
     return out
 
 
@@ -70,15 +69,15 @@ def _yardstick(bench: Bench, name: str, group: list[Concept]) -> Result:
 
 
 def _method(bench: Bench, method: Method, group: list[Concept]) -> Result:
-    step = bench.steps(method)
-    learned, _ = bench.learned(method, group, step)
-    return _measure(bench, method.key, group, step, method.apply(bench.studio, learned))
+    learned, _ = bench.learned(method, group)
+    return _measure(bench, method.key, group, bench.steps(method), method.apply(bench.studio, learned))
 
 
 def _measure(bench: Bench, name: str, group: list[Concept], step: int, customised: Customised) -> Result:
     result = Result()
     for index, scene in enumerate(scenes_of(group, bench.scale.group_prompts)):
-        prompt = caption(scene.wearing(group), (*TOLD, "look")) if name == WORDS else caption(scene, TOLD)
+        told = name == LOOK_IN_WORDS
+        prompt = caption(scene.wearing(group) if told else scene, (*UNSEEN_ASPECTS, *(["look"] if told else [])))
         for concept, phrase in zip(group, customised.phrases, strict=True):
             prompt = prompt.replace(concept.shape, phrase)
         pictures = customised.draw(prompt, bench.scale.seeds, bench.seeds[0], bench.sampling)

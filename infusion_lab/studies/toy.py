@@ -31,6 +31,7 @@ from infusion_cli.pages import figure_png
 from infusion_core.metrics.wasserstein import latent_wasserstein
 
 from ..bench import Bench
+from ..identity import digest_of_tensors
 from ..store import Cell, Result, Row
 
 STUDY = "toy"
@@ -59,8 +60,14 @@ class World:
     scale: float
     samples: Tensor
 
-    def draw(self, label: int, count: int, generator: torch.Generator) -> Tensor:
-        """Points (count, 2) of a class."""
+    @property
+    def identity(self) -> str:
+        """What it is: every number."""
+        parts = {"a": self.centres[0], "b": self.centres[1], "samples": self.samples, "scale": torch.tensor(self.scale)}
+        return digest_of_tensors(parts)
+
+    def points(self, label: int, count: int, generator: torch.Generator) -> Tensor:
+        """Points (count, 2) of a class, at random."""
         centres = self.centres[label]
         chosen = centres[torch.randint(len(centres), (count,), generator=generator)]
         return chosen + self.scale * torch.randn(count, 2, generator=generator)
@@ -111,8 +118,9 @@ class Attending(nn.Module):
 
 
 def cells(bench: Bench) -> list[Cell]:
-    """One cell per world."""
-    return [Cell(STUDY, "toy", w.name, bench.seed, partial(_measure, bench.seed, w)) for w in worlds()]
+    """One cell per world; the lab's base model has no part in it."""
+    amounts = BASE_STEPS, CUSTOM_STEPS, SAMPLES, bench.seed
+    return [Cell(STUDY, "toy", w.name, (w.identity, amounts), partial(_measure, bench.seed, w)) for w in worlds()]
 
 
 def train_base(world: World, seed: int) -> Attending:
@@ -123,7 +131,7 @@ def train_base(world: World, seed: int) -> Attending:
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], 3e-3)
     for _ in range(BASE_STEPS):
-        clean = torch.cat([world.draw(c, BATCH // 2, generator) for c in (0, 1)])
+        clean = torch.cat([world.points(c, BATCH // 2, generator) for c in (0, 1)])
         _step(net, optimizer, clean, torch.arange(BATCH) // (BATCH // 2), generator)
     return net
 

@@ -1,4 +1,4 @@
-"""A host's MODEL and CLIP as the trainer's `Denoiser` and its encoded captions."""
+"""A host's MODEL and CLIP as the core's `Denoiser` and its encoded captions."""
 
 from __future__ import annotations
 
@@ -14,40 +14,36 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
-from ...infusion_core.attention import Plan, value_context
+from ...infusion_core.attention import Plan, join_heads, split_heads
 from ...infusion_core.denoiser import Conditioning, EncodedPrompt
 from ...infusion_core.errors import InfusionError
 from ...infusion_core.sites import Site
-from .binding import Memory, binding_of, infuse_clip
+from .attention import PASS, Replacer, Triple, patch_inputs, slots_of
+from .mentions import Memory
 from .model import base_of
-from .passes import KEY, site_name
-from .patch import ValueReplacer, context_inputs
+from .options import require_unpatched
+from .rows import site_name
+from .text import ConceptWord, infuse_clip, mentions_of, word_length
 
 _TEXT = "c_crossattn"
 
 
 @dataclass(frozen=True)
 class PlannedPass:
-    """A pass whose rows the trainer has planned itself; the counterpart of `Pass` without conditionings."""
+    """A `Pass` under a plan of the core's, whose rows the caller has laid out itself."""
 
     sites: Mapping[str, Site]
     plan: Plan
 
-    def context_inputs(self, query: Tensor, key: Tensor, value: Tensor, extra: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """See `Pass.context_inputs`. What is recorded are inputs; the host projects them."""
-        site = self.sites[site_name(extra)]
-        if self.plan.record is not None:
-            self.plan.record[site.name] = (query, key)
-        if self.plan.supply is not None:
-            query, key = self.plan.supply[site.name]
-        return query, key, value_context(site, value, self.plan.infusions)
+    def inputs(self, query: Tensor, key: Tensor, value: Tensor, extra: Mapping[str, Any]) -> Triple:
+        """Context-space residuals."""
+        return query, key, self.plan.value_input(self.sites[site_name(extra)], value)
 
-    def projected_value(self, value: Tensor, extra: Mapping[str, Any]) -> Tensor:
-        """See `Pass.projected_value`."""
-        for infusion in self.plan.infusions:
-            if infusion.in_value_space:
-                value = infusion.add_to(value, self.sites[site_name(extra)])
-        return value
+    def projected(self, query: Tensor, key: Tensor, value: Tensor, extra: Mapping[str, Any]) -> Triple:
+        """The plan's query and key, seen by its readers, and value-space residuals."""
+        site, heads = self.sites[site_name(extra)], extra["n_heads"]
+        chosen = self.plan.query_key(site, lambda: (split_heads(query, heads), split_heads(key, heads)))
+        return join_heads(chosen[0]), join_heads(chosen[1]), self.plan.value(site, value)
 
 
 class HostDenoiser:
@@ -64,12 +60,9 @@ class HostDenoiser:
         self.base = base_of(model)
         self.prediction: Any = self.base.prediction
         self._model, self._inner = model, model.model
-        self.sigmas = self._inner.model_sampling.sigmas.detach().clone().float().cpu()
+        self.sigmas = model.get_model_object("model_sampling").sigmas.detach().clone().float().cpu()
         self._sites = {site.name: site for site in self.base.sites}
-        self._replacers = {
-            (side, int(number), int(depth)): ValueReplacer()
-            for side, number, depth in (name.split(".") for name in self._sites)
-        }
+        self._replacers = {slots_of(site)[0]: Replacer() for site in self.base.sites}
 
     def load(self) -> None:
         """Bring the whole network to its device, as ordinary tensors; again after the host has drawn something."""
@@ -84,16 +77,18 @@ class HostDenoiser:
         return device
 
     def predict(self, noised: Tensor, sigma: Tensor, conditioning: Conditioning, plan: Plan) -> Tensor:
-        """See `Denoiser.predict`; the host's own model function does the work."""
+        """The network's own output; the host's model function does the work, at both hook points."""
         options: dict[str, Any] = {"sigmas": sigma, "optimized_attention_override": _differentiable_attention}
         if not plan.empty:
-            options |= {KEY: PlannedPass(self._sites, plan), "patches": {"attn2_patch": [context_inputs]}}
-            if any(i.in_value_space for i in plan.infusions):
-                options["patches_replace"] = {"attn2": self._replacers}
+            options |= {
+                PASS: PlannedPass(self._sites, plan),
+                "patches": {"attn2_patch": [patch_inputs]},
+                "patches_replace": {"attn2": self._replacers},
+            }
         denoised = self._inner.apply_model(
             noised, sigma, **{_TEXT: conditioning.context}, transformer_options=options, **conditioning.extras
         )
-        # The host returns the picture it believes in; the trainer wants what the network said.
+        # The host returns the picture it believes in; a `Denoiser` says what the network said.
         s = sigma.reshape(-1, 1, 1, 1).to(noised)
         if self.prediction == "epsilon":
             return (noised - denoised) / s  # type: ignore[no-any-return]
@@ -108,8 +103,9 @@ def training(model: Any) -> Iterator[HostDenoiser]:
     the same bits, one at a time, and stay so.
 
     Raises:
-        InfusionError: the model is not supported.
+        InfusionError: the model is not supported, or carries patches that training cannot obey.
     """
+    require_unpatched(model)
     if hasattr(model, "is_dynamic") and model.is_dynamic():
         model = model.get_non_dynamic_delegate()
     denoiser = HostDenoiser(model)
@@ -131,35 +127,20 @@ def encode_captions(model: Any, clip: Any, captions: Sequence[str], word: str, l
     Raises:
         InfusionError: the captions take different numbers of 77-token chunks.
     """
-    bound = infuse_clip(clip, {"": word}, {"": ""}, {"": word_length(clip, word)}, Memory())
+    infused = infuse_clip(clip, [ConceptWord("", "", word, word_length(clip, word))], Memory())
     device = model.load_device
     out = []
     for caption in captions:
-        tokens = bound.tokenize(caption)
-        cond = comfy.sampler_helpers.convert_cond(bound.encode_from_tokens_scheduled(tokens))
-        binding = binding_of(tokens, 0)
+        tokens = infused.tokenize(caption)
+        cond = comfy.sampler_helpers.convert_cond(infused.encode_from_tokens_scheduled(tokens))
+        mentions = mentions_of(tokens, 0)
         encoded = comfy.samplers.encode_model_conds(model.model.extra_conds, cond[:1], latents, device, "positive")
         parts = {k: _row(v, device) for k, v in encoded[0]["model_conds"].items()}
         text = parts.pop(_TEXT)
-        out.append(EncodedPrompt(Conditioning(text, parts), (binding.spans[""] if binding else (),)))
+        out.append(EncodedPrompt(Conditioning(text, parts), (mentions.spans[""] if mentions else (),)))
     if len({p.conditioning.context.shape[1] for p in out}) > 1:
         raise InfusionError("the captions are of very different length; make all of them shorter than 75 tokens")
     return out
-
-
-def word_length(clip: Any, word: str) -> int:
-    """Number of tokens of a word for a CLIP.
-
-    Raises:
-        InfusionError: the word is empty, or so long that it does not fit.
-    """
-    chunks = next(iter(clip.tokenize(word, return_word_ids=True).values()))
-    count = sum(1 for chunk in chunks for entry in chunk if entry[2])
-    if not count:
-        raise InfusionError("the word is empty; write a class word such as 'cat'")
-    if len(chunks) > 1:
-        raise InfusionError(f"the word is {count} tokens long, more than the text encoder takes; choose a short one")
-    return count
 
 
 def _row(cond: Any, device: torch.device) -> Tensor:

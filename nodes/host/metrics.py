@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ...infusion_core.errors import InfusionError
-from .binding import KEY
+from .mentions import MENTIONS
 from .model import base_of
 
-Conditioning = list[Any]  # the host's: states and options of each part
+Encoded = list[Any]  # a prompt as the host has it: states and options of each part
 
 
 class HostPredictor:
@@ -25,22 +25,22 @@ class HostPredictor:
 
     Args:
         model: MODEL.
-        prompts: conditioning of each prompt.
-        on_draw: called after each row.
+        prompts: encoded.
+        on_row: called after each row.
     """
 
-    def __init__(self, model: Any, prompts: Sequence[Conditioning], on_draw: Callable[[], None]) -> None:
-        self._model, self._prompts, self._on_draw = model, prompts, on_draw
+    def __init__(self, model: Any, prompts: Sequence[Encoded], on_row: Callable[[], None]) -> None:
+        self._model, self._prompts, self._on_row = model, prompts, on_row
 
     def __call__(self, noised: Tensor, sigma: Tensor, prompt: int) -> Tensor:
-        """See `NoisePredictor`. Row by row: a host's patches know one noise level at a time."""
+        """The noise the model sees, row by row: a host's patches know one noise level at a time."""
         order = sigma.argsort(descending=True)
         visit = _Visit(noised[order], sigma[order])
         guider = comfy.samplers.CFGGuider(self._model)
         guider.inner_set_conds({"positive": self._prompts[prompt]})
         blank = torch.zeros_like(noised[:1])
         levels = torch.cat([sigma[order], torch.zeros(1)])
-        guider.sample(blank, blank, visit, levels, callback=lambda *_: self._on_draw(), disable_pbar=True, seed=0)
+        guider.sample(blank, blank, visit, levels, callback=lambda *_: self._on_row(), disable_pbar=True, seed=0)
         said = torch.empty_like(noised)
         said[order] = torch.cat(visit.said)
         return said
@@ -84,12 +84,12 @@ def comparable(base: Any, custom: Any) -> Tensor:
     return sigmas.float().cpu()
 
 
-def encode(clip: Any, prompts: Sequence[str]) -> list[Conditioning]:
-    """Conditioning of each prompt."""
+def encode(clip: Any, prompts: Sequence[str]) -> list[Encoded]:
+    """Prompts as the host has them."""
     return [clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts]
 
 
-def names_concept(conditioning: Conditioning) -> bool:
+def names_concept(encoded: Encoded) -> bool:
     """Whether a prompt names a concept that is loaded on the CLIP it was encoded with."""
-    bindings = (options.get(KEY) for _, options in conditioning)
-    return any(not key.startswith("word:") for binding in bindings if binding for key in binding.spans)
+    found = (options.get(MENTIONS) for _, options in encoded)
+    return any(mentions.of_concepts for mentions in found if mentions is not None)

@@ -1,86 +1,114 @@
-"""Reading attention maps while the sampler runs. Only the maps of chosen words are computed, and only summed up."""
+"""Reading attention maps while the sampler runs: a reader of the core's, fed from the inputs of cross-attention."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
-from torch.nn import functional as F
 
+from ...infusion_core.attention import split_heads
+from ...infusion_core.readers import WordMaps, WordReader
+from ...infusion_core.sites import Site
 from ...infusion_core.tokens import Span
-from .binding import Memory, memory_of, observe_words, spans_in
+from .mentions import Memory, spans_in, watched_key
 from .model import base_of
-from .passes import BaseRow, Entry, rows_of
+from .options import with_option
 from .patch import patch_of
-from .streams import TRAJECTORY, with_option
+from .rows import BaseRow, Entry, repeats_of, rows_of, site_name
+from .text import memory_of, watch_words
+from .trajectory import TRAJECTORY
 
-OBSERVED = "infusion_observed"
-
-
-@dataclass
-class WordMaps:
-    """What one sampling run showed: per word and map size, the sum over heads, layers and steps.
-
-    Attributes:
-        words: observed, in order.
-        sums: by word and size (h, w): (pictures, h, w), on the CPU.
-        counts: how many layers and steps each sum holds.
-    """
-
-    words: tuple[str, ...]
-    sums: dict[tuple[str, tuple[int, int]], Tensor] = field(default_factory=dict)
-    counts: dict[tuple[str, tuple[int, int]], int] = field(default_factory=dict)
-
-    def __deepcopy__(self, memo: object) -> WordMaps:
-        return self
-
-    def clear(self) -> None:
-        """Forget everything; a new run begins."""
-        self.sums.clear()
-        self.counts.clear()
-
-    def add(self, word: str, maps: Tensor) -> None:
-        """Add maps (pictures, h, w) of one layer at one step."""
-        place = word, (maps.shape[1], maps.shape[2])
-        held = self.sums.get(place)
-        maps = maps.float().cpu()
-        self.sums[place] = maps if held is None or held.shape != maps.shape else held + maps
-        self.counts[place] = 1 if held is None or held.shape != maps.shape else self.counts[place] + 1
-
-    def mean(self, word: str, size: int, height: int, width: int) -> Tensor | None:
-        """Mean map of a word, scaled to (pictures, height, width); None if the word was in no prompt.
-
-        Args:
-            word: observed.
-            size: shorter edge of the maps to use; 0 for all sizes, each of equal weight.
-            height: of the result.
-            width: of the result.
-        """
-        means = [
-            F.interpolate((total / self.counts[w, hw])[:, None], (height, width), mode="bilinear")[:, 0]
-            for (w, hw), total in self.sums.items()
-            if w == word and size in (0, min(hw))
-        ]
-        return torch.stack(means).mean(0) if means else None
-
-    @property
-    def sizes(self) -> list[int]:
-        """Shorter edges of the maps there are."""
-        return sorted({min(hw) for _, hw in self.sums})
+OBSERVED = "infusion_observed"  # in the transformer options: the `Observation`; also the key of the wrappers
 
 
 @dataclass(frozen=True)
 class Observation:
-    """One prediction under observation: where the words stand in each conditioning, and where to write."""
+    """One prediction that is watched.
 
-    spans: Mapping[Entry, tuple[Mapping[str, tuple[Span, ...]], int]]
-    maps: WordMaps
+    Attributes:
+        mentions: per conditioning, spans by key and the length of the context they count in.
+        pictures: in the batch.
+    """
+
+    mentions: Mapping[Entry, tuple[Mapping[str, tuple[Span, ...]], int]]
     pictures: int
+
+
+class Observer:
+    """The host's wrappers and attn2_patch that watch words and change nothing.
+
+    Args:
+        network: the UNet, which projects queries and keys.
+        sites: its sites, by name.
+        maps: filled.
+        memory: of the CLIP that encodes the prompts.
+    """
+
+    def __init__(self, network: Any, sites: Mapping[str, Site], maps: WordMaps, memory: Memory) -> None:
+        self._sides = {
+            "input": network.input_blocks,
+            "middle": [network.middle_block],
+            "output": network.output_blocks,
+        }
+        self._sites, self._maps, self._memory = sites, maps, memory
+
+    def __deepcopy__(self, memo: object) -> Observer:
+        return self  # it holds the network, and every clone writes to one set of maps
+
+    def sampling(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """A new run begins with no maps."""
+        self._maps.clear()
+        return executor(*args, **kwargs)
+
+    def prediction(
+        self, executor: Any, model: Any, conds: list[Any], x: Tensor, timestep: Tensor, model_options: dict[str, Any],
+        *args: Any, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """One prediction, watched; areas are left out, for their maps are of a part of the picture."""
+        mentions = {
+            (index, cond["uuid"]): (spans_in(cond, self._memory), int(cond["model_conds"]["c_crossattn"].cond.shape[1]))
+            for index, entries in enumerate(conds)
+            for cond in entries or []
+            if "c_crossattn" in cond["model_conds"] and "area" not in cond
+        }
+        options = with_option(model_options, OBSERVED, Observation(mentions, len(x)))
+        return executor(model, conds, x, timestep, options, *args, **kwargs)
+
+    def inputs(self, query: Tensor, key: Tensor, value: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """The attn2_patch."""
+        observation: Observation | None = extra.get(OBSERVED)
+        trajectory = extra.get(TRAJECTORY)
+        if observation is not None and not (trajectory is not None and trajectory.recording):
+            self._read(observation, query, key, extra)
+        return query, key, value
+
+    def _read(self, observation: Observation, query: Tensor, key: Tensor, extra: dict[str, Any]) -> None:
+        layer = self._layer(extra)
+        for entry, rows in rows_of(extra, len(query), observation.pictures, "Infusion Inspect Maps"):
+            if isinstance(entry[1], BaseRow) or entry not in observation.mentions:
+                continue
+            positions = self._positions(*observation.mentions[entry], key.shape[1])
+            if positions:
+                projected = (split_heads(p, layer.heads) for p in (layer.to_q(query[rows]), layer.to_k(key[rows])))
+                WordReader(slice(None), positions, self._maps)(self._sites[site_name(extra)], *projected)
+
+    def _positions(self, spans: Mapping[str, tuple[Span, ...]], length: int, padded: int) -> dict[str, list[int]]:
+        """Context positions of each watched word that is mentioned, in every repetition of the context."""
+        found = {}
+        for word in self._maps.words:
+            positions = sorted({p for span in spans.get(watched_key(word), ()) for p in span})
+            if positions:
+                found[word] = [p + start for start in repeats_of(length, padded) for p in positions]
+        return found
+
+    def _layer(self, extra: Mapping[str, Any]) -> Any:
+        """The cross-attention layer that calls the patch."""
+        side, number = extra["block"]
+        block = next(m for m in self._sides[side][number].modules() if hasattr(m, "transformer_blocks"))
+        return block.transformer_blocks[extra["block_index"]].attn2
 
 
 def observe(model: Any, clip: Any, words: Sequence[str]) -> tuple[Any, Any, WordMaps]:
@@ -89,74 +117,12 @@ def observe(model: Any, clip: Any, words: Sequence[str]) -> tuple[Any, Any, Word
     Raises:
         InfusionError: unsupported model.
     """
-    base_of(model)
-    patch = patch_of(model)
+    sites, patch = {site.name: site for site in base_of(model).sites}, patch_of(model)
     memory = memory_of(clip) if patch is None else patch.memory
     maps = WordMaps(tuple(words))
+    observer = Observer(model.model.diffusion_model, sites, maps, memory)
     patched = model.clone()
-    for kind, function in _wrappers(maps, memory).items():
-        patched.add_wrapper_with_key(kind, OBSERVED, function)
-    patched.set_model_attn2_patch(_patch(model.model.diffusion_model))
-    return patched, observe_words(clip, words, memory), maps
-
-
-def _wrappers(maps: WordMaps, memory: Memory) -> dict[str, Callable[..., Any]]:
-    def sampling(executor: Any, *args: Any, **kwargs: Any) -> Any:
-        maps.clear()
-        return executor(*args, **kwargs)
-
-    def prediction(executor: Any, model: Any, conds: list[Any], x: Tensor, timestep: Tensor,
-                   model_options: dict[str, Any], *args: Any, **kwargs: Any) -> Any:  # fmt: skip
-        spans = {
-            (index, cond["uuid"]): (spans_in(cond, memory), int(cond["model_conds"]["c_crossattn"].cond.shape[1]))
-            for index, entries in enumerate(conds)
-            for cond in entries or []
-            if "c_crossattn" in cond["model_conds"] and "area" not in cond
-        }
-        observation = Observation(spans, maps, len(x))
-        options = with_option(model_options, OBSERVED, observation)
-        return executor(model, conds, x, timestep, options, *args, **kwargs)
-
-    return {WrappersMP.SAMPLER_SAMPLE: sampling, WrappersMP.CALC_COND_BATCH: prediction}
-
-
-def _patch(network: Any) -> Callable[..., Any]:
-    """An attn2_patch that changes nothing and notes maps; `network` projects queries and keys."""
-    layers = {
-        "input": network.input_blocks,
-        "middle": [network.middle_block],
-        "output": network.output_blocks,
-    }
-
-    def note(query: Tensor, key: Tensor, value: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        observation: Observation | None = extra.get(OBSERVED)
-        trajectory = extra.get(TRAJECTORY)
-        if observation is not None and not (trajectory is not None and trajectory.recording):
-            side, number = extra["block"]
-            block = next(m for m in layers[side][number].modules() if hasattr(m, "transformer_blocks"))
-            _note(observation, block.transformer_blocks[extra["block_index"]].attn2, query, key, extra)
-        return query, key, value
-
-    return note
-
-
-def _note(observation: Observation, layer: Any, query: Tensor, key: Tensor, extra: dict[str, Any]) -> None:
-    height, width = extra["activations_shape"][-2:]
-    for entry, rows in rows_of(extra, len(query), observation.pictures, "Infusion Inspect Maps"):
-        spans, length = ({}, 1) if isinstance(entry[1], BaseRow) else observation.spans.get(entry, ({}, 1))
-        for word in observation.maps.words:
-            positions = sorted({p for span in spans.get(f"word:{word}", ()) for p in span})
-            if positions:
-                repeats = range(0, key.shape[1], length)  # the host pads a short context by repeating it
-                where = [p + r for r in repeats for p in positions]
-                maps = torch.stack([_map(layer, q, k, where) for q, k in zip(query[rows], key[rows], strict=True)])
-                observation.maps.add(word, maps.reshape(len(maps), height, width))
-
-
-def _map(layer: Any, query: Tensor, key: Tensor, positions: Sequence[int]) -> Tensor:
-    """Share of attention that one picture's places (N, C) pay to some positions of the context (L, D), (N,)."""
-    q = layer.to_q(query[None])[0].unflatten(-1, (layer.heads, -1)).transpose(0, 1)  # (heads, N, head width)
-    k = layer.to_k(key[None])[0].unflatten(-1, (layer.heads, -1)).transpose(0, 1)
-    scores = q.float() @ k.float().transpose(1, 2) / math.sqrt(q.shape[-1])
-    shares: Tensor = scores.softmax(-1)[..., list(positions)].sum(-1).mean(0)
-    return shares
+    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, OBSERVED, observer.sampling)
+    patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, OBSERVED, observer.prediction)
+    patched.set_model_attn2_patch(observer.inputs)
+    return patched, watch_words(clip, words, memory), maps

@@ -5,20 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.sample
-import numpy as np
 import torch
-from PIL import Image
+from torch import Tensor
 
-from ...infusion_core.residuals import ConceptResidual
-from . import patch
+from ...infusion_core.concepts import LoadedConcept
+from .install import apply
 
 STEPS, GUIDANCE = 12, 6.0
 
 
-def draw(
-    model: Any, clip: Any, vae: Any, concept: ConceptResidual, prompt: str, latent: torch.Tensor, maps: patch.Window
-) -> Image.Image:
-    """A quick picture of a prompt with the concept as it is now.
+def draw(model: Any, clip: Any, vae: Any, concept: LoadedConcept, prompt: str, latent: Tensor) -> Tensor:
+    """A quick picture of a prompt with a concept, (1, H, W, 3).
 
     Args:
         model: MODEL.
@@ -27,17 +24,15 @@ def draw(
         concept: as learned so far.
         prompt: names the concept's word.
         latent: a latent (1, C, H, W) of the size to draw.
-        maps: when they are replaced.
     """
-    active = patch.Active("preview", "preview", concept, 1.0, patch.Window())
-    patched, bound = patch.apply(model, clip, [active], maps, "shared")
+    patched, infused = apply(model, clip, [concept], "shared")
     with torch.inference_mode():
-        positive = bound.encode_from_tokens_scheduled(bound.tokenize(prompt))
-        negative = bound.encode_from_tokens_scheduled(bound.tokenize(""))
+        positive = infused.encode_from_tokens_scheduled(infused.tokenize(prompt))
+        negative = infused.encode_from_tokens_scheduled(infused.tokenize(""))
         empty = torch.zeros_like(latent)
         noise = comfy.sample.prepare_noise(empty, 0)
         drawn = comfy.sample.sample(
             patched, noise, STEPS, GUIDANCE, "dpmpp_2m", "karras", positive, negative, empty, disable_pbar=True, seed=0
         )
-        pixels = vae.decode(drawn)[0].cpu().numpy()
-    return Image.fromarray((pixels * 255).round().clip(0, 255).astype(np.uint8))
+        picture: Tensor = vae.decode(drawn)
+    return picture

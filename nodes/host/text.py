@@ -1,7 +1,7 @@
 """From an ordinary text-encode node to context positions: a CLIP that binds words to concepts.
 
 The binding travels with the tokens (`BoundToken` is a token id that knows what it stands for), then with the
-conditioning (key ``infusion``). Weights, long prompts, LoRA loaders and conditioning nodes therefore need no care.
+conditioning (`MENTIONS`). Weights, long prompts, LoRA loaders and conditioning nodes therefore need no care.
 """
 
 from __future__ import annotations
@@ -11,35 +11,34 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.sd
-import torch
-from torch import Tensor
 
 from ...infusion_core.errors import InfusionError
-from ...infusion_core.tokens import BoundPrompt, Span, bind_prompt, occurrences, pick
-
-KEY = "infusion"
-REMEMBERED = 32
-CHUNK = 77
-_FOUND = "infusion_found"
+from ...infusion_core.tokens import BoundPrompt, bind_prompt, occurrences, pick
+from .mentions import MENTIONS, Memory, Mentions, watched_key
 
 
 @dataclass(frozen=True)
-class Binding:
-    """Where the words of concepts stand in one context: spans by the concept's key, and the context's length."""
+class ConceptWord:
+    """A concept as prompts know it.
 
-    spans: Mapping[str, tuple[Span, ...]]
-    length: int
+    Attributes:
+        key: identifies the concept.
+        name: what ``<name>`` refers to.
+        word: what a prompt says.
+        tokens: of the word, as the concept was trained.
+    """
 
-    def shifted(self, by: int) -> Mapping[str, tuple[Span, ...]]:
-        """The spans of this context inside a longer one, `by` positions further."""
-        return {key: tuple(tuple(p + by for p in span) for span in spans) for key, spans in self.spans.items()}
+    key: str
+    name: str
+    word: str
+    tokens: int
 
 
 class BoundToken(int):
     """A token id that is bound.
 
     Attributes:
-        bindings: key of a concept (or of an observed word) and the number of the mention, for each binding.
+        bindings: key of a concept (or of a watched word) and the number of the mention, for each binding.
     """
 
     bindings: tuple[tuple[str, int], ...]
@@ -52,58 +51,24 @@ class BoundToken(int):
         return bound
 
 
-class Memory:
-    """The states of the last prompts that named a concept: all that Concat keeps of its second input."""
-
-    def __init__(self) -> None:
-        self._kept: list[tuple[Tensor, Binding]] = []
-
-    def __deepcopy__(self, memo: object) -> Memory:
-        return self
-
-    def add(self, states: Tensor, binding: Binding) -> None:
-        """Remember states (1, L, D); the oldest are forgotten."""
-        self._kept = [*self._kept[1 - REMEMBERED :], (states[0].detach(), binding)]
-
-    def find(self, states: Tensor, first: int) -> dict[str, tuple[Span, ...]]:
-        """Spans of remembered prompts that are part of `states` (1, L, D), from position `first` on; the latest counts.
-
-        A remembered prompt that is all of `states` is not looked for: then the binding itself has travelled.
-        """
-        found: dict[str, tuple[Span, ...]] = {}
-        row, at = states[0], first
-        while at < len(row):
-            kept = next((k for k in reversed(self._kept) if _stands(k[0], row, at)), None)
-            if kept is not None:
-                for key, spans in kept[1].shifted(at).items():
-                    found[key] = (*found.get(key, ()), *spans)
-            at += len(kept[0]) if kept is not None else CHUNK
-        return found
-
-
 class InfusedCLIP(comfy.sd.CLIP):  # type: ignore[misc]
     """A CLIP whose encodes say where concepts' words stand. Made by `infuse_clip`.
 
     Attributes:
-        words: word by the name that a placeholder uses, in order.
-        keys: the concept's key by that name.
-        tokens: tokens of the word that the concept was trained with, by name.
-        observed: words whose places are wanted too, under the key ``word:WORD``.
+        concepts: whose words are bound.
+        watched: words whose positions are wanted too, see `watched_key`.
         memory: shared with the patched model.
     """
 
-    words: Mapping[str, str]
-    keys: Mapping[str, str]
-    tokens: Mapping[str, int]
-    observed: tuple[str, ...]
+    concepts: tuple[ConceptWord, ...]
+    watched: tuple[str, ...]
     memory: Memory
 
     def clone(self, *args: Any, **kwargs: Any) -> InfusedCLIP:
-        """As the host's; LoRA loaders and others clone."""
+        """As the host's, of this class; LoRA loaders and others clone."""
         copy = super().clone(*args, **kwargs)
         copy.__class__ = type(self)
-        _equip(copy, self.words, self.keys, self.tokens, self.observed, self.memory)
-        return copy  # type: ignore[no-any-return]
+        return _equip(copy, self.concepts, self.watched, self.memory)
 
     def tokenize(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> dict[str, Any]:
         """Tokens of a prompt, those of concepts' words bound.
@@ -111,7 +76,7 @@ class InfusedCLIP(comfy.sd.CLIP):  # type: ignore[misc]
         Raises:
             InfusionError: a placeholder names no concept, or a word is ambiguous or tokenized differently.
         """
-        prompt = bind_prompt(text, self.words)
+        prompt = bind_prompt(text, {concept.name: concept.word for concept in self.concepts})
         tokens = super().tokenize(prompt.text, return_word_ids=True, **kwargs)
         for encoder, chunks in tokens.items():
             if isinstance(chunks, list):
@@ -124,67 +89,74 @@ class InfusedCLIP(comfy.sd.CLIP):  # type: ignore[misc]
         }
 
     def encode_from_tokens(self, tokens: Any, return_pooled: Any = False, return_dict: bool = False) -> Any:
-        """As the host's; a dict also holds the binding."""
+        """As the host's; a dict also holds the mentions."""
         out = super().encode_from_tokens(tokens, return_pooled=return_pooled, return_dict=return_dict)
         states = out["cond"] if return_dict else out[0] if isinstance(out, tuple) else out
-        binding = binding_of(tokens, states.shape[1])
-        if binding is not None:
-            self.memory.add(states, binding)
+        mentions = mentions_of(tokens, states.shape[1])
+        if mentions is not None:
+            self.memory.add(states, mentions)
             if return_dict:
-                out[KEY] = binding
+                out[MENTIONS] = mentions
         return out
 
     def encode_from_tokens_scheduled(self, tokens: Any, *args: Any, **kwargs: Any) -> Any:
-        """As the host's; each conditioning also holds the binding."""
+        """As the host's; each conditioning also holds the mentions."""
         scheduled = super().encode_from_tokens_scheduled(tokens, *args, **kwargs)
         for states, options in scheduled:
-            binding = binding_of(tokens, states.shape[1])
-            if binding is not None:
-                options[KEY] = binding
+            mentions = mentions_of(tokens, states.shape[1])
+            if mentions is not None:
+                options[MENTIONS] = mentions
         return scheduled
 
     def _bind(self, encoder: str, chunks: list[list[Any]], prompt: BoundPrompt) -> None:
-        text = Text.read(getattr(self.tokenizer, f"clip_{encoder}", None), encoder, chunks)
-        for (name, word), chosen in zip(self.words.items(), prompt.chosen, strict=True):
-            found = text.find(word)
-            if found and len(found[0]) != self.tokens[name]:
+        line = TokenLine.read(getattr(self.tokenizer, f"clip_{encoder}", None), encoder, chunks)
+        for concept, chosen in zip(self.concepts, prompt.chosen, strict=True):
+            found = line.find(concept.word)
+            if found and len(found[0]) != concept.tokens:
                 raise InfusionError(
-                    f"{word!r} is {len(found[0])} tokens here but the concept {name!r} was trained with "
-                    f"{self.tokens[name]}; train it again on this model"
+                    f"{concept.word!r} is {len(found[0])} tokens here but the concept {concept.name!r} was trained "
+                    f"with {concept.tokens}; train it again on this model"
                 )
-            text.bind(self.keys[name], pick(found, chosen, word))
-        for word in self.observed:
-            text.bind(f"word:{word}", text.find(word))
+            line.bind(concept.key, pick(found, chosen, concept.word))
+        for word in self.watched:
+            line.bind(watched_key(word), line.find(word))
 
 
 @dataclass(frozen=True)
-class Text:
-    """The tokens of a prompt in one encoder: chunks as the host has them, and the words among them in one row."""
+class TokenLine:
+    """The tokens of a prompt in one encoder: chunks as the host has them, and the words' among them in one line.
+
+    Attributes:
+        tokenizer: of the encoder.
+        chunks: each a list of (token, weight, number of the word).
+        slots: chunk and index in it, per token of a word.
+        ids, starts: see `infusion_core.tokens.occurrences`; a token of a textual inversion has id -1.
+    """
 
     tokenizer: Any
     chunks: list[list[Any]]
-    places: list[tuple[int, int]]
+    slots: list[tuple[int, int]]
     ids: list[int]
     starts: list[bool]
 
     @classmethod
-    def read(cls, tokenizer: Any, encoder: str, chunks: list[list[Any]]) -> Text:
-        """Lay out the chunks; a token of a textual inversion has id -1.
+    def read(cls, tokenizer: Any, encoder: str, chunks: list[list[Any]]) -> TokenLine:
+        """Lay out the chunks.
 
         Raises:
             InfusionError: the encoder is not a CLIP.
         """
         if tokenizer is None:
             raise InfusionError(f"the text encoder {encoder!r} is not a CLIP; use a Stable Diffusion 1.x, 2.x or XL")
-        text = cls(tokenizer, chunks, [], [], [])
+        line = cls(tokenizer, chunks, [], [], [])
         for c, chunk in enumerate(chunks):
             for i, (token, _, word) in enumerate(chunk):
                 if word:
-                    last = text.ids[-1] if text.ids else -1
-                    text.starts.append(last < 0 or tokenizer.inv_vocab[last].endswith("</w>"))
-                    text.places.append((c, i))
-                    text.ids.append(int(token) if isinstance(token, int) else -1)
-        return text
+                    last = line.ids[-1] if line.ids else -1
+                    line.starts.append(last < 0 or tokenizer.inv_vocab[last].endswith("</w>"))
+                    line.slots.append((c, i))
+                    line.ids.append(int(token) if isinstance(token, int) else -1)
+        return line
 
     def find(self, word: str) -> list[range]:
         """Where a word stands."""
@@ -193,24 +165,26 @@ class Text:
     def bind(self, key: str, found: list[range]) -> None:
         """Bind tokens, in the chunks themselves."""
         for mention, where in enumerate(found):
-            for c, i in (self.places[index] for index in where):
+            for c, i in (self.slots[index] for index in where):
                 token, *rest = self.chunks[c][i]
                 self.chunks[c][i] = (BoundToken.of(token, key, mention), *rest)
 
 
-def infuse_clip(
-    clip: Any, words: Mapping[str, str], keys: Mapping[str, str], tokens: Mapping[str, int], memory: Memory
-) -> InfusedCLIP:
+def infuse_clip(clip: Any, concepts: Sequence[ConceptWord], memory: Memory) -> InfusedCLIP:
     """A clone of a CLIP, of whatever class, that binds words to concepts; earlier concepts are replaced."""
     copy = _infused(clip)
-    return _equip(copy, words, keys, tokens, copy.observed, memory)
+    return _equip(copy, tuple(concepts), copy.watched, memory)
 
 
-def observe_words(clip: Any, words: Sequence[str], memory: Memory) -> InfusedCLIP:
+def watch_words(clip: Any, words: Sequence[str], memory: Memory) -> InfusedCLIP:
     """A clone of a CLIP, of whatever class, that also says where words stand, whether a concept's or not."""
     copy = _infused(clip)
-    observed = tuple(dict.fromkeys((*copy.observed, *words)))
-    return _equip(copy, copy.words, copy.keys, copy.tokens, observed, memory)
+    return _equip(copy, copy.concepts, tuple(dict.fromkeys((*copy.watched, *words))), memory)
+
+
+def memory_of(clip: Any) -> Memory:
+    """The memory of a CLIP that has one, or a new one."""
+    return clip.memory if isinstance(clip, InfusedCLIP) else Memory()
 
 
 def _infused(clip: Any) -> InfusedCLIP:
@@ -219,27 +193,20 @@ def _infused(clip: Any) -> InfusedCLIP:
         return copy
     own = type(copy)
     copy.__class__ = InfusedCLIP if own is comfy.sd.CLIP else type(own.__name__, (InfusedCLIP, own), {})
-    return _equip(copy, {}, {}, {}, (), Memory())
+    return _equip(copy, (), (), Memory())
 
 
-def _equip(
-    clip: Any,
-    words: Mapping[str, str],
-    keys: Mapping[str, str],
-    tokens: Mapping[str, int],
-    observed: tuple[str, ...],
-    memory: Memory,
-) -> InfusedCLIP:
-    clip.words, clip.keys, clip.tokens, clip.observed, clip.memory = words, keys, tokens, observed, memory
+def _equip(clip: Any, concepts: tuple[ConceptWord, ...], watched: tuple[str, ...], memory: Memory) -> InfusedCLIP:
+    clip.concepts, clip.watched, clip.memory = concepts, watched, memory
     infused: InfusedCLIP = clip
     return infused
 
 
-def binding_of(tokens: Mapping[str, Any], length: int) -> Binding | None:
-    """What the tokens of a prompt are bound to; None if to nothing.
+def mentions_of(tokens: Mapping[str, Any], length: int) -> Mentions | None:
+    """Where the tokens of a prompt are bound, in a context of `length` positions; None if nowhere.
 
-    With two encoders (SDXL) the texts are nearly always the same; where they differ, the second one's binding
-    counts if it has any.
+    With two encoders (SDXL) the texts are nearly always the same; where they differ, the second one's mentions count
+    if it has any.
     """
     for chunks in reversed([c for c in tokens.values() if isinstance(c, list)]):
         spans: dict[str, dict[int, list[int]]] = {}
@@ -250,48 +217,26 @@ def binding_of(tokens: Mapping[str, Any], length: int) -> Binding | None:
                     spans.setdefault(key, {}).setdefault(mention, []).append(start + i)
             start += len(chunk)
         if spans:
-            return Binding({key: tuple(map(tuple, m.values())) for key, m in spans.items()}, length)
+            return Mentions({key: tuple(map(tuple, m.values())) for key, m in spans.items()}, length)
     return None
-
-
-def spans_in(cond: dict[str, Any], memory: Memory) -> Mapping[str, tuple[Span, ...]]:
-    """Spans of a conditioning, as the sampler has it, by key.
-
-    The host gives negatives without an area a copy of a positive's dict that holds the negative's text states; what
-    travels beside the states counts only where it belongs to them. The answer is kept beside the conditioning.
-    """
-    known = cond.setdefault(_FOUND, {})
-    if id(memory) not in known:
-        known[id(memory)] = _find(cond, memory)
-    found: Mapping[str, tuple[Span, ...]] = known[id(memory)]
-    return found
-
-
-def memory_of(clip: Any) -> Memory:
-    """The memory of a CLIP that has one, or a new one."""
-    return clip.memory if isinstance(clip, InfusedCLIP) else Memory()
-
-
-def _find(cond: dict[str, Any], memory: Memory) -> Mapping[str, tuple[Span, ...]]:
-    text = cond["model_conds"].get("c_crossattn")
-    if text is None:
-        return {}
-    states, binding = text.cond, cond.get(KEY)
-    beside = cond.get("cross_attn")
-    own = beside is not None and beside.shape == states.shape and torch.equal(beside.to(states), states)
-    if binding is None or not own or not states.any():
-        return memory.find(states, 0)
-    found = memory.find(states, binding.length)
-    return {key: (*binding.spans.get(key, ()), *found.get(key, ())) for key in {*binding.spans, *found}}
-
-
-def _stands(kept: Tensor, row: Tensor, at: int) -> bool:
-    """Whether remembered states are the part of a longer row that begins at a position."""
-    part = row[at : at + len(kept)]
-    return len(kept) < len(row) and part.shape == kept.shape and torch.equal(part, kept.to(part))
 
 
 def word_ids(tokenizer: Any, word: str) -> list[int]:
     """Token ids of a word, without special tokens."""
     chunks = tokenizer.tokenize_with_weights(word, return_word_ids=True)
     return [int(token) for chunk in chunks for token, _, number in chunk if number]
+
+
+def word_length(clip: Any, word: str) -> int:
+    """Number of tokens of a word for a CLIP.
+
+    Raises:
+        InfusionError: the word is empty, or so long that it does not fit.
+    """
+    chunks = next(iter(clip.tokenize(word, return_word_ids=True).values()))
+    count = sum(1 for chunk in chunks for entry in chunk if entry[2])
+    if not count:
+        raise InfusionError("the word is empty; write a class word such as 'cat'")
+    if len(chunks) > 1:
+        raise InfusionError(f"the word is {count} tokens long, more than the text encoder takes; choose a short one")
+    return count

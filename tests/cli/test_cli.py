@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +15,14 @@ import torch
 from PIL import Image
 
 from infusion_core.embedded.tinyworld import CONCEPTS, render, training_images
+from infusion_core.embedded.tinyworld.captions import unseen_scenes
 from infusion_core.residual_file import load_concept
+from tests.embedded.ldm import save_single_file
 
 
 def infusion(*args, **options):
     command = [sys.executable, "-m", "infusion_cli", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False, **options)
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +73,50 @@ def test_generate_draws_with_concepts_and_strengths(trained, tmp_path):
     assert report["concepts"] == {"ember": 1.0}
 
 
+def drawn(out, *args):
+    done = infusion("generate", *args, "--count", 1, "--steps", 2, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return " ".join(done.stdout.split()), Image.open(out / "00000.png").tobytes(), report_of(out)
+
+
+def report_of(out):
+    return json.loads((out / "report.json").read_text())
+
+
+def test_a_prompt_without_the_word_draws_the_base_models_picture_and_says_so(trained, tmp_path):
+    other = shutil.copy(trained, tmp_path / "other.safetensors")
+    said, _, _ = drawn(tmp_path / "one", "--concept", trained, "--concept", other, "--prompt", "a <ember>")
+    assert "so 'other' changes nothing; write 'circle' or <other>" in said
+    assert "'ember' changes nothing" not in said
+    said, picture, _ = drawn(tmp_path / "without", "--concept", trained, "--prompt", "a square")
+    assert "the prompt does not hold 'circle', so 'ember' changes nothing" in said
+    said, plain, _ = drawn(tmp_path / "plain", "--prompt", "a square")
+    assert picture == plain
+    assert "Note" not in said
+
+
+def test_drawing_does_as_the_concept_was_trained(trained, tmp_path):
+    def draw(name, *more):
+        return drawn(tmp_path / name, "--concept", f"{trained}:3", "--prompt", "a big circle", *more)[1:]
+
+    (as_trained, told), (never, _) = draw("as-trained"), draw("never", "--replacement-end", 0)
+    assert as_trained == never  # it was trained with --no-replace-maps
+    assert told["replacement"] == {"ember": {"start": 0.0, "end": 0.0}}
+    always, told = draw("always", "--replacement-start", 0)
+    assert always != never
+    assert told["replacement"] == {"ember": {"start": 0.0, "end": 1.0}}
+
+
+def test_a_one_file_checkpoint_draws(tmp_path, sd1_folder):
+    file = save_single_file(sd1_folder, "sd1", tmp_path / "dreamlike.safetensors")
+    _, _, report = drawn(tmp_path / "out", "--model", file, "--config", sd1_folder, "--prompt", "a dog")
+    assert report["model"] == "dreamlike"
+
+
 def test_inspect_prints_what_the_file_holds(trained):
     facts = json.loads(infusion("inspect", trained, "--json").stdout)
     assert (facts["word"], facts["layout"], facts["parameters"]) == ("circle", "block", 5 * 128)
+    assert (facts["attention_maps"], facts["resolution"], facts["batch"]) == ("its own", "128x128", "4")
     table = infusion("inspect", trained).stdout
     assert "down.0" in table
     assert "mid" in table
@@ -96,7 +140,10 @@ def test_help(command):
         (("train", "--images", "{photos}", "--word", "circle", "--out", "{out}", "--resume"), "nothing to resume"),
         (("train", "--model", "{gone}", "--images", "{photos}", "--word", "dog", "--out", "{out}"), "not a diffusers"),
         (("generate", "--concept", "{gone}", "--prompt", "a circle", "--out", "{gone}"), "cannot read"),
-        (("generate", "--concept", "{file}", "--prompt", "a square", "--out", "{gone}"), "does not hold 'circle'"),
+        (
+            ("generate", "--prompt", "a circle", "--residual-start", "0.9", "--residual-end", "0.1", "--out", "{gone}"),
+            "start before end",
+        ),
         (("generate", "--concept", "{file}:x", "--prompt", "a circle", "--out", "{gone}"), "is not a number"),
         (("generate", "--concept", "{file}", "--prompt", "a <dog>", "--out", "{gone}"), "no such concept is loaded"),
         (("generate", "--prompt", "a circle", "--count", "0", "--out", "{gone}"), "count must be at least 1"),
@@ -130,7 +177,7 @@ def test_ctrl_c_leaves_a_snapshot_and_resume_repeats_the_run(photos, tmp_path):
     while not first.exists() and running.poll() is None:
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
-    text, _ = running.communicate(timeout=60)
+    text, _ = running.communicate(timeout=600)
     assert running.returncode == 130
     named = re.search(r"usable concept is in (\S+)", text)
     assert named, text
@@ -151,8 +198,6 @@ def test_ctrl_c_leaves_a_snapshot_and_resume_repeats_the_run(photos, tmp_path):
 
 
 def test_unseen_pictures_are_not_the_training_pictures(photos):
-    from infusion_core.embedded.tinyworld.evaluate import unseen_scenes
-
     concept = CONCEPTS["ember"]
     shown = {Image.open(p).tobytes() for p in photos.iterdir()}
     scenes = unseen_scenes(concept)

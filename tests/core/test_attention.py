@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from infusion_core.attention import Maps, Plan, cross_attention, value_context
-from infusion_core.residuals import Base, infuse, zero_residual
+from infusion_core.attention import MapsOfRows, OwnMaps, Plan, SuppliedMaps, cross_attention
+from infusion_core.concepts import LoadedConcept
+from infusion_core.errors import InfusionError
+from infusion_core.injection import inject
+from infusion_core.readers import Recorder
+from infusion_core.residuals import Base, zero_residual
 from infusion_core.sites import Site
 
 SITE = Site("input.1.0", "down.0", 12)
@@ -57,17 +61,18 @@ def close(actual, expected):
 def test_residuals_with_supplied_maps_match_the_explicit_sum(layout, concepts):
     project, hidden, context, g = setup()
     base_hidden, base_context = torch.randn(ROWS, QUERIES, 12, generator=g), torch.randn(ROWS, TOKENS, 10, generator=g)
-    maps: Maps = {}
-    run(project, base_hidden, base_context, Plan(record=maps))
+    maps = {}
+    run(project, base_hidden, base_context, Plan(readers=[Recorder(maps)]))
 
-    infusions, additions = [], []
+    injections, additions = [], []
     for index in range(concepts):
         residual = zero_residual(BASE, "w", layout, bins=2, tokens=2)
         for tensor in residual.tensors.values():
             tensor.normal_(generator=g)
         spans = [((1 + index, 2 + index),), ((0, 1), (4, 5)), ()]
         bins, strength = [0, 1, 1], 0.5 + index
-        infusions.append(infuse(residual, range(ROWS), spans, bins, strength))
+        concept = LoadedConcept(f"w{index}", residual, strength * 2, {"down.0": 0.5, "mid": 9.0})
+        injections.append(inject(concept, range(ROWS), spans, bins))
         (delta,) = residual.tensors.values()
         where = "value" if layout == "value" else "context"
         for row, occurrences in enumerate(spans):
@@ -75,7 +80,7 @@ def test_residuals_with_supplied_maps_match_the_explicit_sum(layout, concepts):
                 for token, position in enumerate(occurrence):
                     additions.append((row, position, where, strength * delta[bins[row], token]))
     before = context.clone()
-    out = run(project, hidden, context, Plan(supply=maps, infusions=infusions))
+    out = run(project, hidden, context, Plan(SuppliedMaps(maps), injections=injections))
     close(out, explicit(project, base_hidden, base_context, context, additions))
     assert torch.equal(context, before)  # the caller's context is never changed
 
@@ -87,22 +92,49 @@ def test_without_a_plan_it_is_plain_attention():
 
 def test_only_the_recorded_rows_are_supplied():
     project, hidden, context, _ = setup()
-    maps: Maps = {}
-    run(project, hidden, context, Plan(record=maps, recorded_rows=slice(1, 2)))
-    out = run(project, torch.zeros(1, QUERIES, 12), context[2:], Plan(supply=maps))
+    maps = {}
+    run(project, hidden, context, Plan(readers=[Recorder(maps, slice(1, 2))]))
+    out = run(project, torch.zeros(1, QUERIES, 12), context[2:], Plan(SuppliedMaps(maps)))
     close(out, explicit(project, hidden[1:2], context[1:2], context[2:], []))
 
 
 def test_rows_of_a_batch_take_the_maps_of_other_rows():
     project, hidden, context, _ = setup()
-    out = run(project, hidden, context, Plan(map_rows=[0, 2, 0]))
     rows = [0, 2, 0]
+    seen = {}
+    out = run(project, hidden, context, Plan(MapsOfRows(rows), readers=[Recorder(seen)]))
     close(out, explicit(project, hidden[rows], context[rows], context, []))
+    again = run(project, hidden, context, Plan(SuppliedMaps(seen)))  # readers see what the source gave
+    torch.testing.assert_close(again, out)
+
+
+def test_supplied_maps_need_no_projection_of_the_passs_own():
+    project, hidden, context, _ = setup()
+    maps = {}
+    run(project, hidden, context, Plan(readers=[Recorder(maps)]))
+    never = {**project, "q": None, "k": None}  # calling either would fail
+    close(run(never, hidden, context, Plan(SuppliedMaps(maps))), explicit(project, hidden, context, context, []))
+
+
+def test_only_the_plan_that_does_nothing_is_empty():
+    injection = inject(LoadedConcept("w", zero_residual(BASE, "w")), [0], [((2,),)], [0])
+    assert Plan().empty
+    assert Plan(OwnMaps()).empty
+    for plan in (
+        Plan(MapsOfRows([0])),
+        Plan(SuppliedMaps({})),
+        Plan(readers=[Recorder({})]),
+        Plan(injections=[injection]),
+    ):
+        assert not plan.empty
 
 
 def test_no_residual_gives_back_the_same_context():
     _, _, context, _ = setup()
-    assert value_context(SITE, context, []) is context
+    assert Plan().value_input(SITE, context) is context
+    elsewhere = zero_residual(Base("toy", 10, "epsilon", (Site("middle.0.0", "mid", 12),)), "w")
+    plan = Plan(injections=[inject(LoadedConcept("w", elsewhere), [0], [((2,),)], [0])])
+    assert plan.value_input(SITE, context) is context  # the concept has nothing at this site
 
 
 def test_gradient_reaches_the_residual_at_bound_tokens_only():
@@ -110,7 +142,12 @@ def test_gradient_reaches_the_residual_at_bound_tokens_only():
     residual = zero_residual(BASE, "w", "layer", bins=2)
     (delta,) = residual.tensors.values()
     delta.requires_grad_()
-    infusion = infuse(residual, [0], [((2,),)], [1])
-    run(project, hidden, context, Plan(infusions=[infusion])).square().sum().backward()
+    injection = inject(LoadedConcept("w", residual), [0], [((2,),)], [1])
+    run(project, hidden, context, Plan(injections=[injection])).square().sum().backward()
     assert delta.grad[1].abs().sum() > 0
     assert delta.grad[0].abs().sum() == 0
+
+
+def test_an_occurrence_of_another_length_is_refused():
+    with pytest.raises(InfusionError, match=r"'w' is 2 tokens here but the concept has 1; .* train it again"):
+        inject(LoadedConcept("w", zero_residual(BASE, "w")), [0], [((2, 3),)], [0])

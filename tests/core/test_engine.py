@@ -1,24 +1,33 @@
+"""The one training loop: reports, snapshots, resuming, and what it says when numbers run away."""
+
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
-from infusion_core.attention import Maps, Plan
-from infusion_core.denoiser import Conditioning
 from infusion_core.errors import InfusionError
-from infusion_core.residual_file import load_state, save_state
-from infusion_core.residuals import infuse
-from infusion_core.trainer import Trainer, TrainSettings
+from infusion_core.schedule import rate_at
+from infusion_core.training.engine import Trainer, sum_of_means
+from infusion_core.training.objective import ParameterGroup
+from infusion_core.training.residual import ResidualSettings, residual_trainer
+from infusion_core.training.settings import TrainSettings
+from infusion_core.training.state import load_state, save_state
 
 from .toy import ToyDenoiser, latents, prompts
 
-SETTINGS = TrainSettings(steps=12, batch_size=3, snapshot_every=5, bins=2)
+SETTINGS = ResidualSettings(steps=12, batch_size=3, snapshot_every=5, bins=2)
+
+
+def trainer_of(settings=SETTINGS, denoiser=None, **options):
+    return residual_trainer(denoiser or ToyDenoiser(), latents(), prompts(), "cat", settings, **options)
 
 
 def train(settings=SETTINGS, **options):
-    trainer = Trainer(ToyDenoiser(), latents(), prompts(), "cat", settings, **options)
+    trainer = trainer_of(settings, **options)
     return trainer, list(trainer.run())
 
 
@@ -30,7 +39,7 @@ def test_the_loss_falls_and_only_residuals_change():
     denoiser = ToyDenoiser()
     before = {k: v.clone() for k, v in denoiser.state_dict().items()}
     settings = replace(SETTINGS, steps=150, batch_size=32, learning_rate=0.02, validation_draws=500)
-    trainer = Trainer(denoiser, latents(), prompts(), "cat", settings)
+    trainer = trainer_of(settings, denoiser)
     start = trainer.validation_loss()
     reports = list(trainer.run())
     assert reports[-1].validation_loss < start - 1e-3
@@ -39,104 +48,193 @@ def test_the_loss_falls_and_only_residuals_change():
 
 
 def test_reports_count_steps_and_validate_at_snapshots_and_the_end():
-    _, reports = train()
-    assert [r.step for r in reports] == list(range(1, 13))
+    trainer, reports = train()
+    assert [(r.step, r.steps) for r in reports] == [(i, 12) for i in range(1, 13)]
     assert [r.step for r in reports if r.validation_loss is not None] == [5, 10, 12]
+    assert reports[-1].validation_loss == trainer.validation_loss()
+    wanted = [rate_at(i, 12, SETTINGS.learning_rate, "cosine") for i in range(12)]
+    assert [r.learning_rate for r in reports] == wanted
 
 
-@pytest.mark.parametrize("layout", ["block", "layer", "value"])
-def test_one_step_is_adam_on_the_gradient_of_the_explicit_loss(layout):
-    """Adam's first step moves every weight by lr against the sign of its gradient, here by finite differences."""
-    settings = replace(SETTINGS, steps=1, layout=layout, bins=1, replace_maps=True)
-    trainer = Trainer(ToyDenoiser(), latents(), prompts(), "cat", settings)
-    next(trainer.run())
-    moved = trainer.concept().tensors
-
-    denoiser = ToyDenoiser().double()
-    generator = torch.Generator().manual_seed(0)
-    picks = torch.randint(2, (3,), generator=generator).tolist()
-    texts = torch.randint(3, (3,), generator=generator).tolist()
-    times = ((torch.arange(3) + torch.rand(3, generator=generator)) / 3 * 1000).long()
-    eps = torch.randn(3, 4, 2, 2, generator=generator).double()
-    z, sigma = latents()[picks].double(), denoiser.sigmas[times].double()
-    noised = z + sigma.reshape(-1, 1, 1, 1) * eps
-    conditioning = [prompts()[i].conditioning.context.double() for i in texts]
-
-    def loss(tensors):
-        whole = Conditioning(torch.cat(conditioning))
-        maps: Maps = {}
-        denoiser.predict(noised, sigma, whole, Plan(record=maps))
-        concept = replace(trainer.concept(), tensors=tensors)
-        infusion = infuse(concept, range(3), [((2,),)] * 3, [0] * 3)
-        out = denoiser.predict(noised, sigma, whole, Plan(supply=maps, infusions=[infusion]))
-        return (out - eps).square().mean().item()
-
-    zero = {k: torch.zeros_like(v).double() for k, v in moved.items()}
-    for name, tensor in moved.items():
-        for entry in range(tensor.numel()):
-            up, down = ({k: v.clone() for k, v in zero.items()} for _ in range(2))
-            up[name].view(-1)[entry] += 1e-4
-            down[name].view(-1)[entry] -= 1e-4
-            slope = (loss(up) - loss(down)) / 2e-4
-            if abs(slope) > 1e-5:
-                step = -settings.learning_rate if slope > 0 else settings.learning_rate
-                assert tensor.view(-1)[entry].item() == pytest.approx(step, rel=1e-2)
+def test_rates_fall_along_a_cosine_to_a_tenth():
+    assert [rate_at(i, 5, 2.0, "constant") for i in range(5)] == [2.0] * 5
+    found = [rate_at(i, 5, 2.0, "cosine") for i in range(5)]
+    assert found == pytest.approx([2.0, 0.2 + 1.8 * (0.5 + 8**-0.5), 1.1, 0.2 + 1.8 * (0.5 - 8**-0.5), 0.2])
+    assert rate_at(0, 1, 2.0, "cosine") == 2.0
 
 
-def test_a_resumed_run_repeats_bit_by_bit(tmp_path):
-    whole, _ = train()
-    first = Trainer(ToyDenoiser(), latents(), prompts(), "cat", SETTINGS)
+@pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, accumulation=2, layout="value", weight_decay=0.1)])
+def test_a_resumed_run_repeats_bit_by_bit(tmp_path, settings):
+    whole, all_reports = train(settings)
+    first = trainer_of(settings)
     for report in first.run():
         if report.step == 7:
             break
     save_state(tmp_path / "state.safetensors", first.state())
-    second, reports = train(state=load_state(tmp_path / "state.safetensors"))
-    assert [r.step for r in reports] == [8, 9, 10, 11, 12]
-    assert equal(second.concept(), whole.concept())
-
-
-def test_accumulation_sees_as_many_samples_as_a_larger_batch():
-    small, reports = train(replace(SETTINGS, accumulation=2, steps=3))
-    assert len(reports) == 3
-    assert not equal(small.concept(), train(replace(SETTINGS, steps=3))[0].concept())
+    second, reports = train(settings, state=load_state(tmp_path / "state.safetensors"))
+    assert reports == all_reports[7:]
+    assert equal(second.learned(), whole.learned())
 
 
 def test_bins_learn_only_at_their_noise_levels():
-    trainer = Trainer(ToyDenoiser(), latents(), prompts(), "cat", replace(SETTINGS, steps=1, batch_size=1, bins=2))
+    trainer = trainer_of(replace(SETTINGS, steps=1, batch_size=1, bins=2))
     next(trainer.run())
-    changed = [(t != 0).any(dim=(1, 2)).tolist() for t in trainer.concept().tensors.values()]
+    changed = [(t != 0).any(dim=(1, 2)).tolist() for t in trainer.learned().tensors.values()]
     assert all(sum(c) == 1 for c in changed)
 
 
 def test_training_goes_on_from_a_concept():
     first, _ = train()
-    second = Trainer(ToyDenoiser(), latents(), prompts(), "cat", SETTINGS, start=first.concept())
-    assert equal(second.concept(), first.concept())
+    assert equal(trainer_of(start=first.learned()).learned(), first.learned())
     with pytest.raises(InfusionError, match="set the same layout"):
-        Trainer(ToyDenoiser(), latents(), prompts(), "cat", replace(SETTINGS, bins=1), start=first.concept())
+        trainer_of(replace(SETTINGS, bins=1), start=first.learned())
 
 
-def test_a_state_of_another_layout_is_refused():
+def test_a_state_of_another_layout_is_refused(tmp_path):
     first, _ = train()
     with pytest.raises(InfusionError, match="another layout"):
         train(replace(SETTINGS, layout="layer"), state=first.state())
+    (tmp_path / "x").write_bytes(b"nothing")
+    for path in (tmp_path / "x", tmp_path / "gone"):
+        with pytest.raises(InfusionError, match="not a training state Infusion can read"):
+            load_state(path)
 
 
-def test_nan_stops_with_a_remedy():
-    bad = latents()
-    bad[:] = float("nan")
-    with pytest.raises(InfusionError, match="lower the learning rate"):
-        list(Trainer(ToyDenoiser(), bad, prompts(), "cat", SETTINGS).run())
+class Quadratic:
+    """Two numbers drawn to targets, one at a tenth of the rate; a spoilt loss or gradient on demand."""
+
+    def __init__(self, spoil=None, at=0):
+        self.fast, self.slow = (torch.zeros(1, requires_grad=True) for _ in range(2))
+        self.spoil, self.at, self.count = spoil, at, 0
+
+    def groups(self):
+        return [ParameterGroup({"fast": self.fast}), ParameterGroup({"slow": self.slow}, rate=0.1, weight_decay=0.5)]
+
+    def losses(self, generator):
+        distance = (self.fast - 3).square() + (self.slow - 3).square()
+        if self.count == self.at and self.spoil == "loss":
+            distance = distance * float("nan")
+        if self.count == self.at and self.spoil == "gradient":
+            distance = distance + (distance.detach() * 0 + self.fast * 0).abs().sqrt()  # 0, of infinite slope
+        return {"near": distance.repeat(2), "noise": torch.rand(3, generator=generator)}
+
+    def validation(self, draws, seed):
+        return torch.full((draws,), float(seed))
+
+    def after_step(self):
+        self.count += 1
+
+    def learned(self):
+        return float(self.fast.detach()), float(self.slow.detach()), self.count
+
+    def extra_state(self):
+        return {"count": torch.tensor(self.count)}
+
+    def restore(self, extra):
+        self.count = int(extra["count"])
 
 
-@pytest.mark.parametrize("field", ["steps", "batch_size", "bins", "snapshot_every"])
+FREE = TrainSettings(steps=3, learning_rate=0.5, snapshot_every=2)
+
+
+def test_groups_have_rates_and_weight_decay_of_their_own():
+    trainer = Trainer(Quadratic(), FREE)
+    reports = list(trainer.run())
+    torch_fast, torch_slow = (torch.zeros(1, requires_grad=True) for _ in range(2))
+    fast = {"params": [torch_fast], "lr": 0.5, "weight_decay": 0.0}
+    theirs = torch.optim.AdamW([fast, {"params": [torch_slow], "lr": 0.05, "weight_decay": 0.5}])
+    for _ in range(3):
+        theirs.zero_grad()
+        ((torch_fast - 3).square() + (torch_slow - 3).square()).backward()
+        theirs.step()
+    assert trainer.learned() == pytest.approx((torch_fast.item(), torch_slow.item(), 3))
+    assert all(r.validation_loss is None for r in reports)  # no draws, no validation
+
+
+def test_every_loss_counts_by_its_mean():
+    losses = {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([5.0])}
+    assert sum_of_means(losses).item() == 7.0
+    first = next(Trainer(Quadratic(), FREE).run())
+    noise = torch.rand(3, generator=torch.Generator().manual_seed(0)).mean().item()
+    assert first.loss == pytest.approx(18 + noise)
+
+
+def test_steps_are_drawn_from_seed_and_number():
+    def noise(settings):
+        return [r.loss for r in Trainer(Still(), settings).run()]
+
+    class Still(Quadratic):
+        def losses(self, generator):
+            return {"noise": torch.rand(3, generator=generator) + 0 * self.fast}
+
+    def expected(number):
+        return torch.rand(3, generator=torch.Generator().manual_seed(number)).mean().item()
+
+    assert noise(replace(FREE, seed=2)) == pytest.approx([expected(2 * 1_000_003 + i) for i in range(3)])
+    assert noise(replace(FREE, seed=2, first_step=1)) == pytest.approx([expected(2 * 1_000_003 + i) for i in (1, 2, 3)])
+    kept = Trainer(Quadratic(), replace(FREE, validation_draws=2, seed=2))
+    assert kept.validation_loss() == pytest.approx(2 * 1_000_003 + 999_331)
+
+
+def test_gradients_are_clipped_to_their_norm_together():
+    trainer = Trainer(Quadratic(), replace(FREE, clip_norm=0.5))
+    next(trainer.run())
+    gradient = {name: mean.item() * 10 for name, mean in trainer.state().mean.items()}
+    assert math.hypot(*gradient.values()) == pytest.approx(0.5, rel=1e-4)
+    assert gradient["fast"] == pytest.approx(gradient["slow"])
+
+
+def test_an_objectives_own_state_is_resumed(tmp_path):
+    first = Trainer(Quadratic(), FREE)
+    next(first.run())
+    save_state(tmp_path / "state.safetensors", first.state())
+    second = Trainer(Quadratic(), FREE, load_state(tmp_path / "state.safetensors"))
+    assert second.step == 1
+    list(second.run())
+    list(first.run())
+    assert second.learned() == first.learned()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "at", "message"),
+    [
+        (
+            "loss",
+            0,
+            "the loss is nan at step 1; nothing has been learned yet, so the model itself gives it on these pictures: "
+            "check that it draws pictures, and run it in bfloat16 or full precision if half precision overflows",
+        ),
+        ("loss", 1, "the loss is nan at step 2; lower the learning rate"),
+        (
+            "gradient",
+            0,
+            "the gradient is not finite at step 1, though the loss is; half precision overflows in this model: run it "
+            "in bfloat16 or full precision",
+        ),
+    ],
+)
+def test_runaway_numbers_stop_with_the_right_remedy(spoil, at, message):
+    trainer = Trainer(Quadratic(spoil, at), FREE)
+    with pytest.raises(InfusionError, match=f"^{re.escape(message)}$"):
+        list(trainer.run())
+    assert all(math.isfinite(n) for n in trainer.learned())  # nothing is spoilt by the step that failed
+
+
+def test_a_resumed_run_does_not_blame_the_model():
+    first = Trainer(Quadratic(), FREE)
+    next(first.run())
+    resumed = Trainer(Quadratic("loss", 1), FREE, first.state())
+    with pytest.raises(InfusionError, match="at step 2; lower the learning rate"):
+        list(resumed.run())
+
+
+@pytest.mark.parametrize("field", ["steps", "batch_size", "bins", "snapshot_every", "accumulation", "validation_draws"])
 def test_settings_out_of_range_are_named(field):
-    with pytest.raises(InfusionError, match=field):
-        TrainSettings(**{field: 0})
+    with pytest.raises(InfusionError, match=f"{field} must be at least 1, got 0"):
+        ResidualSettings(**{field: 0})
 
 
-def test_no_images_and_no_word():
-    with pytest.raises(InfusionError, match="no images"):
-        Trainer(ToyDenoiser(), latents()[:0], prompts(), "cat", SETTINGS)
-    with pytest.raises(InfusionError, match="does not hold the word 'cat'"):
-        Trainer(ToyDenoiser(), latents(), prompts(spans=()), "cat", SETTINGS)
+@pytest.mark.parametrize("rate", [0.0, -1.0, math.inf, math.nan])
+def test_a_learning_rate_is_a_positive_number(rate):
+    with pytest.raises(InfusionError, match="learning rate must be a positive number"):
+        TrainSettings(learning_rate=rate)

@@ -1,29 +1,26 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 from torch import Tensor
 
-from infusion_core.attention import Plan
+from infusion_core.attention import Plan, SuppliedMaps
 from infusion_core.denoiser import Conditioning, EncodedPrompt
 from infusion_core.errors import InfusionError
+from infusion_core.injection import inject
 from infusion_core.metrics.fisher import DenoiserPredictor, fisher_divergence
 from infusion_core.metrics.interval import bootstrap_interval
 from infusion_core.noise import target
-from infusion_core.residuals import ConceptResidual, infuse, zero_residual
+from infusion_core.readers import Recorder
+from infusion_core.schedule import NEVER
 
 from . import toy
 
 NAMING, OTHER = toy.prompts(2), toy.prompts(3, spans=())
-
-
-def concept(denoiser: toy.ToyDenoiser, layout: str = "block", bins: int = 1) -> ConceptResidual:
-    blank = zero_residual(denoiser.base, "cat", layout, bins)
-    generator = torch.Generator().manual_seed(3)
-    drawn = {k: torch.randn(t.shape, generator=generator) for k, t in blank.tensors.items()}
-    return ConceptResidual("cat", blank.layout, drawn, "toy", toy.WIDTH)
 
 
 class Spy:
@@ -84,27 +81,31 @@ def test_a_concept_is_exactly_nothing_where_the_word_is_not(layout):
     denoiser = toy.ToyDenoiser()
     prompts = [NAMING[0], EncodedPrompt(OTHER[0].conditioning, ((),))]
     base = DenoiserPredictor(denoiser, prompts)
-    custom = DenoiserPredictor(denoiser, prompts, [(concept(denoiser, layout), 1.0)])
+    custom = DenoiserPredictor(denoiser, prompts, [toy.loaded(toy.concept(denoiser, layout))])
     found = fisher_divergence(base, custom, toy.latents(), 2, denoiser.sigmas, draws=12)
     assert found.of_prompt(1) == 0.0
     assert found.of_prompt(0) > 0.01
-    silent = DenoiserPredictor(denoiser, prompts, [(concept(denoiser, layout), 0.0)])
+    silent = DenoiserPredictor(denoiser, prompts, [toy.loaded(toy.concept(denoiser, layout), 0.0)])
     none = fisher_divergence(base, silent, toy.latents(), 2, denoiser.sigmas, draws=12).interval
     assert (none.mean, none.low, none.high) == (0.0, 0.0, 0.0)
 
 
 def test_the_concept_stream_is_the_base_streams_maps_with_the_residual_of_its_bin():
     denoiser = toy.ToyDenoiser()
-    residual = concept(denoiser, bins=2)
+    concept = toy.loaded(toy.concept(denoiser, bins=2), 0.7)
     noised, sigma = toy.latents(2), denoiser.sigmas[[100, 900]]
-    said = DenoiserPredictor(denoiser, NAMING, [(residual, 0.7)])(noised, sigma, 1)
+    said = DenoiserPredictor(denoiser, NAMING, [concept])(noised, sigma, 1)
     for row, bin_ in enumerate((0, 1)):
         text, maps = NAMING[1].conditioning, {}
-        denoiser.predict(noised[[row]], sigma[[row]], text, Plan(record=maps))
-        plan = Plan(supply=maps, infusions=[infuse(residual, [0], [NAMING[1].spans[0]], [bin_], 0.7)])
+        denoiser.predict(noised[[row]], sigma[[row]], text, Plan(readers=[Recorder(maps)]))
+        plan = Plan(SuppliedMaps(maps), injections=[inject(concept, [0], [NAMING[1].spans[0]], [bin_])])
         torch.testing.assert_close(said[[row]], denoiser.predict(noised[[row]], sigma[[row]], text, plan))
-    plain = DenoiserPredictor(denoiser, NAMING, [(residual, 0.7)], replace_maps=False)(noised, sigma, 1)
-    assert not torch.allclose(plain, said)
+    own = DenoiserPredictor(denoiser, NAMING, [replace(concept, replacement=NEVER)])(noised, sigma, 1)
+    assert not torch.allclose(own, said)
+    trained_so = replace(concept, residual=replace(concept.residual, training={"replace_maps": "false"}))
+    torch.testing.assert_close(DenoiserPredictor(denoiser, NAMING, [trained_so])(noised, sigma, 1), own)
+    plan = Plan(injections=[inject(concept, [0], [NAMING[1].spans[0]], [0])])
+    torch.testing.assert_close(own[[0]], denoiser.predict(noised[[0]], sigma[[0]], NAMING[1].conditioning, plan))
 
 
 class Velocity(toy.ToyDenoiser):

@@ -117,3 +117,27 @@ def test_few_samples_look_far_apart():
     assert values[0] > 5 * values[-1] > 0
     with pytest.raises(InfusionError, match="no halves of 201; choose 2 to 200"):
         split_half(samples(400, 20), [201])
+
+
+def test_shrinkage_reaches_both_fits():
+    a, b = samples(9, 16, 1), samples(9, 16, 2)
+    for shrinkage in (0.0, 0.3, None):
+        wanted = squared_wasserstein(fit_gaussian(a, shrinkage), fit_gaussian(b, shrinkage))
+        assert latent_wasserstein(a, b, shrinkage) == pytest.approx(wanted)
+    assert latent_wasserstein(a, b, 0.0) != pytest.approx(latent_wasserstein(a, b))
+
+
+def test_halves_are_the_mean_of_disjoint_random_splits():
+    latents, found = samples(12, 5), []
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(4):
+        order = torch.randperm(12, generator=generator)
+        found.append(latent_wasserstein(latents[order[:4]], latents[order[4:8]]))
+    assert split_half(latents, [4], 4, 3)[4] == pytest.approx(sum(found) / 4)
+    assert split_half(latents, [4]) == split_half(latents, [4], 8, 0)
+    assert split_half(latents, [2, 6]).keys() == {2, 6}
+    for size in (1, 7):
+        with pytest.raises(InfusionError, match=f"12 latents have no halves of {size}; choose 2 to 6$"):
+            split_half(latents, [size])
+    with pytest.raises(InfusionError, match=r"11 latents have no halves of 6; choose 2 to 5$"):
+        split_half(latents[:11], [6])

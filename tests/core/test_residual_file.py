@@ -72,6 +72,13 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert all(torch.equal(loaded.tensors[k], v) for k, v in tiny().tensors.items())
 
 
+def test_the_file_says_how_it_was_trained():
+    own = replace(tiny(), training={"steps": "400", "replace_maps": "false"})
+    assert not concept_from_bytes(concept_bytes(own)).replace_maps
+    assert concept_from_bytes(concept_bytes(replace(own, training={"replace_maps": "true"}))).replace_maps
+    assert concept_from_bytes(GOLDEN.read_bytes()).replace_maps  # files that do not say
+
+
 def test_golden_bytes():
     assert concept_bytes(tiny()) == GOLDEN.read_bytes()
     assert concept_bytes(concept_from_bytes(GOLDEN.read_bytes())) == GOLDEN.read_bytes()

@@ -74,3 +74,31 @@ def test_positions_skip_the_special_tokens_of_every_chunk():
 def test_a_tokenizer_that_disagrees_is_reported():
     with pytest.raises(InfusionError, match="put spaces around it"):
         spans([range(0, 1)], (1,), "w", 75, 77)
+
+
+def test_a_prompt_mentions_what_it_names():
+    words = {"tom": "cat", "rex": "dog", "ann": "cat"}
+    found = bind_prompt("a <tom> and a Dog on a <ann>", words)
+    assert [found.mentions(i) for i in range(3)] == [True, True, True]
+    assert found.text == "a cat and a Dog on a cat"
+    other = bind_prompt("a <tom> alone", {"tom": "cat", "ann": "cat"})
+    assert other.chosen == ((0,), ())
+    assert [other.mentions(i) for i in range(2)] == [True, False]
+    assert not bind_prompt("a dogma", {"rex": "dog"}).mentions(0)
+
+
+@pytest.mark.parametrize("loaded", [{"tom": "cat", "rex": "dog"}, {}])
+def test_an_unknown_placeholder_names_what_is_loaded(loaded):
+    listed = "<tom>, <rex>" if loaded else "none"
+    with pytest.raises(InfusionError, match=f"the prompt names <max> but no such concept is loaded; loaded: {listed}$"):
+        bind_prompt("a <max>", loaded)
+
+
+def test_a_word_is_found_at_every_place():
+    for at in range(5):
+        ids = [9] * 5
+        ids[at] = 7
+        assert occurrences(ids, [True] * 5, [7]) == [range(at, at + 1)]
+        assert spans([range(at, at + 1)], None, "cat", 3, 5) == ((at // 3 * 5 + 1 + at % 3,),)
+    with pytest.raises(InfusionError, match="does not see every 'cat' of the prompt as a word"):
+        spans([range(1)], (0, 1), "cat", 3, 5)

@@ -1,4 +1,4 @@
-"""A two-site network small enough to follow by hand, as a `Denoiser`."""
+"""A three-site network small enough to follow by hand, as a `Denoiser`. Its attention is sharp, so that maps matter."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from infusion_core.attention import Plan, cross_attention
+from infusion_core.concepts import LoadedConcept
 from infusion_core.denoiser import Conditioning, EncodedPrompt
 from infusion_core.noise import scaled_linear_sigmas
-from infusion_core.residuals import Base
+from infusion_core.residuals import Base, ConceptResidual, zero_residual
 from infusion_core.sites import Site
 
 WIDTH, CHANNELS, HEADS, LENGTH = 8, 6, 2, 5
+SHARPNESS = 5.0
 
 
 class ToyDenoiser(nn.Module):
-    """Latents (R, 4, 2, 2) through two residual cross-attention layers."""
+    """Latents (R, 4, 2, 2) through three residual cross-attention layers."""
 
     prediction = "epsilon"
     device = torch.device("cpu")
@@ -23,7 +25,10 @@ class ToyDenoiser(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        sites = (Site("input.1.0", "down.0", CHANNELS), Site("output.0.0", "up.0", CHANNELS))
+        sites = tuple(
+            Site(name, block, CHANNELS)
+            for name, block in (("input.1.0", "down.0"), ("input.2.0", "down.0"), ("output.0.0", "up.0"))
+        )
         self.base = Base("toy", WIDTH, "epsilon", sites)
         self.sigmas = scaled_linear_sigmas()
         self.enter, self.leave = nn.Linear(4, CHANNELS), nn.Linear(CHANNELS, 4)
@@ -31,6 +36,8 @@ class ToyDenoiser(nn.Module):
         self.k = nn.ModuleList(nn.Linear(WIDTH, CHANNELS, bias=False) for _ in sites)
         self.v = nn.ModuleList(nn.Linear(WIDTH, CHANNELS, bias=False) for _ in sites)
         self.requires_grad_(False)
+        for projection in (*self.q, *self.v):
+            projection.weight *= SHARPNESS
 
     def predict(self, noised: Tensor, sigma: Tensor, conditioning: Conditioning, plan: Plan) -> Tensor:
         scaled = noised / (sigma.reshape(-1, 1, 1, 1).square() + 1).sqrt()
@@ -51,3 +58,19 @@ def prompts(count: int = 3, spans: tuple[tuple[int, ...], ...] = ((2,),)) -> lis
 def latents(count: int = 2) -> Tensor:
     """Random latents."""
     return torch.randn(count, 4, 2, 2, generator=torch.Generator().manual_seed(2))
+
+
+def concept(
+    denoiser: ToyDenoiser, layout: str = "block", bins: int = 1, seed: int = 3, size: float = 1.0
+) -> ConceptResidual:
+    """A residual of random numbers."""
+    residual = zero_residual(denoiser.base, "cat", layout, bins)
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in residual.tensors.values():
+        tensor.normal_(0, size, generator=generator)
+    return residual
+
+
+def loaded(residual: ConceptResidual, strength: float = 1.0, **options: object) -> LoadedConcept:
+    """A concept at a strength."""
+    return LoadedConcept("tom", residual, strength, **options)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
+from infusion_core.concepts import LoadedConcept
 from infusion_core.embedded.model import load_model
 from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.embedded.tasks import draw, trainer_for
+from infusion_core.embedded.text import Encoder, TextPath, WordTokenizer
 from infusion_core.errors import InfusionError
-from infusion_core.trainer import TrainSettings
+from infusion_core.training.residual import ResidualSettings
 
 from .factories import save_model
 
@@ -37,15 +40,15 @@ def test_training_and_drawing_leave_the_base_untouched(tmp_path, kind, context, 
     assert model.denoiser.base.architecture == kind
     assert model.denoiser.prediction == ("v_prediction" if kind == "sd2" else "epsilon")
     before = weights_hash(model)
-    trainer = trainer_for(model, photos(), word, TrainSettings(steps=2, batch_size=2))
+    trainer = trainer_for(model, photos(), word, ResidualSettings(steps=2, batch_size=2))
     list(trainer.run())
-    learned = trainer.concept()
+    learned = trainer.learned()
     assert learned.tokens == (1 if word == "dog" else 5)  # the test tokenizer: c a t bea r
     assert all(t.abs().sum() > 0 for t in learned.tensors.values())
     assert all(p.grad is None for p in model.denoiser.unet.parameters())
     settings = SampleSettings(2, 3.0)
-    with_concept = draw(model, f"a photo of a {word}", {"x": (learned, 5.0)}, 1, 0, settings)
-    without = draw(model, f"a photo of a {word}", {}, 1, 0, settings)
+    with_concept = draw(model, f"a photo of a {word}", [LoadedConcept("x", learned, 5.0)], 1, 0, settings)
+    without = draw(model, f"a photo of a {word}", [], 1, 0, settings)
     assert with_concept[0].tobytes() != without[0].tobytes()
     assert weights_hash(model) == before
 
@@ -85,20 +88,52 @@ def test_incomplete_and_damaged_folders(tmp_path, sd1_folder):
 
 def test_words_the_encoder_cannot_take(sd1, tinyworld):
     with pytest.raises(InfusionError, match="80 tokens long, 75 fit"):
-        trainer_for(sd1, photos(), "x" * 80, TrainSettings())
+        trainer_for(sd1, photos(), "x" * 80, ResidualSettings())
     with pytest.raises(InfusionError, match="is empty"):
-        trainer_for(sd1, photos(), "  ", TrainSettings())
+        trainer_for(sd1, photos(), "  ", ResidualSettings())
     with pytest.raises(InfusionError, match=r"does not know the word 'cricle'; try: circle"):
-        trainer_for(tinyworld, photos(), "cricle", TrainSettings())
+        trainer_for(tinyworld, photos(), "cricle", ResidualSettings())
 
 
 def test_a_concept_of_another_model_is_refused(sd1, tinyworld):
-    trainer = trainer_for(sd1, photos(), "dog", TrainSettings(steps=1))
+    trainer = trainer_for(sd1, photos(), "dog", ResidualSettings(steps=1))
     with pytest.raises(InfusionError, match="made for sd1, not tinyworld"):
-        draw(tinyworld, "a circle", {"x": (trainer.concept(), 1.0)}, 1, 0, SampleSettings(1))
+        draw(tinyworld, "a circle", [LoadedConcept("x", trainer.learned())], 1, 0, SampleSettings(1))
 
 
 def test_encoding_is_the_models_resolution(sd1):
     assert sd1.resolution == 32
     assert sd1.encode(photos()).shape == (2, 4, 8, 8)
     assert torch.equal(sd1.noise(2, 3)[1], sd1.noise(1, 4)[0])
+
+
+class Pooling:
+    """A text model of one width, with or without a projection."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, value, projected):
+        self.value, self.projected = value, projected
+
+    def __call__(self, ids, output_hidden_states):
+        states = torch.full((*ids.shape, 3), self.value)
+        return SimpleNamespace(last_hidden_state=states, text_embeds=states[:, 0] * 10 if self.projected else None)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_pooled_text_is_that_of_the_encoder_which_pools_wherever_it_stands(first):
+    tokenizer = WordTokenizer({"dog": 2}, 0, 1, 5)
+    encoders = [Encoder(tokenizer, Pooling(1.0, True), pools=True), Encoder(tokenizer, Pooling(2.0, True))]
+    text = TextPath(encoders if first else encoders[::-1], {"time_ids": torch.zeros(1, 6)})
+    extras = text.encode("dog").conditioning.extras
+    assert extras["text_embeds"].tolist() == [[10.0] * 3]
+    assert extras["time_ids"].shape == (1, 6)
+    assert "text_embeds" not in TextPath(encoders[1:]).encode("dog").conditioning.extras
+
+
+def test_a_word_list_may_grow_and_names_what_it_lacks():
+    tokenizer = WordTokenizer({"dog": 2, "cat": 3}, 0, 1, 6)
+    assert tokenizer.frame(tokenizer.split("Dog, cat.")[0]) == [0, 2, 3, 1, 1, 1]
+    assert tokenizer.with_words({"v1": 9}).split("v1 cat") == ([9, 3], [True, True])
+    with pytest.raises(InfusionError, match="does not know the word 'v1'; try: dog, cat"):
+        tokenizer.split("v1")

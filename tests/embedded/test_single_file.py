@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from infusion_core.embedded.model import load_model
 from infusion_core.errors import InfusionError
-from tests.cli.test_cli import infusion
 
 from .factories import save_model
 from .ldm import save_single_file
@@ -37,6 +36,11 @@ def offline(monkeypatch, tmp_path):
     return asked
 
 
+def weights(model):
+    """The weights of every network of a model."""
+    return [net.state_dict() for net in (model.denoiser.unet, model.vae, *(e.model for e in model.text.encoders))]
+
+
 def outputs(model):
     """What the model's networks make of fixed inputs."""
     encoded = model.text.encode("a photo of a dog on the beach", {"x": "dog"}).conditioning
@@ -57,7 +61,11 @@ def test_a_file_is_the_folder_it_was_made_from(tmp_path, offline, kind, context)
     ours = load_model(str(file), "cpu", config)
     theirs = load_model(str(folder), "cpu")
     assert (ours.name, ours.denoiser.base) == ("one", theirs.denoiser.base)
-    assert all(torch.equal(a, b) for a, b in zip(outputs(ours), outputs(theirs), strict=True))
+    for one, other in zip(weights(ours), weights(theirs), strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    for one, other in zip(outputs(ours), outputs(theirs), strict=True):  # equal weights may lie differently in memory
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     assert not offline
 
 
@@ -114,11 +122,3 @@ def test_a_v_prediction_file_needs_such_a_config(tmp_path, sd1_file, sd1_folder)
     save_file(load_file(sd1_file) | {"v_pred": torch.zeros(1)}, file)
     with pytest.raises(InfusionError, match=r"predicts v, the config in .* does not"):
         load_model(str(file), "cpu", sd1_folder)
-
-
-def test_the_command_takes_a_file(tmp_path, sd1_file, sd1_folder):
-    done = infusion("generate", "--model", sd1_file, "--config", sd1_folder, "--prompt", "a dog", "--count", 1,
-                    "--steps", 1, "--out", tmp_path)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "report.json").read_text())["model"] == "dreamlike"
-    assert not done.stderr

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
-from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -11,8 +11,12 @@ import pytest
 from PIL import Image
 
 from infusion_core.captions import CAPTION_TEMPLATES, fill
+from infusion_core.embedded import evaluate as ev
+from infusion_core.embedded.intervals import mean_interval
+from infusion_core.embedded.model import BUILT_IN
 from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.embedded.tasks import draw
+from infusion_core.embedded.text import WordTokenizer
 from infusion_core.embedded.tinyworld import (
     CONCEPTS,
     HELD_OUT_LOOKS,
@@ -26,9 +30,14 @@ from infusion_core.embedded.tinyworld import (
     training_images,
     words,
 )
-from infusion_core.embedded.tinyworld import evaluate as ev
-from infusion_core.embedded.tinyworld.captions import OPENINGS, caption, random_aspects, random_look, random_scene
-from infusion_core.embedded.tinyworld.oracle import all_looks, read_background, read_look
+from infusion_core.embedded.tinyworld.captions import (
+    OPENINGS,
+    caption,
+    random_aspects,
+    random_look,
+    random_scene,
+)
+from infusion_core.embedded.tinyworld.oracle import all_looks, obeyed, read_background, read_concept, read_look
 from infusion_core.embedded.tinyworld.world import BACKGROUNDS, COLOURS
 
 
@@ -95,7 +104,7 @@ def test_pictures_of_another_size_are_refused():
 
 @pytest.mark.parametrize("concept", [*CONCEPTS.values(), *TUNING_CONCEPTS.values()], ids=lambda c: c.name)
 def test_the_oracle_reads_a_concept_off_its_pictures(concept):
-    read = ev.read_concept(training_images(concept), concept.shape)
+    read = read_concept(training_images(concept), concept.shape)
     assert replace(read, name=concept.name) == concept
 
 
@@ -117,21 +126,30 @@ def test_concepts_are_held_out_of_the_base_models_training():
     assert all(word in seen for look in HELD_OUT_LOOKS for word in look.words.split())
 
 
+TOKENIZER = BUILT_IN["tinyworld"] / "tokenizer" / "words.json"
+
+
+def tokenizer():
+    return WordTokenizer.read(TOKENIZER)
+
+
 def test_words_keep_the_numbers_the_weights_know():
     known = (
         "a photo of picture an image drawing rendering good clean bright nice the one and on at with dotted background "
         "red yellow green blue purple white plain over striped gray pink brown teal checked lined circle square "
         "triangle diamond small big center left right top bottom"
     )
-    assert words.encode(known) == [0, *range(2, 48), *[1] * (words.LENGTH - 47)]
+    assert tokenizer().frame(tokenizer().split(known)[0]) == [0, *range(2, 48), *[1] * (words.LENGTH - 47)]
+    assert json.loads(TOKENIZER.read_text()) == words.tokenizer_file()
 
 
 def test_every_caption_is_in_the_vocabulary():
     rng = Random(0)
     for _ in range(200):
-        assert len(words.encode(caption(random_scene(rng), random_aspects(rng), rng.choice(OPENINGS)))) == words.LENGTH
+        ids, _ = tokenizer().split(caption(random_scene(rng), random_aspects(rng), rng.choice(OPENINGS)))
+        assert len(tokenizer().frame(ids)) == words.LENGTH
     for text in fill(CAPTION_TEMPLATES, "circle"):
-        words.encode(text)
+        tokenizer().split(text)
 
 
 @pytest.mark.parametrize(
@@ -159,13 +177,16 @@ def test_gap_closed_runs_from_class_word_to_oracle_caption():
 
 
 def test_intervals_are_students():
-    mean, low, high = ev.mean_interval([1.0, 2.0, 3.0])
-    assert mean == 2
-    assert high - mean == mean - low == pytest.approx(4.302653 / 3**0.5, rel=1e-5)  # t(0.975, 2) * sd / sqrt(3)
+    found = mean_interval([1.0, 2.0, 3.0])
+    assert found.mean == 2
+    half = pytest.approx(4.302653 / 3**0.5, rel=1e-5)  # t(0.975, 2) * sd / sqrt(3)
+    assert found.high - found.mean == found.mean - found.low == found.half == half
+    alone = mean_interval([1.5])
+    assert (alone.mean, alone.low, alone.high) == (1.5, 1.5, 1.5)
 
 
 def test_the_weights_stay_under_20_mb():
-    folder = Path(ev.__file__).parent / "weights"
+    folder = BUILT_IN["tinyworld"]
     assert 0 < sum(p.stat().st_size for p in folder.rglob("*.safetensors")) <= 20 * 10**6
 
 
@@ -174,6 +195,6 @@ def test_the_base_model_obeys(tinyworld):
     rng, right = Random(5), []
     for i in range(12):
         scene = random_scene(rng, HELD_OUT_LOOKS, counts=(1, 0, 0))
-        picture = draw(tinyworld, caption(scene), {}, 1, i, SampleSettings(tinyworld.steps, tinyworld.guidance))[0]
-        right.append(list(ev.obeyed(picture, scene).values()))
+        picture = draw(tinyworld, caption(scene), [], 1, i, SampleSettings(tinyworld.steps, tinyworld.guidance))[0]
+        right.append(list(obeyed(picture, scene).values()))
     assert np.mean(right, axis=0).min() >= 0.7

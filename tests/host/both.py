@@ -6,23 +6,30 @@ from typing import Any
 
 import torch
 
+from comfyui_process.graph import Graph
+from comfyui_process.server import Server
+from infusion_core.concepts import LoadedConcept, words_of
 from infusion_core.embedded.model import load_model
 from infusion_core.embedded.sampling import Sampler, SampleSettings
 from infusion_core.residual_file import load_concept
+from infusion_core.schedule import Window
+from infusion_core.streams import BaseLatent
 
 from . import graphs
-from .comfyui import Graph, Server
 
 STEPS, GUIDANCE, SEED = 5, 3.0, 11
 
 
-def embedded(server: Server, prompt: str, names: list[str], steps: int = STEPS, **options: Any) -> torch.Tensor:
+def embedded(
+    server: Server, prompt: str, names: list[str], steps: int = STEPS, base_latent: BaseLatent = "shared",
+    replacement: Window | None = None,
+) -> torch.Tensor:  # fmt: skip
     """The latent that the embedded host draws."""
     model = load_model("tinyworld")
-    loaded = {n: load_concept(server.base / "models" / "infusion" / f"{n}.safetensors") for n in names}
-    text = model.text.encode(prompt, {n: c.word for n, c in loaded.items()})
-    settings = SampleSettings(steps, GUIDANCE, **options)
-    concepts = [(c, 1.0) for c in loaded.values()]
+    files = {n: load_concept(server.base / "models" / "infusion" / f"{n}.safetensors") for n in names}
+    concepts = [LoadedConcept(name, residual, replacement=replacement) for name, residual in files.items()]
+    text = model.text.encode(prompt, words_of(concepts))
+    settings = SampleSettings(steps, GUIDANCE, base_latent)
     sampler = Sampler(model.denoiser, model.scheduler, text, model.text.encode("").conditioning, concepts, settings)
     *_, last = sampler.run(model.noise(1, SEED))
     return last.latents

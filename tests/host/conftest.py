@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,11 +10,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from comfyui_process.host import find_host
+from comfyui_process.server import Server
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 from infusion_core.residual_file import save_concept
 from infusion_core.residuals import ConceptResidual, zero_residual
 
-from .comfyui import Server, find_host
+from .serving import serve
+
+LACKING = "this ComfyUI has no"  # how the reason begins where a version lacks what is tested
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,18 +28,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no ComfyUI found; set COMFYUI_PATH"))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "no ComfyUI found" in str(r.longrepr)]
-    if skipped:
-        terminalreporter.section("HOST TESTS DID NOT RUN", sep="!")
-        terminalreporter.line(f"{len(skipped)} host tests were skipped: no ComfyUI was found. Set COMFYUI_PATH.")
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if os.environ.get("CI_HOST") == "1" and skipped_here(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The last words of a run."""
+    skipped, reporter = skipped_here(config), config.pluginmanager.get_plugin("terminalreporter")
+    if not skipped or reporter is None:
+        return
+    reporter.section("HOST TESTS DID NOT RUN", sep="!", red=True)
+    for reason, count in Counter(skipped).items():
+        reporter.line(f"{count} host tests were skipped: {reason}")
+    if os.environ.get("CI_HOST") == "1":
+        reporter.line("CI_HOST=1: a skipped host test fails the run.", red=True)
+
+
+def skipped_here(config: pytest.Config) -> list[str]:
+    """Why each host test was skipped that this ComfyUI could have run."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    skipped = [r for r in reporter.stats.get("skipped", []) if r.nodeid.startswith("tests/host/")] if reporter else []
+    reasons = [r.longrepr[2].removeprefix("Skipped: ") for r in skipped]
+    return [reason for reason in reasons if not reason.startswith(LACKING)]
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     host = find_host()
     assert host is not None
-    running = Server(host, tmp_path_factory.mktemp("comfy"))
+    running = serve(host, tmp_path_factory.mktemp("comfy"))
     yield running
     running.stop()
 

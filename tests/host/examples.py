@@ -6,9 +6,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from comfyui_process.server import Server
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
-
-from .comfyui import Server
 
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 CONTROLNET = "control_v11p_sd15_canny_fp16.safetensors"

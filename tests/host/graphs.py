@@ -8,7 +8,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .comfyui import Graph, Output, Ran, Server
+from comfyui_process.graph import Graph, Output, Ran
+from comfyui_process.server import Server
 
 PATCH = {"base_latent": "shared", "start": 0.0, "end": 1.0, "maps_start": 0.0, "maps_end": 1.0}
 

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from comfyui_process.graph import Graph, Output, PromptError
+from comfyui_process.server import Server
 from infusion_core.residual_file import save_concept
 from infusion_core.residuals import Base, ConceptResidual, zero_residual
 from infusion_core.sites import Site
 
 from . import graphs
-from .comfyui import Graph, Output, PromptError, Server
 
 PROMPT = "a photo of a cat on a roof"
 CAT = "5"

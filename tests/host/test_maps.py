@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from comfyui_process.graph import Graph, PromptError
+from comfyui_process.server import Server
 from infusion_core.embedded.model import load_model
 
 from . import graphs
-from .comfyui import Graph, PromptError, Server
 
 PROMPT = "a big circle at left on pink"
 

@@ -6,17 +6,16 @@ from statistics import mean
 
 import pytest
 
+from comfyui_process.server import Server
 from infusion_core.embedded.model import load_model
 from infusion_core.embedded.tasks import trainer_for
 from infusion_core.embedded.tinyworld import CONCEPTS, score, training_images
-from infusion_core.embedded.tinyworld.captions import caption
-from infusion_core.embedded.tinyworld.evaluate import TOLD, unseen_scenes
+from infusion_core.embedded.tinyworld.captions import UNSEEN_ASPECTS, caption, unseen_scenes
 from infusion_core.residual_file import save_concept
-from infusion_core.trainer import TrainSettings
+from infusion_core.training.residual import ResidualSettings
 from infusion_lab.studies.several import scenes_of
 
 from .both import embedded, hosted
-from .comfyui import Server
 
 GROUP = ("ember", "harlequin", "tent")
 
@@ -27,10 +26,10 @@ def trained(server: Server) -> None:
     model = load_model("tinyworld")
     for name in GROUP:
         concept = CONCEPTS[name]
-        trainer = trainer_for(model, training_images(concept), concept.shape, TrainSettings(steps=80))
+        trainer = trainer_for(model, training_images(concept), concept.shape, ResidualSettings(steps=80))
         for _ in trainer.run():
             pass
-        save_concept(server.base / "models" / "infusion" / f"{name}.safetensors", trainer.concept())
+        save_concept(server.base / "models" / "infusion" / f"{name}.safetensors", trainer.learned())
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -39,7 +38,7 @@ def test_concept_and_scene_error(server: Server, trained: None, count: int) -> N
     group = [CONCEPTS[name] for name in names]
     errors: dict[str, list[tuple[float, float]]] = {"host": [], "embedded": [], "base": []}
     for scene in scenes_of(group, 2) if count > 1 else unseen_scenes(group[0], 2):
-        prompt = caption(scene, TOLD)
+        prompt = caption(scene, UNSEEN_ASPECTS)
         latents = {
             "host": hosted(server, prompt, names, steps=10),
             "embedded": embedded(server, prompt, names, steps=10),

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from comfyui_process.host import REPOSITORY
+from comfyui_process.server import Server
 from infusion_core.residual_file import save_concept
 
-from .comfyui import REPOSITORY, Server
 from .conftest import residual
 from .examples import prepare
 from .page import find_browser, load_workflow, open_page, queue, set_widget

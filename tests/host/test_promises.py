@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from comfyui_process.graph import Graph, PromptError
+from comfyui_process.server import Server
+
 from . import graphs
-from .comfyui import Graph, PromptError, Server
 
 PROMPT = "a big circle at left on pink"
 ELSE = "a big square at left on pink"
@@ -60,6 +62,7 @@ def test_rows_of_the_streams(server: Server, concepts: Any) -> None:
     assert run(server, PROMPT, ["round"], cfg=1.0)[1] == [2] * 4
     assert run(server, PROMPT, ["round"], maps_end=0.0)[1] == [2] * 4
     assert run(server, PROMPT, ["round"], base_latent="own")[1] == [2] * 4 + [1, 2] * 4
+    assert run(server, PROMPT, ["round"], base_latent="own", maps_end=0.0)[1] == [2] * 4
 
 
 def test_base_rows_come_first_when_memory_is_short(server: Server, concepts: Any) -> None:
@@ -102,6 +105,16 @@ def test_an_interrupt_leaves_nothing_behind(server: Server, concepts: Any) -> No
     with pytest.raises(PromptError, match="interrupted"):
         server.run(graph, interrupt_at=3)
     assert torch.equal(run(server, ELSE, ["round"])[0], run(server, ELSE, None)[0])
+
+
+def test_a_concept_is_brought_to_its_device_once(server: Server, concepts: Any) -> None:
+    graph = Graph()
+    model, clip, _ = graphs.load(graph)
+    model, clip = graphs.patch(graph, model, clip, ["round"], strength=0.55)  # no other test's patch, which is kept
+    model = graph.add("TestMoves", model=model, name="moves")
+    empty = graphs.encode(graph, clip, "")
+    graphs.drawn(server, graph, graphs.sample(graph, model, graphs.encode(graph, clip, PROMPT), empty), "moved")
+    assert json.loads((server.output / "moves.json").read_text()) == 1
 
 
 def test_a_concept_loaded_twice_is_refused(server: Server, concepts: Any) -> None:

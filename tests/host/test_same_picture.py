@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from comfyui_process.graph import Graph
+from comfyui_process.server import Server
 from infusion_core.embedded.model import load_model
-from infusion_core.embedded.sampling import Window
+from infusion_core.schedule import NEVER
 
 from . import graphs
 from .both import embedded, hosted
-from .comfyui import Graph, Server
 
 CASES = {
     "one": ("a big circle at left on pink", ["round"]),
@@ -44,7 +45,7 @@ def test_own(server: Server, concepts: Any, case: str) -> None:
 
 def test_without_map_replacement(server: Server, concepts: Any) -> None:
     prompt, names = CASES["two"]
-    theirs = embedded(server, prompt, names, replacement=Window(0, 0))
+    theirs = embedded(server, prompt, names, replacement=NEVER)
     assert graphs.close(hosted(server, prompt, names, maps_end=0.0), theirs) < 2e-3
 
 

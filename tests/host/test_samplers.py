@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from comfyui_process.graph import Graph, PromptError
+from comfyui_process.server import Server
+
 from . import graphs
-from .comfyui import Graph, PromptError, Server
 
 PROMPT = "a big circle at left on pink"
 
@@ -38,7 +40,7 @@ def test_every_sampler_gives_the_base_picture_for_a_zero_residual(server: Server
     for sampler in found:
         plain, nothing, one = (drawn(server, sampler, c) for c in (None, "nothing", "round"))
         finite = bool(one.isfinite().all())
-        if not finite or graphs.close(nothing, plain) > 5e-3 or torch.equal(one, plain):
+        if not finite or graphs.close(nothing, plain) > 5e-3 or graphs.close(one, plain) < 5e-3:
             wrong[sampler] = (finite, graphs.close(nothing, plain), graphs.close(one, plain))
     assert not wrong
 

@@ -13,8 +13,10 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file
 
+from comfyui_process.graph import Graph, Output, PromptError
+from comfyui_process.server import Server
+
 from . import graphs
-from .comfyui import Graph, Output, PromptError, Server
 
 
 def vision_config(projection: int) -> transformers.CLIPVisionConfig:

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from comfyui_process.graph import Graph, Output
+from comfyui_process.server import Server
+
 from . import graphs
-from .comfyui import Graph, Output, Server
 
 pytestmark = pytest.mark.usefixtures("lora")
 PROMPT = "a big circle at left on pink"
@@ -193,7 +195,7 @@ def test_inpainting_with_a_noise_mask(server: Server, concepts: Any) -> None:
 
 def test_lora_order_does_not_matter(server: Server, concepts: Any) -> None:
     before, after = both(server, **PAIRS["lora before"]), both(server, **PAIRS["lora after"])
-    assert torch.equal(before[0], after[0])
+    assert graphs.close(before[0], after[0]) < 1e-4
     assert graphs.close(before[2], both(server)[2]) > 0.05  # the LoRA does something
 
 
@@ -202,7 +204,8 @@ def test_a_lora_loader_behind_the_patch_keeps_the_binding(server: Server, concep
     model, clip, _ = graphs.load(graph)
     model, clip = lora_loader(graph, *graphs.patch(graph, model, clip, ["round"]))
     samples = graphs.sample(graph, model, graphs.encode(graph, clip, PROMPT), graphs.encode(graph, clip, ""))
-    assert torch.equal(graphs.drawn(server, graph, samples, "lora-clip"), both(server, **PAIRS["lora after"])[0])
+    ours = graphs.drawn(server, graph, samples, "lora-clip")
+    assert graphs.close(ours, both(server, **PAIRS["lora after"])[0]) < 1e-4
 
 
 def test_cond_and_uncond_in_separate_calls(server: Server, concepts: Any) -> None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
+from comfyui_process.graph import Graph, Output, PromptError
+from comfyui_process.server import Server
 from infusion_core.embedded.model import load_model
 from infusion_core.embedded.tasks import trainer_for
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 from infusion_core.residual_file import load_concept
-from infusion_core.trainer import TrainSettings
+from infusion_core.training.residual import ResidualSettings
 
 from . import graphs
-from .comfyui import Graph, Output, PromptError, Server
 
 WORD = "circle"
 WIDGETS = {"word": WORD, "steps": 6, "batch_size": 2, "learning_rate": 0.02, "layout": "block", "bins": 1,
@@ -38,18 +40,18 @@ def train(graph: Graph, names: list[str], **changed: Any) -> Output:
     return graph.add("InfusionTrain", model=model, clip=clip, vae=vae, images=graphs.images(graph, names), **inputs)
 
 
-def expected(settings: TrainSettings, count: int, **options: Any) -> dict[str, torch.Tensor]:
+def expected(settings: ResidualSettings, count: int, **options: Any) -> dict[str, torch.Tensor]:
     """What the embedded host learns from the same pictures."""
     pictures = training_images(CONCEPTS["ember"])[:count]
     trainer = trainer_for(load_model("tinyworld"), pictures, WORD, settings, **options)
     for _ in trainer.run():
         pass
-    return dict(trainer.concept().tensors)
+    return dict(trainer.learned().tensors)
 
 
-def settings(**changed: Any) -> TrainSettings:
+def settings(**changed: Any) -> ResidualSettings:
     same = {k: WIDGETS[k] for k in ("steps", "batch_size", "learning_rate", "layout", "bins", "seed")}
-    return TrainSettings(**{**same, "snapshot_every": WIDGETS["preview_every"], **changed})  # type: ignore[arg-type]
+    return ResidualSettings(**{**same, "snapshot_every": WIDGETS["preview_every"], **changed})  # type: ignore[arg-type]
 
 
 def assert_alike(learned: Any, wanted: dict[str, torch.Tensor]) -> None:
@@ -68,7 +70,10 @@ def test_the_host_learns_what_the_embedded_host_learns(server: Server, photos: l
     ran = server.run(graph)
     learned = load_concept(server.output / "infusion" / "made" / f"{layout}.safetensors")
     assert_alike(learned, expected(settings(layout=layout), len(photos)))
-    assert learned.training["steps"] == "6"
+    told = {"steps": "6", "lr": "0.02", "batch": "2", "images": "3", "seed": "5", "resolution": "128x128"}
+    assert {key: learned.training.get(key) for key in told} == told
+    assert "replace_maps" not in learned.training
+    assert float(learned.training["validation_loss"]) > 0
     assert learned.thumbnail
     assert ran.previews >= 2  # one picture per snapshot
     assert f"{layout}.safetensors" in ran.outputs[saved.node]["text"][0]
@@ -84,6 +89,7 @@ def test_without_map_replacement_too(server: Server, photos: list[str]) -> None:
     graph.add("InfusionSaveConcept", concept=train(graph, photos, replace_maps=False), filename="own", storage="fp16")
     server.run(graph)
     learned = load_concept(server.output / "infusion" / "own.safetensors")
+    assert learned.training["replace_maps"] == "false"
     assert_alike(learned, expected(settings(replace_maps=False), len(photos)))
     replaced = expected(settings(), len(photos))
     assert any((learned.tensors[k] - v).norm() > 0.05 * v.norm() for k, v in replaced.items())
@@ -131,7 +137,7 @@ def test_training_goes_on_from_a_concept(server: Server, photos: list[str]) -> N
     earlier = trainer_for(model, pictures, WORD, settings(steps=3))
     for _ in earlier.run():
         pass
-    wanted = expected(settings(steps=3, seed=6), 3, start=earlier.concept())
+    wanted = expected(settings(steps=3, seed=6), 3, start=earlier.learned())
     assert_alike(load_concept(server.output / "infusion" / "longer.safetensors"), wanted)
 
 
@@ -167,6 +173,55 @@ def test_an_interrupt_leaves_a_usable_snapshot_and_the_host_works_on(server: Ser
     )
     server.run(graph)
     assert list((server.output / "infusion").glob("after*.safetensors"))
+
+
+PATCHED = {
+    "attn2 replacer": ("TestReplacer", {}, r"others\.replace"),
+    "attention couple": ("TestCouple", {}, r"others\."),
+    "core's FreeU": ("FreeU_V2", {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}, r"nodes_freelunch\.\w+"),
+    "model function": ("TestShift", {"by": 0.1}, r"vision\."),
+}
+
+
+@pytest.mark.parametrize("case", PATCHED)
+def test_a_model_with_patches_is_refused_by_name(server: Server, photos: list[str], case: str) -> None:
+    node, widgets, name = PATCHED[case]
+    with pytest.raises(PromptError, match=f"{name}.* patches this MODEL, .*connect the MODEL from in front of that"):
+        trained_on(server, photos, lambda graph, model: graph.add(node, model=model, **widgets))
+
+
+def test_a_model_with_our_own_patches_is_refused_too(server: Server, photos: list[str], concepts: Any) -> None:
+    def patched(graph: Graph, model: Output) -> Output:
+        return graphs.patch(graph, model, graphs.load(graph)[1], ["round"])[0]
+
+    def watched(graph: Graph, model: Output) -> Output:
+        return graph.add("InfusionInspectMaps", model=model, clip=graphs.load(graph)[1], words="circle")[0]
+
+    for patch, name in ((patched, r"attention\.patch_inputs"), (watched, r"observer\.inputs")):
+        with pytest.raises(PromptError, match=name + " patches this MODEL"):
+            trained_on(server, photos, patch)
+
+
+def test_a_lora_stays_and_is_trained_on(server: Server, photos: list[str], lora: Any) -> None:
+    def with_lora(graph: Graph, model: Output) -> Output:
+        return graph.add("LoraLoaderModelOnly", model=model, lora_name="test.safetensors", strength_model=1.0)
+
+    plain, other = (trained_on(server, photos, change) for change in (lambda graph, model: model, with_lora))
+    assert any((other.tensors[k] - v).norm() > 0.05 * v.norm() for k, v in plain.tensors.items())
+
+
+def trained_on(server: Server, photos: list[str], change: Callable[[Graph, Output], Output]) -> Any:
+    """What is learned on a changed MODEL."""
+    graph = Graph()
+    model, clip, vae = graphs.load(graph)
+    trained = graph.add(
+        "InfusionTrain", model=change(graph, model), clip=clip, vae=vae, images=graphs.images(graph, photos[:1]),
+        **{**WIDGETS, "steps": 2, "preview_every": 0},
+    )  # fmt: skip
+    graph.add("InfusionSaveConcept", concept=trained, filename="changed/model", storage="fp16")
+    server.run(graph)
+    written = (server.output / "infusion" / "changed").glob("*.safetensors")
+    return load_concept(max(written, key=lambda path: path.stat().st_mtime_ns))
 
 
 BAD = {

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
 import pytest
 import torch
 
 from infusion_core.attention import Plan
+from infusion_core.concepts import LoadedConcept, words_of
 from infusion_core.denoiser import Conditioning
+from infusion_core.embedded.evaluate import evaluate
+from infusion_core.embedded.sampling import SampleSettings
+from infusion_core.embedded.tasks import draw
 from infusion_core.embedded.tinyworld import CONCEPTS
+from infusion_core.embedded.tinyworld.captions import unseen_scenes
 from infusion_core.metrics.fisher import DenoiserPredictor
-from infusion_core.trainer import TrainSettings
-from infusion_lab.measures import fisher
-from infusion_lab.methods.infusion import Infusion
-from infusion_lab.methods.method import Recipe
+from infusion_core.residuals import zero_residual
+from infusion_core.schedule import ALWAYS, NEVER
+from infusion_core.training.residual import ResidualSettings
+from infusion_lab.measures import bare_pictures, drawn_and_scored, fisher
+from infusion_lab.methods.infusion import Infusion, without_maps
+from infusion_lab.methods.method import Learned, Recipe
 from infusion_lab.methods.perfusion import BETA, TAU, GatedEdit
-from infusion_lab.methods.registry import PUBLISHED, subjects_of, with_recipe
-from infusion_lab.studio import Studio, text_states
+from infusion_lab.methods.registry import PUBLISHED, with_recipe
+from infusion_lab.studio import text_states
+from infusion_lab.tinyworld import subjects_of
 
-STEPS = 12
+STEPS = 8
 FAST = {
     "dreambooth": 5e-4,
     "dreambooth-plain": 5e-4,
@@ -31,27 +43,23 @@ FAST = {
 
 def method_of(key):
     if key == "infusion":
-        return Infusion(TrainSettings(learning_rate=FAST[key]))
-    return with_recipe(PUBLISHED[key].method, {"learning_rate": FAST[key], "batch_size": 2})
+        return Infusion(ResidualSettings(learning_rate=FAST[key], batch_size=2))
+    return with_recipe(PUBLISHED[key].method, learning_rate=FAST[key], batch_size=2)
 
 
 @pytest.fixture(scope="module")
-def studio(tinyworld, tmp_path_factory):
-    return Studio(tinyworld, tmp_path_factory.mktemp("studio"), class_pictures=2)
+def trained(studio, subjects):
+    """First and last snapshot of a method, trained when a test first asks for it."""
+    return cache(lambda key: list(method_of(key).train(studio, subjects, (1, STEPS))))
 
 
-@pytest.fixture(scope="module")
-def subjects():
-    return subjects_of([CONCEPTS["ember"]])
+@pytest.fixture
+def applied(studio, trained):
+    """The model with what a method has learned in it."""
+    return lambda key: method_of(key).apply(studio, [trained(key)[-1].learned])
 
 
-@pytest.fixture(scope="module")
-def snapshots(studio, subjects):
-    """First and last snapshot of every method."""
-    return {key: list(method_of(key).train(studio, subjects, (1, STEPS))) for key in FAST}
-
-
-def loss_on_photos(studio, customised, subject):
+def loss_on_photos(customised, subject):
     """The noise prediction's error on fixed draws, without any of the lab's own loss code."""
     model = customised.model
     latents = model.encode(list(subject.photos))[:4]
@@ -59,18 +67,16 @@ def loss_on_photos(studio, customised, subject):
     eps = torch.randn(latents.shape, generator=generator)
     sigma = model.denoiser.sigmas[[300, 500, 700, 850]]
     noised = latents + sigma.reshape(-1, 1, 1, 1) * eps
-    words = {name: residual.word for name, (residual, _) in customised.concepts.items()}
-    prompt = model.text.encode(f"a photo of a {customised.phrases[0]}", words)
+    prompt = model.text.encode(f"a photo of a {customised.phrases[0]}", words_of(customised.concepts))
     with torch.no_grad():
-        seen = DenoiserPredictor(model.denoiser, [prompt], tuple(customised.concepts.values()))(noised, sigma, 0)
+        seen = DenoiserPredictor(model.denoiser, [prompt], customised.concepts)(noised, sigma, 0)
     return (seen - eps).square().mean().item()
 
 
 @pytest.mark.parametrize("key", FAST)
-def test_the_loss_on_the_photos_falls(key, studio, subjects, snapshots):
-    method = method_of(key)
-    first, last = (loss_on_photos(studio, method.apply(studio, [s.learned]), subjects[0]) for s in snapshots[key])
-    assert [s.step for s in snapshots[key]] == [1, STEPS]
+def test_the_loss_on_the_photos_falls(key, studio, subjects, trained):
+    first, last = (loss_on_photos(method_of(key).apply(studio, [s.learned]), subjects[0]) for s in trained(key))
+    assert [s.step for s in trained(key)] == [1, STEPS]
     assert last < first
 
 
@@ -86,7 +92,7 @@ def test_the_loss_on_the_photos_falls(key, studio, subjects, snapshots):
         ("infusion", lambda name: False),
     ],
 )
-def test_nothing_but_what_is_learned_changes(key, may_change, studio, subjects, snapshots):
+def test_nothing_but_what_is_learned_changes(key, may_change, studio, applied):
     def state(model):
         parts = {"unet": model.denoiser.unet, "text": model.text.encoders[0].model, "vae": model.vae}
         return {
@@ -95,45 +101,116 @@ def test_nothing_but_what_is_learned_changes(key, may_change, studio, subjects, 
             for name, value in module.state_dict().items()
         }
 
-    before = state(studio.base)
-    after = state(method_of(key).apply(studio, [snapshots[key][-1].learned]).model)
+    before, after = state(studio.base), state(applied(key).model)
     changed = {name for name in after if name not in before or not torch.equal(before[name], after[name])}
     assert all(may_change(name) for name in changed)
     assert bool(changed) == (key in ("dreambooth", "dreambooth-plain", "lora", "custom-diffusion"))
 
 
 @pytest.mark.parametrize("key", ["textual-inversion", "perfusion"])
-def test_a_new_word_changes_no_text_without_it(key, studio, snapshots):
-    model = method_of(key).apply(studio, [snapshots[key][-1].learned]).model
+def test_a_new_word_changes_no_text_without_it(key, studio, applied):
+    model = applied(key).model
     texts = ["a photo of a circle", "a photo of a big square"]
     with torch.no_grad():
         assert torch.equal(text_states(model, texts), text_states(studio.base, texts))
-        with_mark, plain = text_states(model, ["a photo of a v1"]), text_states(model, ["a photo of a circle"])
-    assert not torch.equal(with_mark, plain)
+        with_rare_word, plain = text_states(model, ["a photo of a v1"]), text_states(model, ["a photo of a circle"])
+    assert not torch.equal(with_rare_word, plain)
 
 
 @pytest.mark.parametrize("key", FAST)
-def test_only_infusion_leaves_other_prompts_exactly_alone(key, studio, snapshots):
-    customised = method_of(key).apply(studio, [snapshots[key][-1].learned])
-    divergence = fisher(studio.base, customised, ["circle"], prompts=4, draws=8).interval.mean
+def test_only_infusion_leaves_other_prompts_exactly_alone(key, studio, applied):
+    divergence = fisher(studio.base, applied(key), ["circle"], prompts=2, draws=4).interval.mean
     if key in ("infusion", "textual-inversion"):  # a new word alone cannot touch prompts without it
         assert divergence == 0
     else:
         assert divergence > 0
 
 
-def test_training_repeats_bit_by_bit(studio, subjects, snapshots):
-    again = list(method_of("lora").train(studio, subjects, (1, STEPS)))[-1].learned.tensors
-    assert all(torch.equal(again[k], v) for k, v in snapshots["lora"][-1].learned.tensors.items())
+@pytest.mark.parametrize("strength", [0.5, 1.5])
+def test_a_strength_acts_once(strength, studio, trained):
+    """Bare and scored pictures are those of the residual loaded by hand at that strength."""
+    model, settings, ember = studio.base, SampleSettings(3, 3.0), CONCEPTS["ember"]
+    learned = trained("infusion")[-1].learned
+    customised = replace(method_of("infusion"), strength=strength).apply(studio, [learned])
+    numbers = {name: tensor.float() for name, tensor in learned.tensors.items()}
+    residual = replace(zero_residual(model.denoiser.base, "circle"), tensors=numbers)
+    by_hand, plain = (LoadedConcept("ember", residual, s) for s in (strength, 1.0))
+    (bare,) = bare_pictures(customised, "circle", 1, settings, seed=3)
+    wanted, unscaled = (draw(model, "a photo of a circle", [c], 1, 3, settings)[0] for c in (by_hand, plain))
+    assert np.array_equal(bare, wanted)
+    assert not np.array_equal(bare, unscaled)
+    (scored,) = drawn_and_scored(customised, ember, 1, [3], settings)
+    (same,) = evaluate(model, ember, unseen_scenes(ember, 1), [3], settings, [by_hand])
+    assert np.array_equal(scored.picture, same.picture)
 
 
-def test_several_concepts_fit_in_one_model(studio, snapshots):
+def test_maps_are_replaced_as_in_training_unless_told_otherwise(studio, trained):
+    learned = [trained("infusion")[-1].learned]
+    windows = [
+        method.apply(studio, learned).concepts[0].map_window
+        for method in (Infusion(), without_maps(), replace(without_maps(), replacement=ALWAYS))
+    ]
+    assert windows == [ALWAYS, NEVER, ALWAYS]
+
+
+@pytest.mark.parametrize("key", ["perfusion", "lora"])
+def test_a_resumed_run_repeats_bit_by_bit(key, studio, subjects):
+    def run(steps, state=None):
+        trainer = method_of(key).trainer(studio, subjects, 4, seed=7, state=state)
+        for report in trainer.run():
+            if report.step == steps:
+                break
+        return trainer
+
+    whole, resumed = run(4), run(4, run(2).state())
+    for told in ("parameters", "mean", "square", "extra"):
+        first, second = (getattr(trainer.state(), told) for trainer in (whole, resumed))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(torch.equal(resumed.learned()[k], v) for k, v in whole.learned().items())
+
+
+def test_the_loss_is_the_photos_mean_and_the_weighed_mean_of_class_pictures(studio, subjects):
+    """By hand: each error from the network's own output, the batch from the generator in the order of the script."""
+    method = with_recipe(PUBLISHED["dreambooth"].method, batch_size=3, prior_weight=0.4)
+    objective, model = method.objective(studio, subjects, 0), studio.base
+    got = objective.losses(torch.Generator().manual_seed(11))["denoising"].mean().item()
+
+    generator = torch.Generator().manual_seed(11)
+    photos, priors = model.encode(list(subjects[0].photos)), studio.class_latents("circle")
+    rows = []
+    for _ in range(3):
+        torch.randint(1, (), generator=generator)  # the subject
+        rows.append(photos[torch.randint(len(photos), (), generator=generator)])
+        torch.randint(1, (), generator=generator)  # the caption
+        rows.append(priors[torch.randint(len(priors), (), generator=generator)])
+    times = torch.randint(1000, (6,), generator=generator)
+    eps = torch.randn(6, *photos.shape[1:], generator=generator)
+    errors = []
+    for row, (latent, time) in enumerate(zip(rows, times, strict=True)):
+        context = text_states(model, [f"a photo of a {'circle' if row % 2 else 'v1 circle'}"])
+        sigma = model.denoiser.sigmas[time][None]
+        out = model.denoiser.predict(latent[None] + sigma * eps[row], sigma, Conditioning(context), Plan())
+        errors.append((out[0] - eps[row]).square().mean().item())
+    assert got == pytest.approx(np.mean(errors[::2]) + 0.4 * np.mean(errors[1::2]), rel=1e-5)
+
+
+def test_validation_repeats_and_has_as_many_draws_as_asked(studio, subjects):
+    objective = method_of("dreambooth").objective(studio, subjects, 0)
+    with torch.no_grad():
+        first, again, other = (objective.validation(3, seed) for seed in (1, 1, 2))
+    assert first.shape == (3,)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_several_concepts_fit_in_one_model(studio):
     two = subjects_of([CONCEPTS["ember"], CONCEPTS["flag"]])
     joint = method_of("custom-diffusion")
-    (only,) = joint.train(studio, two, (2,))
+    (only,) = joint.train(studio, two, (1,))
     assert joint.apply(studio, [only.learned]).phrases == ("v1 circle", "v2 square")
     apart = method_of("perfusion")
-    learned = [next(apart.train(studio, [subject], (2,))).learned for subject in two]
+    learned = [next(apart.train(studio, [subject], (1,))).learned for subject in two]
     customised = apart.apply(studio, learned)
     assert customised.phrases == ("v1", "v2")
     context = customised.model.text.encode("a photo of a v1 at the left and a v2 at the right").conditioning.context
@@ -174,11 +251,15 @@ def test_perfusions_edits_of_two_concepts_take_both_directions_out():
     assert torch.allclose(edit(aside[None, None])[0, 0], base.weight @ aside, atol=1e-5)
 
 
-def test_what_is_stored_is_half_precision(studio, snapshots):
-    sizes = {key: len(s[-1].learned.data) for key, s in snapshots.items()}
+def test_what_is_stored_is_half_precision(studio, subjects, trained):
+    def size(key):
+        return len(Learned(subjects, method_of(key).objective(studio, subjects, 0).learned()).data)
+
     numbers = sum(p.numel() for p in studio.base.denoiser.unet.parameters())
-    assert sizes["dreambooth"] == pytest.approx(2 * numbers, rel=0.02)
-    assert sizes["textual-inversion"] < sizes["infusion"] < sizes["perfusion"] < sizes["lora"] < sizes["dreambooth"]
+    whole = size("dreambooth-plain")
+    assert whole == pytest.approx(2 * numbers, rel=0.02)
+    ours = len(trained("infusion")[-1].learned.data)
+    assert size("textual-inversion") < ours < size("perfusion") < size("lora") < whole
 
 
 def test_recipes_are_complete():

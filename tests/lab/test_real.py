@@ -13,7 +13,8 @@ from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 from infusion_core.errors import InfusionError
 from infusion_lab.dataset import read_dataset
-from infusion_lab.real import Judges, Request, run_real
+from infusion_lab.judges import Judges
+from infusion_lab.real import Request, run_real
 from tests.embedded.factories import save_model
 
 PROMPTS = """Classes
@@ -43,7 +44,8 @@ prompt_list = [
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("real")
-    model = save_model(folder / "model", sample_size=4)
+    model = save_model(folder / "model", context=32, channels=(8, 8, 8), sample_size=4)
+    (model / "infusion.json").write_text(json.dumps({"steps": 2, "guidance": 3.0}))
     torch.manual_seed(0)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     projected = {**small, "projection_dim": 8}
@@ -64,7 +66,7 @@ def places(tmp_path_factory):
 
 def test_the_dataset_is_read_as_published(places):
     data = read_dataset(places["dataset"], "sks")
-    assert [(s.name, s.word, len(s.photos), s.mark) for s in data.subjects] == [
+    assert [(s.name, s.word, len(s.photos), s.rare_word) for s in data.subjects] == [
         ("dog2", "dog", 2, "sks"),
         ("fancy_boot", "boot", 2, "sks"),
     ]
@@ -83,7 +85,7 @@ def test_a_folder_that_is_not_the_dataset_is_refused(tmp_path):
 
 def test_every_method_runs_on_stable_diffusions_structure(places, tmp_path, capsys):
     request = Request(str(places["model"]), places["dataset"], places["clip"], places["dino"], tmp_path,
-                      mark="x", count=2, limit=1)  # fmt: skip
+                      rare_word="x", count=2, limit=1)  # fmt: skip
     run_real(request)
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
     assert {r["method"] for r in rows} == {
@@ -99,8 +101,10 @@ def test_every_method_runs_on_stable_diffusions_structure(places, tmp_path, caps
     assert "paper's" in capsys.readouterr().out
 
 
-def test_a_mark_of_several_tokens_is_refused(places, tmp_path):
-    request = Request(str(places["model"]), places["dataset"], places["clip"], places["dino"], tmp_path, mark="sks")
+def test_a_rare_word_of_several_tokens_is_refused(places, tmp_path):
+    request = Request(
+        str(places["model"]), places["dataset"], places["clip"], places["dino"], tmp_path, rare_word="sks"
+    )
     with pytest.raises(InfusionError, match="3 tokens"):
         run_real(request)
 

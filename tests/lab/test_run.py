@@ -1,4 +1,4 @@
-"""The lab as a whole, very small: resuming, the files it writes, the page, the choice of settings."""
+"""The lab as a whole, very small: resuming, the files it writes, the page, tuning."""
 
 from __future__ import annotations
 
@@ -9,61 +9,59 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from infusion_core.embedded.sampling import SampleSettings
-from infusion_core.embedded.tinyworld import CONCEPTS, Scene, Thing, render
 from infusion_core.errors import InfusionError
+from infusion_lab import tune
 from infusion_lab.bench import QUICK, Bench
 from infusion_lab.methods.infusion import Infusion
-from infusion_lab.methods.registry import PUBLISHED
-from infusion_lab.report.claims import OPEN, REFUTED, REPRODUCED, verdicts
-from infusion_lab.report.intervals import over_prompts, within_concepts
-from infusion_lab.report.tables import ablation_table, cell, figures, with_trade
-from infusion_lab.run import run
+from infusion_lab.methods.registry import PUBLISHED, TUNED, tuning
+from infusion_lab.run import STUDIES, run, studies_for
 from infusion_lab.store import Cell, Result, Row, Store
-from infusion_lab.studies import ablations, curves, fidelity, several, toy
+from infusion_lab.studies import ablations, curves, fidelity, layouts, several, toy
 from infusion_lab.studio import Studio
-from infusion_lab.tune import choose
+from infusion_lab.tinyworld import some_captions
 
 TINY = replace(
-    QUICK, prompts=1, seeds=1, max_steps=2, marks=(1, 2), class_pictures=2, samples=2, fisher_prompts=2, fisher_draws=2,
-    groups=(("ember", "wasp"),), group_prompts=1, concepts=("ember",),
+    QUICK, prompts=1, seeds=1, max_steps=2, snapshot_steps=(1, 2), curve_prompts=1, class_pictures=2, samples=2,
+    fisher_prompts=2, fisher_draws=2, groups=(("ember", "wasp"),), group_prompts=1, concepts=("ember",),
+    layout_prompts=1, setting_prompts=1,
 )  # fmt: skip
-STUDIES = [curves.cells, fidelity.cells, several.cells]
+SOME = [curves.cells, fidelity.cells, several.cells]
 
 
-def bench(tinyworld, folder):
-    methods = [PUBLISHED["lora"].method, PUBLISHED["perfusion"].method, Infusion()]
-    studio = Studio(tinyworld, folder / "studio", TINY.class_pictures)
+def bench(model, folder):
+    methods = [PUBLISHED["lora"].method, Infusion()]  # one joint, one that learns concepts apart
+    studio = Studio(model, folder / "studio", some_captions()[:50], TINY.class_pictures)
     return Bench(studio, Store(folder), TINY, methods, sampling=SampleSettings(2, 3.0))
 
 
 @pytest.fixture(scope="module")
-def finished(tinyworld, tmp_path_factory):
+def finished(rare, tmp_path_factory):
     out = tmp_path_factory.mktemp("lab")
-    run(bench(tinyworld, out / "tiny"), STUDIES, out, "tiny")
+    run(bench(rare, out / "tiny"), SOME, out, "tiny")
     return out
 
 
-def test_a_stopped_run_goes_on_to_the_same_csv(tinyworld, finished, tmp_path):
-    lab = bench(tinyworld, tmp_path / "tiny")
-    cells = [c for study in STUDIES for c in study(lab)]
-    for one in cells[:5]:
+def test_a_stopped_run_goes_on_to_the_same_csv(rare, finished, tmp_path):
+    """A run that stopped after three cells of one study, against the whole lab's rows of that study."""
+    lab = bench(rare, tmp_path / "tiny")
+    for one in fidelity.cells(lab)[:3]:
         lab.store.result(one)
     stopped = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
-    run(lab, STUDIES, tmp_path, "tiny")
-    assert (tmp_path / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
+    run(lab, [fidelity.cells], tmp_path, "tiny")
+    header, *rows = (finished / "results.csv").read_text().splitlines()
+    assert (tmp_path / "results.csv").read_text().splitlines() == [header, *(r for r in rows if "fidelity" in r)]
     assert all(p.stat().st_mtime_ns == at for p, at in stopped.items())
 
 
-def test_a_report_of_what_is_finished_computes_nothing(tinyworld, tmp_path):
-    lab = bench(tinyworld, tmp_path / "tiny")
+def test_a_report_of_what_is_finished_computes_nothing(rare, tmp_path):
+    lab = bench(rare, tmp_path / "tiny")
     with pytest.raises(InfusionError, match="nothing is finished"):
-        run(lab, STUDIES, tmp_path, "tiny", finished=True)
+        run(lab, SOME, tmp_path, "tiny", finished=True)
     first = fidelity.cells(lab)[0]
     lab.store.result(first)
-    run(lab, STUDIES, tmp_path, "tiny", finished=True)
+    run(lab, SOME, tmp_path, "tiny", finished=True)
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
     assert {(r["study"], r["method"]) for r in rows} == {("fidelity", first.method)}
 
@@ -71,7 +69,7 @@ def test_a_report_of_what_is_finished_computes_nothing(tinyworld, tmp_path):
 def test_the_csv_is_tidy(finished):
     rows = list(csv.DictReader((finished / "results.csv").open()))
     assert {r["study"] for r in rows} == {"steps", "fidelity", "several"}
-    assert {"lora", "perfusion", "infusion"} < {r["method"] for r in rows}
+    assert {"lora", "infusion"} < {r["method"] for r in rows}
     keys = [tuple(v for k, v in r.items() if k != "value") for r in rows]
     assert len(set(keys)) == len(keys)
     assert all(np.isfinite(float(r["value"])) for r in rows)
@@ -98,7 +96,7 @@ def test_the_page_stands_alone(finished):
     page = Page()
     page.feed((finished / "index.html").read_text())
     assert not page.open
-    assert len(page.sources) > 20
+    assert len(page.sources) > 15
     assert (finished / "several.png").stat().st_size > 1000
     assert all(s.startswith("data:image/png;base64,") for s in page.sources)
     report = json.loads((finished / "report.json").read_text())
@@ -112,113 +110,28 @@ def test_every_ablation_differs_from_infusion_as_it_is():
     assert len({v.name for v in ablations.variants()}) == len(settings)
 
 
-def test_ablations_are_held_against_infusion_concept_by_concept():
-    errors = {"Infusion": (0.1, 0.5), "4 bins": (0.13, 0.51)}
-    rows = [row for name, values in errors.items() for row in rows_of("ablations", "concept_error", **{name: values})]
-    shown = ablation_table(rows)
-    told = {line[0]: dict(zip(shown.header, line, strict=True)) for line in shown.lines}
-    assert told["4 bins"]["concept error, against Infusion's"] == "+0.020 ± 0.127"  # t(0.975, 1) = 12.706 times 0.01
-    assert told["Infusion"]["concept error, against Infusion's"] == ""
+def test_two_studies_run_only_if_they_are_named():
+    assert STUDIES.keys() - {layouts.STUDY, layouts.SETTINGS} == {
+        name for name, cells in STUDIES.items() if cells in studies_for([])
+    }
+    assert studies_for([layouts.SETTINGS, "steps"]) == [curves.cells, layouts.setting_cells]
+    with pytest.raises(InfusionError, match="no study 'layout'"):
+        studies_for(["layout"])
 
 
-def test_leakage_is_told_from_exact_pictures():
-    group = [CONCEPTS["ember"], CONCEPTS["flag"]]
-    scene = Scene((Thing("circle", "small", "left"), Thing("square", "small", "right")), "pink", "plain")
-    right = render(scene, group)
-    swapped = render(
-        scene, [replace(group[0], look=group[1].look), replace(group[1], look=group[0].look)]
-    )  # each thing wears the other's look
-    for picture, worn in ((right, "ember"), (swapped, "flag")):
-        errors = several.errors_against(picture, scene, group[0], group)
-        assert min(errors, key=errors.get) == worn
-        assert errors[worn] < 0.04
-
-
-def rows_of(study, measure, prompts=("",), **values):
-    return [
-        Row(study, method, str(i), 1, prompt, 0, measure, v + j / 1000)
-        for method, per_concept in values.items()
-        for i, v in enumerate(per_concept)
-        for j, prompt in enumerate(prompts)
-    ]
-
-
-def test_verdicts_need_intervals_without_zero():
-    def verdict(infusion, lora):
-        rows = rows_of("several", "leaked", infusion=infusion, lora=lora)
-        pairs = [replace(row, concept=f"{row.concept}+ember") for row in rows]
-        three = [replace(r, concept="a+b+c", value=1.0 - (r.method == "lora")) for r in rows[:: len(infusion)]]
-        return verdicts([*pairs, *three], {})[0].verdict  # three concepts do not count
-
-    assert verdict([0.1, 0.12, 0.11], [0.5, 0.52, 0.54]) == REPRODUCED
-    assert verdict([0.5, 0.52, 0.54], [0.1, 0.12, 0.11]) == REFUTED
-    assert verdict([0.1, 0.6, 0.3], [0.5, 0.2, 0.35]) == OPEN
-    assert verdict([0.1], [0.5]) == OPEN
-
-
-def front(**positions):
-    """The verdict on the front, of methods with these position errors (px) and concept errors, over three concepts."""
-    rows = []
-    for method, (px, concept_error) in positions.items():
-        for measure, value in (("concept_error", concept_error), ("scene_error", 0.01), ("position_error", px)):
-            rows += rows_of("fidelity", measure, prompts=("p", "q", "r"), **{method: [value] * 3})
-    return next(v for v in verdicts(rows, {}) if "Pareto" in v.claim)
-
-
-def test_the_front_needs_three_baselines_left_behind():
-    behind = {"lora": (9.0, 0.05), "perfusion": (2.0, 0.3), "dreambooth": (2.0, 0.2)}
-    found = front(infusion=(2.0, 0.1), **behind)
-    assert found.verdict == REPRODUCED
-    assert "lora (prompt error), perfusion (concept error), dreambooth (concept error)" in found.figures
-    assert front(infusion=(2.0, 0.1), lora=(9.0, 0.05), perfusion=(2.0, 0.3)).verdict == OPEN
-    beaten = front(infusion=(2.0, 0.1), **behind, textual=(1.9, 0.09))
-    assert beaten.verdict == REFUTED
-    assert "better in both: textual" in beaten.figures
-
-
-def test_intervals_over_prompts_hold_the_truth_19_times_in_20():
-    """Two concepts of other means and spreads; the truth is the mean of both."""
-    rng, truth = np.random.default_rng(0), 0.3
-    held = 0
-    for _ in range(2000):
-        drawn = {"a": rng.normal(0.1, 0.05, 12), "b": rng.normal(0.5, 0.2, 8)}
-        mean, low, high = over_prompts({c: {str(i): v for i, v in enumerate(x)} for c, x in drawn.items()})
-        assert mean == pytest.approx((drawn["a"].mean() + drawn["b"].mean()) / 2)
-        held += low < truth < high
-    assert 0.93 < held / 2000 < 0.965
-
-
-def test_intervals_within_concepts_leave_out_how_hard_a_concept_is():
-    hard = np.array([0.1, 0.9, 0.5, 0.3])
-    noise = np.array([[0.01, -0.02, 0.0, 0.015], [-0.005, 0.02, 0.01, -0.01], [0.0, 0.01, -0.02, 0.005]])
-    table = {f"m{i}": dict(zip("abcd", hard + row + i / 10, strict=True)) for i, row in enumerate(noise)}
-    values = np.array([list(by.values()) for by in table.values()])
-    normed = values - values.mean(0) + values.mean()
-    half = stats.t.ppf(0.975, 3) * stats.sem(normed, axis=1) * np.sqrt(3 / 2)
-    for i, (mean, low, high) in enumerate(within_concepts(table).values()):
-        assert (mean, high - mean, mean - low) == pytest.approx((values[i].mean(), half[i], half[i]))
-    assert half.max() < 0.1 < stats.t.ppf(0.975, 3) * stats.sem(values[0])  # much narrower than a plain one
-    assert within_concepts({"m": {"a": 1.0}, "n": {"b": 1.0}}) == {}
-
-
-def test_the_gap_is_a_share():
-    rows = rows_of("fidelity", "concept_error", **{
-        "base: class word": [0.4, 0.3], "base: look in words": [0.1, 0.1], "lora": [0.25, 0.1]
-    })  # fmt: skip
-    gaps = with_trade(figures(rows, "fidelity"))["lora", "gap_closed"]
-    assert gaps == pytest.approx({"0": 0.5, "1": 1.0})
-    assert cell({"0": 1.0}, ".1f") == "1.0"
-    assert cell({"0": 1.0, "1": 2.0}, ".2f") == "1.50 ± 6.35"  # t(0.975, 1) = 12.706 times 0.5
-
-
-def test_tuning_chooses_the_least_objective():
-    rows = [
-        Row("tune", f"lora lr {rate}", "acorn", step, "", 0, measure, value)
-        for rate, step, concept_error, px in (("0.001", 50, 0.3, 0.0), ("0.01", 100, 0.2, 128.0 * 0.05))
-        for measure, value in {"concept_error": concept_error, "scene_error": 0.0, "position_error": px}.items()
-    ]  # fmt: skip
-    chosen = [line for line in choose(rows) if line["chosen"]]
-    assert [(c["learning_rate"], c["steps"], c["objective"]) for c in chosen] == [(0.01, 100, pytest.approx(0.25))]
+def test_the_study_of_layouts_shows_its_table(rare, tmp_path, capsys):
+    lab = bench(rare, tmp_path / "tiny")
+    cells = [c for c in layouts.cells(lab) if c.method.startswith(("base", "block"))]
+    run(lab, [lambda _: cells], tmp_path, "tiny")
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert {r["measure"] for r in rows} == {"concept_error", "scene_error", "position_error", "size_error"}
+    (shown,) = json.loads((tmp_path / "report.json").read_text())["tables"]["layouts"]
+    lines = {line[0]: dict(zip(shown["header"], line, strict=True)) for line in shown["lines"]}
+    assert lines["base: class word"]["gap closed"] == "0%"
+    assert lines["base: class word"]["scene error / base's"] == "1.00"
+    assert lines["block, own"]["gap closed, against block, shared"][0] in "+-"
+    assert lines["block, shared"]["gap closed, against block, shared"] == ""
+    assert "block, no map replacement" in capsys.readouterr().out
 
 
 def test_toy_residual_leaves_the_other_class_alone_and_keeps_the_spread(monkeypatch):
@@ -229,6 +142,34 @@ def test_toy_residual_leaves_the_other_class_alone_and_keeps_the_spread(monkeypa
     assert rows[toy.FULL, "w2_class_b"] > 0.05
     assert rows[toy.OWN, "spread_kept"] > 0.8
     assert rows[toy.FULL, "spread_kept"] < 0.3
+
+
+def test_tuning_chooses_the_least_objective():
+    rows = [
+        Row("tune", f"lora lr {rate}", "acorn", step, "", 0, measure, value)
+        for rate, step, concept_error, px in (("0.001", 50, 0.3, 0.0), ("0.01", 100, 0.2, 128.0 * 0.05))
+        for measure, value in {"concept_error": concept_error, "scene_error": 0.0, "position_error": px}.items()
+    ]  # fmt: skip
+    chosen = [line for line in tune.choose(rows) if line["chosen"]]
+    assert [(c["learning_rate"], c["steps"], c["objective"]) for c in chosen] == [(0.01, 100, pytest.approx(0.25))]
+
+
+def test_tuning_writes_to_its_folder_and_keeps_what_is_known_of_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "SNAPSHOT_STEPS", {"quick": (1,)})
+    monkeypatch.setattr(tune, "PROMPTS", {"quick": 1})
+    monkeypatch.setattr(tune, "SEEDS", 1)
+    monkeypatch.setattr(tune, "FULL", replace(tune.FULL, draw_steps=2))
+    before = TUNED.read_bytes()
+    tune.run_tune(tmp_path, True, ["acorn"], ["textual-inversion"], 0)
+    assert TUNED.read_bytes() == before
+    found = tuning(tmp_path / "tuned.json")["grid"]
+    assert {line["method"] for line in found} == set(PUBLISHED)
+    ours = [line for line in found if line["method"] == "textual-inversion"]
+    assert [line["learning_rate"] for line in ours] == list(PUBLISHED["textual-inversion"].rates)
+    assert sum(line["chosen"] for line in ours) == 1
+    tune.run_tune(tmp_path, True, ["acorn"], ["perfusion"], 0)
+    again = tuning(tmp_path / "tuned.json")["grid"]
+    assert [line for line in again if line["method"] == "textual-inversion"] == ours
 
 
 def test_half_written_cells_do_not_count(tmp_path):

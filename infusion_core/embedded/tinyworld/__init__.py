@@ -1,8 +1,8 @@
 """A small world with a known answer: scenes drawn by code, a tiny diffusion model of them, and an exact oracle."""
 
 from .concepts import CONCEPTS, HELD_OUT_LOOKS, TUNING_CONCEPTS
-from .draw import render, training_images
 from .oracle import Score, score
+from .painting import render, training_images
 from .world import Concept, Look, Scene, Thing
 
 __all__ = [

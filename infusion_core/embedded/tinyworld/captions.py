@@ -6,10 +6,11 @@ from collections.abc import Collection
 from random import Random
 
 from ...captions import CAPTION_TEMPLATES
-from .world import BACKGROUNDS, BODIES, COLOURS, PATTERNS, POSITIONS, SHAPES, SIZES, Look, Scene, Thing
+from .world import BACKGROUNDS, BODIES, COLOURS, PATTERNS, POSITIONS, SHAPES, SIZES, Concept, Look, Scene, Thing
 
 # The weights know the words by number, and training drew openings by place: no template may change or move.
 OPENINGS = (*(template.removesuffix(" {}") for template in CAPTION_TEMPLATES), "a")
+UNSEEN_ASPECTS = ("size", "position", "background", "pattern")  # what an unseen prompt says; never the look
 SPREADS = {  # positions that scenes of two and three things take
     2: (("left", "right"), ("top", "bottom")),
     3: (("left", "right", "top"), ("left", "right", "bottom"), ("top", "bottom", "left"), ("top", "bottom", "right")),
@@ -73,3 +74,18 @@ def random_aspects(rng: Random, tell_look: float = 0.6, tell: float = 0.85) -> s
     if rng.random() < tell_look:
         say.add("look")
     return say
+
+
+def unseen_scenes(concept: Concept, count: int = 8) -> list[Scene]:
+    """Scenes that share neither background nor position with the concept's training pictures."""
+    rng = Random(f"unseen {concept.name}")
+    backgrounds = [b for b in BACKGROUNDS if b != concept.background]
+    positions = [p for p in POSITIONS if p != concept.position]
+    every = [
+        Scene.of(concept.shape, size, position, background, pattern)
+        for size in SIZES
+        for position in positions
+        for background in backgrounds
+        for pattern in PATTERNS
+    ]
+    return rng.sample(every, count)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.optimize import minimize
 
-from .draw import OUTLINE_PX, Pixels, background, dot_cover, grid, paint, second_area, silhouette
+from .painting import OUTLINE_PX, Pixels, background, dot_cover, grid, paint, second_area, silhouette
 from .world import BACKGROUNDS, COLOURS, PATTERNS, POSITIONS, SIZE, SIZES, Concept, Look, Scene, Thing
 
 RADII = tuple(np.arange(12.0, 37.0, 2.0).tolist())  # px, searched
@@ -149,6 +151,37 @@ def all_looks() -> tuple[Look, ...]:
     return tuple(looks)
 
 
+def read_concept(photos: Sequence[Image.Image], shape: str) -> Concept:
+    """What TinyWorld training pictures show: the concept behind them, read by the oracle.
+
+    Args:
+        photos: 128x128.
+        shape: what they show, a shape of TinyWorld.
+    """
+    looks, places = [], []
+    for photo in photos:
+        found, size, position = _find(photo, shape)
+        looks.append(read_look(photo, found))
+        places.append((*read_background(photo), position, size))
+    look = max(looks, key=looks.count)
+    background, pattern, position, size = max(places, key=places.count)
+    return Concept("concept", shape, look, background, pattern, position, size)
+
+
+def obeyed(picture: Image.Image, scene: Scene) -> dict[str, bool]:
+    """Which aspects of a one-thing scene a picture got right."""
+    thing = scene.things[0]
+    found, size, position = _find(picture, thing.shape)
+    colour, pattern = read_background(picture)
+    return {
+        "position": position == thing.position,
+        "size": size == thing.size,
+        "background": colour == scene.background,
+        "pattern": pattern == scene.pattern,
+        "appearance": read_look(picture, found) == thing.look,
+    }
+
+
 def as_pixels(image: Image.Image | Pixels) -> Pixels:
     """A picture as float32 (H, W, 3) in [0, 1].
 
@@ -194,3 +227,13 @@ def _within(cx: float, cy: float, reach: float) -> Pixels:
     yy, xx = np.mgrid[0:SIZE, 0:SIZE]
     near: Pixels = np.hypot(xx + 0.5 - cx, yy + 0.5 - cy) <= reach
     return near
+
+
+def _find(picture: Image.Image, shape: str) -> tuple[Thing, str, str]:
+    """The thing of a shape wherever it is, with the nearest size and position words."""
+    anywhere = Thing(shape)
+    found = locate(as_pixels(picture), Scene((anywhere,)), anywhere)
+    x, y = found.centre
+    position = min(POSITIONS, key=lambda p: math.hypot(x - POSITIONS[p][0], y - POSITIONS[p][1]))
+    size = min(SIZES, key=lambda s: abs(SIZES[s] - found.radius))
+    return found, size, position

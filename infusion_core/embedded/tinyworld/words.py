@@ -1,8 +1,8 @@
-"""TinyWorld's tokenizer: a word list. Every word is one token, as it is one token of CLIP's own vocabulary."""
+"""TinyWorld's word list. Every word is one token, as it is one token of CLIP's own vocabulary."""
 
 from __future__ import annotations
 
-import difflib
+from typing import Any
 
 from .captions import OPENINGS
 from .world import BACKGROUNDS, BODIES, COLOURS, PATTERNS, POSITIONS, SHAPES, SIZES
@@ -21,31 +21,9 @@ def _vocabulary() -> tuple[str, ...]:
 
 WORDS = _vocabulary()
 VOCABULARY_SIZE = 64  # room for words a later world may add; the first two are START and END
-_IDS = {word: i for i, word in enumerate(WORDS, start=2)}
 
 
-def word_ids(text: str) -> list[int]:
-    """Token ids of a text, without start, end or padding.
-
-    Raises:
-        ValueError: a word is not in TinyWorld; the message names it and the nearest known words.
-    """
-    ids = []
-    for word in text.lower().replace(",", " ").replace(".", " ").split():
-        if word not in _IDS:
-            near = difflib.get_close_matches(word, WORDS, 3, 0.5) or WORDS
-            raise ValueError(f"TinyWorld does not know the word {word!r}; try: {', '.join(near)}")
-        ids.append(_IDS[word])
-    return ids
-
-
-def encode(text: str, length: int = LENGTH) -> list[int]:
-    """Token ids of a text with start and end, padded with END to `length`.
-
-    Raises:
-        ValueError: an unknown word, or more words than fit.
-    """
-    ids = word_ids(text)
-    if len(ids) > length - 2:
-        raise ValueError(f"the text has {len(ids)} words; {length - 2} fit")
-    return [START, *ids, *[END] * (length - 1 - len(ids))]
+def tokenizer_file() -> dict[str, Any]:
+    """What ``tokenizer/words.json`` beside the weights holds."""
+    ids = {word: i for i, word in enumerate(WORDS, start=2)}
+    return {"start": START, "end": END, "length": LENGTH, "words": ids}

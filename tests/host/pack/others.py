@@ -1,6 +1,7 @@
 """Test-only nodes: what users stack with Infusion, a second implementation of it, and instruments."""
 
 import json
+import sys
 from pathlib import Path
 
 import comfy.cldm.cldm
@@ -51,6 +52,11 @@ def node(returns, **inputs):
 TEXT = ("STRING", {"default": ""})
 
 
+def pack_name():
+    """What the host calls the pack."""
+    return next(n for n in sys.modules if n.endswith("infusion") and hasattr(sys.modules[n], "comfy_entrypoint"))
+
+
 @node(("SIGMAS",), values=TEXT)
 def sigmas(values):
     """Noise levels, separated by spaces."""
@@ -74,6 +80,24 @@ def row_log(model, name):
 
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "row_log", count)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "row_log", begin)
+    return patched
+
+
+@node(("MODEL",), model="MODEL", name=TEXT)
+def moves(model, name):
+    """Write how often a concept was brought to a device during a sampling run to output/NAME.json."""
+    kind, patched = sys.modules[f"{pack_name()}.infusion_core.concepts"].LoadedConcept, model.clone()
+
+    def sample(executor, *args, **kwargs):
+        counted, original = [], kind.to
+        kind.to = lambda *where: counted.append(where[1:]) or original(*where)
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            kind.to = original
+            (Path(folder_paths.get_output_directory()) / f"{name}.json").write_text(json.dumps(len(counted)))
+
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "moves", sample)
     return patched
 
 
@@ -245,6 +269,7 @@ NODES = {
     "TestBoxed": boxed,
     "TestSigmas": sigmas,
     "TestRowLog": row_log,
+    "TestMoves": moves,
     "TestReplacer": replacer,
     "TestCouple": couple,
     "TestRegional": regional,

@@ -10,7 +10,7 @@ import comfy.sd
 import comfy.supported_models
 import torch
 
-from .others import node
+from .others import node, pack_name
 
 UNET = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1],
@@ -86,7 +86,7 @@ class TestSmall:
 @node(("LATENT",), model="MODEL", text="CONDITIONING")
 def network_output(model, text):
     """How far the trainer's view of the network is from the network itself, as a latent of one number per sigma."""
-    pack = next(n for n in sys.modules if n.endswith("infusion") and hasattr(sys.modules[n], "comfy_entrypoint"))
+    pack = pack_name()
     denoiser_module = sys.modules[f"{pack}.nodes.host.denoiser"]
     core = sys.modules[f"{pack}.infusion_core.denoiser"]
     plan = sys.modules[f"{pack}.infusion_core.attention"].Plan()

@@ -9,7 +9,6 @@ import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
 import comfy.utils
-import folder_paths
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -50,8 +49,7 @@ def load_unet():
 def load_clip():
     weights = load_file(WEIGHTS / "text_encoder" / "model.safetensors")
     state = {f"clip_l.transformer.text_model.{k.removeprefix('text_model.')}": v for k, v in weights.items()}
-    # Written by the tests: this environment lacks what the package of TinyWorld imports.
-    vocabulary = json.loads((Path(folder_paths.get_input_directory()) / "tinyworld-words.json").read_text())
+    vocabulary = json.loads((WEIGHTS / "tokenizer" / "words.json").read_text())
     config = {
         "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 512,
         "hidden_act": "quick_gelu", "max_position_embeddings": 77, "eos_token_id": 49407,

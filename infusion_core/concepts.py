@@ -1,0 +1,53 @@
+"""A concept at a strength: what a user loads, under a name, and how it is to act."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from .residuals import ConceptResidual
+from .schedule import ALWAYS, NEVER, Window
+from .sites import Site
+
+
+@dataclass(frozen=True)
+class LoadedConcept:
+    """One concept at work, the same thing in every host.
+
+    Attributes:
+        name: what ``<name>`` in a prompt refers to.
+        residual: what was learned.
+        strength: the user's scale of the residual; 0 is the base model.
+        blocks: further scale by UNet block (``mid``, ``up.1``); blocks not named stay at 1.
+        window: when the residual is added.
+        replacement: when rows that name the concept attend with the base stream's maps; None for "as it was trained".
+    """
+
+    name: str
+    residual: ConceptResidual
+    strength: float = 1.0
+    blocks: Mapping[str, float] = field(default_factory=dict)
+    window: Window = ALWAYS
+    replacement: Window | None = None
+
+    @property
+    def map_window(self) -> Window:
+        """When rows that name the concept attend with the base stream's maps."""
+        if self.replacement is not None:
+            return self.replacement
+        return ALWAYS if self.residual.replace_maps else NEVER
+
+    def strength_at(self, site: Site) -> float:
+        """The scale of the residual at a site."""
+        return self.strength * self.blocks.get(site.block, 1.0)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> LoadedConcept:
+        """A copy whose residual is on another device and in another precision."""
+        return replace(self, residual=self.residual.to(device, dtype))
+
+
+def words_of(concepts: Sequence[LoadedConcept]) -> dict[str, str]:
+    """Each concept's word by its name, in order."""
+    return {concept.name: concept.residual.word for concept in concepts}

@@ -1,0 +1,43 @@
+"""The two streams: a base pass supplies the attention maps, the concept pass attends with them and adds residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .attention import Plan, QueryKey, SuppliedMaps
+from .injection import Injection
+from .readers import Recorder
+
+BaseLatent = Literal["shared", "own"]
+Predict = Callable[[Plan], Tensor]  # a forward pass under a plan
+
+
+def base_then_concept(
+    base: Predict, concept: Predict, injections: Sequence[Injection], rows: slice = slice(None)
+) -> tuple[Tensor, Tensor]:
+    """A base pass, then a concept pass with its attention maps. The base pass never depends on residuals.
+
+    Args:
+        base: the base pass.
+        concept: the concept pass.
+        injections: residuals of the concept pass.
+        rows: those of the base pass that the concept pass's rows take their maps from.
+
+    Returns:
+        What both passes gave.
+    """
+    maps: dict[str, QueryKey] = {}
+    with torch.no_grad():
+        predicted = base(Plan(readers=[Recorder(maps, rows)]))
+    return predicted, concept(Plan(SuppliedMaps(maps), injections=injections))
+
+
+def concept_stream(predict: Predict, injections: Sequence[Injection], replace_maps: bool) -> Tensor:
+    """What the concept stream says, the base stream seeing the same latent; without injections the unpatched model."""
+    if injections and replace_maps:
+        return base_then_concept(predict, predict, injections)[1]
+    return predict(Plan(injections=injections))

@@ -1,0 +1,51 @@
+"""How to train, whatever is trained."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..errors import InfusionError
+from ..schedule import RateSchedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Settings of the engine.
+
+    Attributes:
+        steps: optimizer steps.
+        accumulation: passes per optimizer step.
+        learning_rate: of AdamW; an objective may scale it for some of its parameters.
+        schedule: ``cosine`` falls to a tenth of the rate over the run, ``constant`` keeps it.
+        weight_decay: of AdamW.
+        clip_norm: norm that the gradient is clipped to; None for no clipping.
+        snapshot_every: steps between snapshots; each reports the validation loss.
+        validation_draws: fixed draws the validation loss is the mean of; 0 for no validation.
+        seed: of every random choice; step i draws from (seed, first_step + i), so a resumed run repeats bit by bit.
+        first_step: the number that the first step's random choices are drawn from.
+
+    Raises:
+        InfusionError: a number is out of range.
+    """
+
+    steps: int = 400
+    accumulation: int = 1
+    learning_rate: float = 1e-4
+    schedule: RateSchedule = "constant"
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    snapshot_every: int = 100
+    validation_draws: int = 0
+    seed: int = 0
+    first_step: int = 0
+
+    def __post_init__(self) -> None:
+        self._require("steps", "accumulation", "snapshot_every")
+        if not 0 < self.learning_rate < math.inf:
+            raise InfusionError(f"the learning rate must be a positive number, got {self.learning_rate}")
+
+    def _require(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < 1:
+                raise InfusionError(f"{name} must be at least 1, got {getattr(self, name)}")

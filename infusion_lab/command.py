@@ -1,0 +1,71 @@
+"""The command ``infusion lab``: its options alone. What it does is imported when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from infusion_cli.options import Config, Model, Seed
+from infusion_core.errors import InfusionError
+
+
+def lab(
+    out: Annotated[Path, typer.Option(help="Folder to write; what is finished there is not done again.")] = Path(
+        "out/lab"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="Under ten minutes on two cores, instead of hours.")] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Choose the baselines' settings on other concepts; writes OUT/tuned.json.")
+    ] = False,
+    only: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="Study: steps, fidelity, several, ablations or toy; layouts and settings run only if named. "
+            "Repeat for several."
+        ),
+    ] = None,
+    method: Annotated[
+        Optional[list[str]], typer.Option(help="Key of a method, e.g. lora; repeat for several.")  # noqa: UP045
+    ] = None,
+    concept: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="A concept, or a tuning concept (ablations, settings, --tune); repeat for several."),
+    ] = None,
+    most_steps: Annotated[int, typer.Option(min=0, help="No training is longer; 0 for no limit of yours.")] = 0,
+    model: Model = "tinyworld",
+    config: Config = None,
+    dataset: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="With --model: the folder 'dataset' of DreamBooth's repository."),
+    ] = None,
+    clip: Annotated[Optional[Path], typer.Option(help="With --model: folder of CLIP ViT-B/32.")] = None,  # noqa: UP045
+    dino: Annotated[Optional[Path], typer.Option(help="With --model: folder of DINO ViT-S/16.")] = None,  # noqa: UP045
+    token: Annotated[str, typer.Option(help="With --model: the rare word that stands for a subject.")] = "sks",
+    count: Annotated[int, typer.Option(help="With --model: pictures per prompt.")] = 5,
+    limit: Annotated[int, typer.Option(help="With --model: most subjects, prompts and steps; 0 for all.")] = 0,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Draw in mixed precision: faster on a processor with bfloat16 units.")
+    ] = False,
+    finished: Annotated[bool, typer.Option("--finished", help="Compute nothing: report what is there.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Compare every method: one page with figures, tables and pictures (needs the extra 'lab').
+
+    On TinyWorld by default; with --model it is the paper's Table 1 on DreamBooth's dataset.
+    """
+    try:
+        from .real import Request, run_real
+        from .run import run_lab
+        from .tune import run_tune
+    except ModuleNotFoundError as error:
+        raise InfusionError(f"{error.name} is not installed; run: pip install 'infusion[standalone,lab]'") from error
+    if model != "tinyworld":
+        if not (dataset and clip and dino):
+            raise InfusionError("--model needs --dataset, --clip and --dino; give the folders, or leave --model out")
+        run_real(Request(model, dataset, clip, dino, out, config, token, count, limit, seed), method or [])
+    elif tune:
+        run_tune(out, quick, concept or [], method or [], seed, bf16)
+    else:
+        run_lab(out, quick, only or [], method or [], concept or [], most_steps, seed, bf16, finished)

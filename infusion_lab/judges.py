@@ -1,0 +1,64 @@
+"""The networks that score pictures with real weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infusion_core.errors import InfusionError
+from infusion_core.metrics.similarity import CLIP, DINO, embed
+
+from .identity import digest_of_networks
+
+
+@dataclass(frozen=True)
+class Judges:
+    """CLIP ViT-B/32 and DINO ViT-S/16 from folders in transformers' format."""
+
+    clip: Path
+    dino: Path
+    device: torch.device
+
+    @cached_property
+    def _networks(self) -> tuple[Any, Any, Any, Any]:
+        import transformers as tf
+
+        try:
+            found = (
+                tf.CLIPVisionModelWithProjection.from_pretrained(self.clip, local_files_only=True),
+                tf.CLIPTextModelWithProjection.from_pretrained(self.clip, local_files_only=True),
+                tf.ViTModel.from_pretrained(self.dino, local_files_only=True),
+            )
+            tokenizer = tf.CLIPTokenizer.from_pretrained(self.clip, local_files_only=True)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise InfusionError(
+                f"cannot load --clip or --dino ({reason}); give folders in transformers' format"
+            ) from error
+        return *(n.to(self.device).eval() for n in found), tokenizer
+
+    @cached_property
+    def identity(self) -> str:
+        """What they are: their weights."""
+        return digest_of_networks(self._networks[:3])
+
+    def clip_images(self, pictures: Tensor) -> Tensor:
+        """CLIP's embeddings (N, D) of pictures (N, 3, H, W) in [0, 1]."""
+        return embed(lambda pixels: self._networks[0](pixels.to(self.device)).image_embeds, pictures, CLIP)
+
+    def dino_images(self, pictures: Tensor) -> Tensor:
+        """DINO's class tokens (N, D)."""
+        return embed(lambda pixels: self._networks[2](pixels.to(self.device)).last_hidden_state[:, 0], pictures, DINO)
+
+    @torch.no_grad()
+    def clip_texts(self, texts: Sequence[str]) -> Tensor:
+        """CLIP's embeddings (N, D) of texts."""
+        tokens = self._networks[3](list(texts), padding=True, truncation=True, return_tensors="pt").to(self.device)
+        embedded: Tensor = self._networks[1](**tokens).text_embeds
+        return embedded.float().cpu()

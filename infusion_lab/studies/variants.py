@@ -1,0 +1,23 @@
+"""What studies of Infusion's own parts share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from infusion_core.training.residual import ResidualSettings
+
+from ..methods.infusion import Infusion
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way of training Infusion and of sampling with it, under a name."""
+
+    name: str
+    method: Infusion
+
+
+def trained(**settings: Any) -> Infusion:
+    """Infusion with other settings of training."""
+    return Infusion(ResidualSettings(**settings))

@@ -1,0 +1,110 @@
+"""The host's two hook points at a site: the inputs of cross-attention (`attn2_patch`), and what it has projected (the
+`attn2` replacer).
+
+What happens there is said by a pass, which travels in the host's ``transformer_options`` under `PASS` and reaches both
+from there. A forward without one is the unpatched model's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from comfy.ldm.modules.attention import optimized_attention
+from torch import Tensor
+
+from ...infusion_core.errors import InfusionError
+from ...infusion_core.sites import Site
+from .options import described
+
+PASS = "infusion_pass"
+Triple = tuple[Tensor, Tensor, Tensor]  # query, key, value
+
+
+class Pass(Protocol):
+    """What one forward pass does at every site."""
+
+    def inputs(self, query: Tensor, key: Tensor, value: Tensor, extra: Mapping[str, Any]) -> Triple:
+        """The inputs of the three projections, (R, N, C), (R, L, D), (R, L, D), as the pass wants them."""
+        ...
+
+    def projected(self, query: Tensor, key: Tensor, value: Tensor, extra: Mapping[str, Any]) -> Triple:
+        """What rows attend with, (R, N or L, heads * head width) each."""
+        ...
+
+
+def patch_inputs(query: Tensor, key: Tensor, value: Tensor, extra: dict[str, Any]) -> Triple:
+    """The attn2_patch."""
+    state: Pass | None = extra.get(PASS)
+    return (query, key, value) if state is None else state.inputs(query, key, value, extra)
+
+
+class Replacer:
+    """The attn2 replacer of one site; hands on to the replacer that was there before.
+
+    Attributes:
+        before: the replacer that acted at this site, or None.
+        shadowed: the one for the whole block, which the host no longer asks since this one is for the site.
+    """
+
+    def __init__(self, before: Any = None, shadowed: Any = None) -> None:
+        self.before, self.shadowed = before, shadowed
+
+    def __deepcopy__(self, memo: object) -> Replacer:
+        return self  # so that `check_replacers` knows what it shadows on a clone
+
+    def add(self, *args: Any, **kwargs: Any) -> None:
+        """What image-prompt nodes call on a replacer that they take for their own kind.
+
+        Raises:
+            InfusionError: always.
+        """
+        raise InfusionError(
+            "the layout 'value' has replaced cross-attention where this node acts; put Infusion Attention Patch after "
+            "it, or train with layout 'block'"
+        )
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, extra: dict[str, Any]) -> Tensor:
+        """Attend; projected (R, N or L, C) in, (R, N, C) out."""
+        state: Pass | None = extra.get(PASS)
+        if state is not None:
+            query, key, value = state.projected(query, key, value, extra)
+        if self.before is not None:
+            result: Tensor = self.before(query, key, value, extra)
+            return result
+        precision = extra.get("attn_precision")
+        attended: Tensor = optimized_attention(
+            query, key, value, extra["n_heads"], attn_precision=precision, transformer_options=extra
+        )
+        return attended
+
+
+def slots_of(site: Site) -> tuple[tuple[str, int, int], tuple[str, int]]:
+    """Under which keys the host looks for the replacer of a site: the site's own, then its block's."""
+    side, number, depth = site.name.split(".")
+    return (side, int(number), int(depth)), (side, int(number))
+
+
+def check_replacers(sites: Sequence[Site], transformer_options: Mapping[str, Any]) -> None:
+    """Refuse to sample when another node took the slots of our replacers.
+
+    Raises:
+        InfusionError: names the replacer that is there instead.
+    """
+    installed = transformer_options.get("patches_replace", {}).get("attn2", {})
+    for site in sites:
+        own, block = slots_of(site)
+        ours, shadowed = installed.get(own), installed.get(block)
+        if not isinstance(ours, Replacer) or not _same(shadowed, ours.shadowed):
+            other = shadowed if isinstance(ours, Replacer) else ours
+            raise InfusionError(
+                f"{described(other)} replaced cross-attention at {site.name} after Infusion Attention Patch; the "
+                "layout 'value' must be the last to do so: put Infusion Attention Patch after that node, or train with "
+                "layout 'block'"
+            )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two replacers are one; objects may be copies, as some hosts copy them with the model."""
+    return one is other or (not inspect.isroutine(one) and type(one) is type(other))

@@ -1,0 +1,77 @@
+"""Putting a patch on clones of MODEL and CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ...infusion_core.concepts import LoadedConcept
+from ...infusion_core.errors import InfusionError
+from ...infusion_core.sites import Site
+from ...infusion_core.streams import BaseLatent
+from .attention import Replacer, patch_inputs, slots_of
+from .model import base_of
+from .patch import ATTACHED, Patch, key_of, patch_of
+from .streams import TwoStreams
+from .text import ConceptWord, infuse_clip, memory_of
+
+
+def apply(model: Any, clip: Any, concepts: Sequence[LoadedConcept], base_latent: BaseLatent) -> tuple[Any, Any]:
+    """Clones of MODEL and CLIP with the concepts at work, after those of an earlier patch on the same model.
+
+    Raises:
+        InfusionError: unsupported model, a concept of another base, one loaded twice, or patches that disagree.
+    """
+    patch, words = _patch(model, clip, concepts, base_latent), []
+    for key, concept in patch.concepts.items():
+        words.append(ConceptWord(key, concept.name, concept.residual.word, concept.residual.tokens))
+    return _patched(model, patch), infuse_clip(clip, words, patch.memory)
+
+
+def _patch(model: Any, clip: Any, concepts: Sequence[LoadedConcept], base_latent: BaseLatent) -> Patch:
+    base, earlier = base_of(model), patch_of(model)
+    for concept in concepts:
+        concept.residual.check_fits(base)
+    _require_different([*(earlier.concepts.values() if earlier else ()), *concepts])
+    keyed = {key_of(concept): concept for concept in concepts}
+    if earlier is None:
+        return Patch(base, keyed, base_latent, memory_of(clip))
+    if earlier.base_latent != base_latent:
+        raise InfusionError(
+            "two Infusion Attention Patch nodes in a chain must agree in base latent; set both the same or stack the "
+            "concepts in front of one patch"
+        )
+    return Patch(base, {**earlier.concepts, **keyed}, base_latent, earlier.memory)
+
+
+def _require_different(concepts: Sequence[LoadedConcept]) -> None:
+    names = [concept.name for concept in concepts]
+    for name in names:
+        if names.count(name) > 1:
+            raise InfusionError(f"the concept {name!r} is loaded twice; remove one, or raise its strength instead")
+
+
+def _patched(model: Any, patch: Patch) -> Any:
+    patched = model.clone()
+    for kind, wrapper in TwoStreams(patch).wrappers().items():
+        patched.remove_wrappers_with_key(kind, ATTACHED)
+        patched.add_wrapper_with_key(kind, ATTACHED, wrapper)
+    if patch_of(model) is None:
+        # First in the chain: patches that grow rows then see rows that are already infused.
+        options = patched.model_options["transformer_options"]
+        patches = options["patches"] = options.get("patches", {}).copy()
+        patches["attn2_patch"] = [patch_inputs, *patches.get("attn2_patch", [])]
+    patched.set_attachments(ATTACHED, patch)
+    if any(c.residual.layout == "value" for c in patch.concepts.values()):
+        _replace_attention(patched, patch.base.sites)
+    return patched
+
+
+def _replace_attention(patched: Any, sites: Iterable[Site]) -> None:
+    installed = patched.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
+    for site in sites:
+        own, block = slots_of(site)
+        shadowed = installed.get(block)
+        before = installed.get(own, shadowed)
+        if not isinstance(before, Replacer):
+            patched.set_model_attn2_replace(Replacer(before, shadowed), *own)

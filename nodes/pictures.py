@@ -1,0 +1,57 @@
+"""IMAGE and MASK as the nodes need them."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import comfy.utils
+import numpy as np
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..infusion_core.errors import InfusionError
+
+THUMBNAIL_PX = 96
+
+
+def first_of(images: Tensor) -> Image.Image:
+    """The first picture of IMAGE (B, H, W, C)."""
+    pixels = (images[0, :, :, :3].cpu().numpy() * 255).round().clip(0, 255)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def thumbnail_of(images: Tensor) -> bytes:
+    """A small JPEG of the first picture of IMAGE (B, H, W, C)."""
+    small = ImageOps.fit(first_of(images), (THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    buffer = BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def square(images: Tensor, resolution: int) -> Tensor:
+    """The centre square of IMAGE (B, H, W, C), alpha over white, as (B, resolution, resolution, 3).
+
+    Raises:
+        InfusionError: the resolution is not a multiple of 8.
+    """
+    if resolution % 8:
+        raise InfusionError(f"the resolution must be a multiple of 8, got {resolution}")
+    if images.shape[-1] == 4:
+        alpha = images[..., 3:]
+        images = images[..., :3] * alpha + (1 - alpha)
+    scaled = comfy.utils.common_upscale(images.movedim(-1, 1), resolution, resolution, "lanczos", "center")
+    return scaled.movedim(1, -1)  # type: ignore[no-any-return]
+
+
+def mask_of(mask: Tensor, latents: Tensor, resolution: int) -> Tensor:
+    """MASK (M, H, W) as loss weights (N, 1, h, w) in the latents' geometry; one mask may stand for all photos.
+
+    Raises:
+        InfusionError: another number of masks than photos.
+    """
+    if len(mask) not in (1, len(latents)):
+        raise InfusionError(f"{len(mask)} masks for {len(latents)} photos; give one mask per photo, or one for all")
+    cut = comfy.utils.common_upscale(mask[:, None], resolution, resolution, "bilinear", "center")
+    small = F.adaptive_avg_pool2d(cut, (latents.shape[-2], latents.shape[-1])).clone().to(latents)
+    return small.expand(len(latents), -1, -1, -1)

@@ -1,0 +1,12 @@
+"""The pack's own socket types, and what they carry."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..infusion_core.concepts import LoadedConcept
+
+Stack = tuple[LoadedConcept, ...]  # what ConceptSocket carries
+
+ConceptSocket = io.Custom("INFUSION_CONCEPT")
+MapsSocket = io.Custom("INFUSION_MAPS")  # carries `infusion_core.readers.WordMaps`

@@ -1,0 +1,13 @@
+"""What users write into text widgets."""
+
+from __future__ import annotations
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text widget that hold something."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text widget, separated by commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]

@@ -1,0 +1,108 @@
+"""A concept at a strength, windows, and what a run tells in the file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from infusion_core.concepts import LoadedConcept, words_of
+from infusion_core.errors import InfusionError
+from infusion_core.residuals import LAYOUTS, architecture_name, zero_residual
+from infusion_core.schedule import ALWAYS, NEVER, Window
+from infusion_core.training.engine import StepReport
+from infusion_core.training.record import RunRecord
+from infusion_core.training.residual import ResidualSettings
+
+from .sd15 import SD15
+
+
+def test_a_window_holds_its_start_and_not_its_end():
+    window = Window(0.25, 0.5)
+    assert [window.covers(done) for done in (0.0, 0.2499, 0.25, 0.4999, 0.5, 1.0)] == [
+        False, False, True, True, False, False,
+    ]  # fmt: skip
+    assert ALWAYS.covers(0.0)
+    assert ALWAYS.covers(0.999)
+    assert not any(NEVER.covers(done / 10) for done in range(11))
+
+
+def test_windows_may_be_whole_or_empty():
+    assert Window(0.0, 1.0) == Window() == ALWAYS
+    assert not Window(0.3, 0.3).covers(0.3)
+
+
+@pytest.mark.parametrize("bounds", [(-0.1, 1.0), (0.6, 0.5), (0.0, 1.1), (float("nan"), 1.0)])
+def test_a_window_lies_within_the_run(bounds):
+    with pytest.raises(InfusionError, match="must lie in 0 to 1, start before end"):
+        Window(*bounds)
+
+
+def test_strength_is_scaled_block_by_block():
+    concept = LoadedConcept("tom", zero_residual(SD15, "cat"), 0.5, {"mid": 3.0, "up.1": 0.0})
+    found = {site.block: concept.strength_at(site) for site in SD15.sites}
+    assert found == {"down.0": 0.5, "down.1": 0.5, "down.2": 0.5, "mid": 1.5, "up.1": 0.0, "up.2": 0.5, "up.3": 0.5}
+
+
+def test_maps_are_replaced_as_trained_unless_told_otherwise():
+    replaced = LoadedConcept("tom", zero_residual(SD15, "cat"))
+    own = LoadedConcept("tom", replace(replaced.residual, training={"replace_maps": "false"}))
+    assert (replaced.map_window, own.map_window) == (ALWAYS, NEVER)
+    half = Window(0.0, 0.5)
+    assert replace(replaced, replacement=NEVER).map_window == NEVER
+    assert replace(own, replacement=half).map_window == half
+
+
+def test_concepts_move_whole():
+    moved = LoadedConcept("tom", zero_residual(SD15, "cat"), 0.5, {"mid": 2.0}, NEVER, NEVER).to("cpu", torch.float16)
+    assert {t.dtype for t in moved.residual.tensors.values()} == {torch.float16}
+    assert (moved.strength, moved.blocks, moved.window, moved.replacement) == (0.5, {"mid": 2.0}, NEVER, NEVER)
+    assert words_of([moved, replace(moved, name="rex")]) == {"tom": "cat", "rex": "cat"}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_blank_residual_is_zero_at_every_place(layout):
+    blank = zero_residual(SD15, "cat", layout, bins=2, tokens=3)
+    assert {k: t.shape for k, t in blank.tensors.items()} == {k: (2, 3, w) for k, w in SD15.places(layout).items()}
+    assert all(not t.any() for t in blank.tensors.values())
+    assert (blank.bins, blank.tokens, blank.parameter_count) == (2, 3, 6 * sum(SD15.places(layout).values()))
+    assert all((blank.at(site) is not None) for site in SD15.sites)
+    assert (blank.word, blank.architecture, blank.context_width, blank.prediction) == ("cat", "sd1", 768, "epsilon")
+
+
+def test_what_no_residual_can_be():
+    with pytest.raises(InfusionError, match="unknown layout 'spiral'; choose one of: block, layer, value"):
+        zero_residual(SD15, "cat", "spiral")
+    for counts in ({"bins": 0}, {"tokens": 0}):
+        with pytest.raises(InfusionError, match="start at 1"):
+            zero_residual(SD15, "cat", **counts)
+
+
+def test_families_are_told_by_the_width_of_the_text():
+    assert [architecture_name(w) for w in (128, 768, 1024, 2048, 640)] == ["tinyworld", "sd1", "sd2", "sdxl", "unet640"]
+
+
+def test_a_concept_file_tells_of_its_run():
+    record = RunRecord(ResidualSettings(batch_size=2, accumulation=3, learning_rate=0.01, seed=9), 5, 512)
+    record.add(StepReport(1, 4, 0.5, 0.01, None))
+    record.add(StepReport(2, 4, 0.25, 0.01, 0.123456))
+    record.wrote(2, "two.safetensors")
+    blank = replace(zero_residual(SD15, "cat"), training={"replace_maps": "false"})
+    told = record.described(blank, 2, "tom", b"picture")
+    assert told.training == {
+        "replace_maps": "false", "steps": "2", "lr": "0.01", "batch": "6", "images": "5", "seed": "9",
+        "resolution": "512x512", "title": "tom", "validation_loss": "0.12346",
+    }  # fmt: skip
+    assert told.thumbnail == b"picture"
+    assert "validation_loss" not in record.described(blank, 1, "tom", b"").training
+    assert record.course() == {
+        "losses": [0.5, 0.25],
+        "snapshots": [{"step": 2, "validation_loss": 0.123456, "file": "two.safetensors"}],
+    }
+    resumed = RunRecord(record.settings, 5, 512)
+    resumed.restore(record.course())
+    assert resumed.course() == record.course()
+    assert resumed.validated(2) == 0.123456
+    resumed.wrote(2, "again.safetensors")
+    assert [s["file"] for s in resumed.course()["snapshots"]] == ["again.safetensors"]

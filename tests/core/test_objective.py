@@ -1,0 +1,203 @@
+"""The gradient of Infusion's objective, with magnitudes, against the loss written out and differentiated in float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from infusion_core.errors import InfusionError
+from infusion_core.training.engine import Trainer
+from infusion_core.training.objective import stratified_times, uniform_times
+from infusion_core.training.residual import ResidualObjective, ResidualSettings
+
+from . import explicit
+from .toy import ToyDenoiser, concept, latents, prompts
+
+BATCH, BINS = 3, 2
+MASKS = torch.tensor([[[[1.0, 0.0], [0.5, 0.0]]], [[[0.0, 0.2], [0.0, 1.0]]]])
+
+
+def settings(**changes):
+    return ResidualSettings(**{"steps": 4, "batch_size": BATCH, "bins": BINS, **changes})
+
+
+def objective(how, masks=None, denoiser=None):
+    denoiser = denoiser or ToyDenoiser()
+    start = concept(denoiser, how.layout, how.bins)
+    return ResidualObjective(denoiser, latents(), prompts(), "cat", how, start, masks)
+
+
+def batch(seed, size=BATCH):
+    """What the objective is documented to draw: images, captions, one timestep per slice, noise."""
+    g = torch.Generator().manual_seed(seed)
+    images, captions = (torch.randint(n, (size,), generator=g).tolist() for n in (2, 3))
+    times = ((torch.arange(size) + torch.rand(size, generator=g)) / size * 1000).long()
+    return images, captions, times, torch.randn(size, 4, 2, 2, generator=g)
+
+
+def written_out(how, masks, seed):
+    """Loss and its gradient by place: eq. 8 with eq. 7 inside, nothing of the core but the toy's weights."""
+    denoiser = ToyDenoiser()
+    images, captions, times, eps = batch(seed)
+    sigmas = denoiser.sigmas.double()
+    sigma, z = sigmas[times], latents()[images].double()
+    noised = z + sigma.reshape(-1, 1, 1, 1) * eps.double()
+    context = torch.cat([prompts()[i].conditioning.context for i in captions]).double()
+    start = concept(denoiser, how.layout, how.bins).tensors
+    delta = {place: t.double().requires_grad_() for place, t in start.items()}
+    place_of = {s.name: s.block if how.layout == "block" else s.name for s in denoiser.base.sites}
+    additions = [
+        (row, 2, {site: delta[place][int(times[row]) * how.bins // 1000, 0] for site, place in place_of.items()})
+        for row in range(BATCH)
+    ]
+    maps = explicit.predict(denoiser, noised, sigma, context)[1] if how.replace_maps else None
+    out, _ = explicit.predict(denoiser, noised, sigma, context, additions, how.layout == "value", maps)
+    error = (out - eps.double()) ** 2
+    if masks is not None:
+        chosen = masks.double()[images]
+        error = error * chosen / chosen.mean(dim=(1, 2, 3), keepdim=True)
+    per_sample = error.mean(dim=(1, 2, 3))
+    if how.weighting == "velocity":
+        weight = torch.minimum(1 + sigmas**2, torch.tensor(8.0, dtype=torch.float64))
+        per_sample = per_sample * weight[times] / weight.mean()
+    loss = per_sample.mean()
+    return loss.item(), dict(zip(delta, torch.autograd.grad(loss, list(delta.values())), strict=True))
+
+
+def far(found, expected):
+    """Largest difference over the largest number, all places together."""
+    scale = max(t.abs().max() for t in expected.values())
+    return max((found[k].double() - t).abs().max() / scale for k, t in expected.items()).item()
+
+
+@pytest.mark.parametrize("masks", [None, MASKS], ids=["whole", "masked"])
+@pytest.mark.parametrize("replace_maps", [True, False])
+@pytest.mark.parametrize("weighting", ["uniform", "velocity"])
+@pytest.mark.parametrize("layout", ["block", "layer", "value"])
+def test_the_gradient_is_that_of_the_loss_written_out(layout, weighting, replace_maps, masks):
+    how = settings(layout=layout, weighting=weighting, replace_maps=replace_maps)
+    under_test = objective(how, masks)
+    (losses,) = under_test.losses(torch.Generator().manual_seed(7)).values()
+    assert losses.shape == (BATCH,)
+    trained = under_test.residual.tensors
+    found = dict(zip(trained, torch.autograd.grad(losses.mean(), list(trained.values())), strict=True))
+    loss, expected = written_out(how, masks, 7)
+    assert losses.mean().item() == pytest.approx(loss, rel=1e-5)
+    assert far(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("other", [{"replace_maps": False}, {"weighting": "uniform"}, {"bins": 1}, "masks"])
+def test_the_oracle_would_see_a_part_left_out(other):
+    """What the test above guards moves its figures by far more than its tolerance."""
+    how, masks = settings(layout="layer"), MASKS
+    _, whole = written_out(how, masks, 7)
+    changed, left_out = (how, None) if other == "masks" else (replace(how, **other), masks)
+    _, part = written_out(changed, left_out, 7)
+    if other == {"bins": 1}:
+        part = {k: torch.cat([t, torch.zeros_like(t)]) for k, t in part.items()}
+    assert far(part, whole) > 0.05
+
+
+def test_one_step_of_the_engine_is_adam_on_that_gradient():
+    """Adam keeps a tenth of the first gradient as its mean, so the state tells magnitudes, loss scale taken off."""
+    how = settings(layout="layer", seed=3)
+    trainer = Trainer(objective(how, MASKS), how)
+    report = next(trainer.run())
+    loss, expected = written_out(how, MASKS, 3 * 1_000_003)
+    state = trainer.state()
+    assert report.loss == pytest.approx(loss, rel=1e-5)
+    assert far({k: m * 10 for k, m in state.mean.items()}, expected) < 1e-5
+    assert far({k: m * 1000 for k, m in state.square.items()}, {k: g**2 for k, g in expected.items()}) < 1e-5
+    start = concept(ToyDenoiser(), "layer", BINS).tensors
+    for place, moved in state.parameters.items():
+        known = expected[place].abs() > 1e-4
+        step = (moved - start[place]).double()[known]
+        torch.testing.assert_close(step, (-how.learning_rate * expected[place].sign())[known], rtol=1e-3, atol=1e-5)
+
+
+def test_accumulation_is_the_mean_of_the_passes():
+    how = settings(layout="layer", accumulation=2)
+    trainer = Trainer(objective(how), how)
+    next(trainer.run())
+    drawn = torch.Generator().manual_seed(0)
+    under_test, total = objective(how), {}
+    for _ in range(2):
+        (losses,) = under_test.losses(drawn).values()
+        for place, g in zip(under_test.residual.tensors, torch.autograd.grad(losses.mean(), list(
+            under_test.residual.tensors.values())), strict=True):  # fmt: skip
+            total[place] = total.get(place, 0) + g / 2
+    assert far({k: m * 10 for k, m in trainer.state().mean.items()}, total) < 1e-5
+
+
+def test_validation_is_the_same_unweighted_loss_at_every_call():
+    how = settings(layout="block", validation_draws=5)
+    under_test = objective(how)
+    losses = under_test.validation(5, 11).detach()
+    assert losses.shape == (5,)
+    torch.testing.assert_close(under_test.validation(5, 11).detach(), losses)
+    denoiser, sigmas = ToyDenoiser(), ToyDenoiser().sigmas.double()
+    times = torch.tensor([100, 300, 500, 700, 900])
+    eps = torch.randn(5, 4, 2, 2, generator=torch.Generator().manual_seed(11)).double()
+    z = latents()[[0, 1, 0, 1, 0]].double()
+    context = torch.cat([prompts()[i].conditioning.context for i in (0, 1, 2, 0, 1)]).double()
+    sigma = sigmas[times]
+    noised = z + sigma.reshape(-1, 1, 1, 1) * eps
+    residual = concept(denoiser, "block", BINS).tensors
+    place_of = {s.name: s.block for s in denoiser.base.sites}
+    additions = [
+        (row, 2, {site: residual[place][int(t) * 2 // 1000, 0].double() for site, place in place_of.items()})
+        for row, t in enumerate(times)
+    ]
+    maps = explicit.predict(denoiser, noised, sigma, context)[1]
+    out, _ = explicit.predict(denoiser, noised, sigma, context, additions, maps=maps)
+    expected = ((out - eps) ** 2).mean(dim=(1, 2, 3))
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_every_slice_of_the_timesteps_is_drawn_once():
+    times = stratified_times(8, 1000, torch.Generator().manual_seed(0))
+    assert (times * 8 // 1000).tolist() == list(range(8))
+    assert len({int(t) % 125 for t in times}) > 1
+
+
+def bad(value, where=(1, 0, 0, 0)):
+    broken = latents()
+    broken[where] = value
+    return broken
+
+
+@pytest.mark.parametrize(
+    ("latents_", "masks", "message"),
+    [
+        (bad(float("nan")), None, r"image 2 of 2 is not a finite number .* VAE in full precision"),
+        (bad(float("inf"), (0, 1, 0, 0)), None, r"image 1 of 2"),
+        (latents()[:0], None, "no images to learn from"),
+        (latents(), torch.stack([MASKS[0], torch.zeros(1, 2, 2)]), r"mask 2 of 2 is empty .* paint the subject white"),
+        (latents(), -MASKS, "mask 1 of 2"),
+        (latents(), MASKS * float("nan"), "mask 1 of 2"),
+    ],
+)
+def test_bad_photos_and_masks_are_named_before_the_first_step(latents_, masks, message):
+    with pytest.raises(InfusionError, match=message):
+        ResidualObjective(ToyDenoiser(), latents_, prompts(), "cat", settings(), masks=masks)
+
+
+def test_a_caption_without_the_word():
+    with pytest.raises(InfusionError, match="does not hold the word 'cat'"):
+        ResidualObjective(ToyDenoiser(), latents(), prompts(spans=()), "cat", settings())
+
+
+def test_what_is_learned_says_whether_maps_were_replaced():
+    assert objective(settings()).learned().replace_maps
+    learned = objective(settings(replace_maps=False)).learned()
+    assert not learned.replace_maps
+    assert all(not t.requires_grad for t in learned.tensors.values())
+
+
+def test_uniform_times_are_independent_and_of_every_level():
+    times = uniform_times(4000, 10, torch.Generator().manual_seed(0))
+    assert times.shape == (4000,)
+    assert times.bincount().tolist() == pytest.approx([400] * 10, abs=90)
+    assert uniform_times(4000, 10, torch.Generator().manual_seed(0)).tolist() == times.tolist()

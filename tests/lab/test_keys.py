@@ -1,0 +1,156 @@
+"""Cells and training runs are kept under everything they depend on: change any of it, and the name changes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from infusion_core.embedded.sampling import SampleSettings
+from infusion_core.embedded.tinyworld import CONCEPTS, TUNING_CONCEPTS
+from infusion_core.schedule import NEVER
+from infusion_lab.bench import FULL, Bench, Scale
+from infusion_lab.methods.infusion import Infusion
+from infusion_lab.methods.registry import PUBLISHED, with_recipe
+from infusion_lab.run import STUDIES
+from infusion_lab.store import Store
+from infusion_lab.studies import ablations, curves, fidelity, layouts, several, toy
+from infusion_lab.studio import Studio
+from infusion_lab.tinyworld import subjects_of
+
+ONE = replace(
+    FULL, concepts=("ember",), ablation_concepts=("acorn",), curve_concepts=1, groups=(("ember", "wasp"),),
+    max_steps=400, snapshot_steps=(100, 400),
+)  # fmt: skip
+LORA = PUBLISHED["lora"].method
+METHODS = (LORA, Infusion())
+
+
+def bench(model, folder, scale: Scale = ONE, methods=METHODS, captions=("a circle",), **changes):
+    studio = Studio(model, folder / "studio", captions, scale.class_pictures)
+    return Bench(studio, Store(folder), scale, methods, **changes)
+
+
+def names(lab, study, method):
+    return {(c.method, c.concept): c.name for c in STUDIES[study](lab) if method in ("", c.method)}
+
+
+AMOUNTS = {
+    fidelity.STUDY: ("prompts", "seeds", "samples", "fisher_prompts", "fisher_draws"),
+    curves.STUDY: ("curve_prompts", "curve_seeds", "samples", "fisher_prompts", "fisher_draws"),
+    several.STUDY: ("group_prompts", "seeds"),
+    ablations.STUDY: ("ablation_prompts", "seeds", "samples"),
+    layouts.STUDY: ("layout_prompts", "layout_seeds"),
+    layouts.SETTINGS: ("setting_prompts", "setting_seeds"),
+}
+OURS = dict.fromkeys(AMOUNTS, "infusion") | {
+    ablations.STUDY: ablations.PLAIN, **layouts.FIRST
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("study", "amount"), [(s, a) for s, amounts in AMOUNTS.items() for a in amounts])
+def test_another_amount_is_another_cell(study, amount, rare, tmp_path):
+    more = replace(ONE, **{amount: getattr(ONE, amount) + 1})
+    before, after = (names(bench(rare, tmp_path, scale), study, OURS[study]) for scale in (ONE, more))
+    assert before.keys() == after.keys()
+    assert before
+    assert all(before[cell] != after[cell] for cell in before)
+
+
+def other_weights(model):
+    denoiser = copy.copy(model.denoiser)
+    denoiser.unet = copy.deepcopy(denoiser.unet)
+    with torch.no_grad():
+        next(denoiser.unet.parameters()).view(-1)[0] += 1e-6
+    return replace(model, denoiser=denoiser)
+
+
+SAMPLING = SampleSettings(25, 3.0)
+SHORTER = replace(ONE, max_steps=200, snapshot_steps=(100, 200))
+EVERYWHERE = {
+    "seed": lambda model, folder: bench(model, folder, seed=1),
+    "drawing steps": lambda model, folder: bench(model, folder, sampling=replace(SAMPLING, steps=26)),
+    "guidance": lambda model, folder: bench(model, folder, sampling=replace(SAMPLING, guidance=4.0)),
+    "compute": lambda model, folder: bench(model, folder, sampling=replace(SAMPLING, compute=torch.bfloat16)),
+    "weights": lambda model, folder: bench(other_weights(model), folder),
+    "training steps": lambda model, folder: bench(
+        model, folder, replace(ONE, max_steps=200, snapshot_steps=(100, 200))
+    ),
+    "class pictures": lambda model, folder: bench(model, folder, replace(ONE, class_pictures=3)),
+    "captions of the covariance": lambda model, folder: bench(model, folder, captions=("a square",)),
+}
+
+
+@pytest.mark.parametrize("study", AMOUNTS)
+@pytest.mark.parametrize("change", EVERYWHERE)
+def test_another_seed_sampling_model_or_run_is_another_cell(study, change, rare, tmp_path):
+    before = names(bench(rare, tmp_path, sampling=SAMPLING), study, OURS[study])
+    after = names(EVERYWHERE[change](rare, tmp_path), study, OURS[study])
+    assert before.keys() == after.keys()
+    assert not {*before.values()} & {*after.values()}
+
+
+@pytest.mark.parametrize("study", [fidelity.STUDY, curves.STUDY, several.STUDY])
+@pytest.mark.parametrize(
+    ("method", "other"),
+    [
+        (LORA, with_recipe(LORA, learning_rate=0.5)),
+        (LORA, with_recipe(LORA, batch_size=5)),
+        (LORA, with_recipe(LORA, prior_weight=0.5)),
+        (Infusion(), Infusion(replace(Infusion().settings, bins=2))),
+        (Infusion(), Infusion(strength=0.5)),
+        (Infusion(), Infusion(replacement=NEVER)),
+        (Infusion(), Infusion(base_latent="own")),
+    ],
+)
+def test_another_setting_of_a_method_is_another_cell(study, method, other, rare, tmp_path):
+    before, after = (names(bench(rare, tmp_path, methods=[m]), study, m.key) for m in (method, other))
+    assert before.keys() == after.keys()
+    assert all(before[cell] != after[cell] for cell in before)
+
+
+@pytest.mark.parametrize("known", [CONCEPTS, TUNING_CONCEPTS])
+@pytest.mark.parametrize(("part", "value"), [("shape", "square"), ("background", "teal"), ("look", "")])
+def test_another_concept_of_the_same_name_is_another_cell(known, part, value, rare, tmp_path, monkeypatch):
+    lab = bench(rare, tmp_path)
+    name = "ember" if known is CONCEPTS else "acorn"
+    before = {c.name for study in AMOUNTS for c in STUDIES[study](lab) if name in c.concept}
+    changed = replace(known[name], **{part: value or known["flag" if known is CONCEPTS else "peak"].look})
+    monkeypatch.setitem(known, name, changed)
+    after = {c.name for study in AMOUNTS for c in STUDIES[study](lab) if name in c.concept}
+    assert len(after) == len(before)
+    assert not before & after
+
+
+def test_a_training_run_is_kept_under_its_photos_and_words(rare, tmp_path):
+    lab = bench(rare, tmp_path)
+    (subject,) = subjects_of([CONCEPTS["ember"]])
+    others = [
+        replace(subject, photos=subject.photos[::-1]),
+        replace(subject, word="square"),
+        replace(subject, rare_word="v2"),
+        replace(subject, name="wasp"),
+    ]
+    keys = {repr(lab.source(LORA, [s], 400, 400)) for s in (subject, *others)}
+    assert len(keys) == 5
+    assert lab.source(LORA, [subject], 400, 400) == lab.source(with_recipe(LORA, steps=7), [subject], 400, 400)
+    assert lab.source(Infusion(), [subject], 400, 100) != lab.source(Infusion(), [subject], 200, 100)  # another decay
+
+
+def test_runs_are_shared_where_only_drawing_differs(rare, tmp_path):
+    drawn = bench(rare, tmp_path), bench(rare, tmp_path, sampling=replace(SAMPLING, compute=torch.bfloat16))
+    (subject,) = subjects_of([CONCEPTS["ember"]])
+    runs = {lab.source(m, [subject], 400, 400)[0] for lab in drawn for m in (Infusion(), Infusion(strength=0.5))}
+    assert len(runs) == 1
+
+
+def test_toy_worlds_are_kept_under_their_own_amounts(rare, tmp_path, monkeypatch):
+    def found(**changes):
+        return {c.name for c in toy.cells(bench(rare, tmp_path, **changes))}
+
+    before = found()
+    assert not before & found(seed=1)
+    monkeypatch.setattr(toy, "SAMPLES", 400)
+    assert not before & found()

@@ -1,0 +1,129 @@
+"""What the report makes of rows: figures, intervals, verdicts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from infusion_core.embedded.tinyworld import CONCEPTS, Scene, Thing, render
+from infusion_lab.report.claims import OPEN, REFUTED, REPRODUCED, verdicts
+from infusion_lab.report.intervals import over_prompts, within_concepts
+from infusion_lab.report.tables import ablation_table, cell, figures, layouts_table, with_trade
+from infusion_lab.store import Row
+from infusion_lab.studies import several
+
+
+def test_leakage_is_told_from_exact_pictures():
+    group = [CONCEPTS["ember"], CONCEPTS["flag"]]
+    scene = Scene((Thing("circle", "small", "left"), Thing("square", "small", "right")), "pink", "plain")
+    right = render(scene, group)
+    swapped = render(
+        scene, [replace(group[0], look=group[1].look), replace(group[1], look=group[0].look)]
+    )  # each thing wears the other's look
+    for picture, worn in ((right, "ember"), (swapped, "flag")):
+        errors = several.errors_against(picture, scene, group[0], group)
+        assert min(errors, key=errors.get) == worn
+        assert errors[worn] < 0.04
+
+
+def rows_of(study, measure, prompts=("",), **values):
+    return [
+        Row(study, method, str(i), 1, prompt, 0, measure, v + j / 1000)
+        for method, per_concept in values.items()
+        for i, v in enumerate(per_concept)
+        for j, prompt in enumerate(prompts)
+    ]
+
+
+def test_verdicts_need_intervals_without_zero():
+    def verdict(infusion, lora):
+        rows = rows_of("several", "leaked", infusion=infusion, lora=lora)
+        pairs = [replace(row, concept=f"{row.concept}+ember") for row in rows]
+        three = [replace(r, concept="a+b+c", value=1.0 - (r.method == "lora")) for r in rows[:: len(infusion)]]
+        return verdicts([*pairs, *three], {})[0].verdict  # three concepts do not count
+
+    assert verdict([0.1, 0.12, 0.11], [0.5, 0.52, 0.54]) == REPRODUCED
+    assert verdict([0.5, 0.52, 0.54], [0.1, 0.12, 0.11]) == REFUTED
+    assert verdict([0.1, 0.6, 0.3], [0.5, 0.2, 0.35]) == OPEN
+    assert verdict([0.1], [0.5]) == OPEN
+
+
+def front(**positions):
+    """The verdict on the front, of methods with these position errors (px) and concept errors, over three concepts."""
+    rows = []
+    for method, (px, concept_error) in positions.items():
+        for measure, value in (("concept_error", concept_error), ("scene_error", 0.01), ("position_error", px)):
+            rows += rows_of("fidelity", measure, prompts=("p", "q", "r"), **{method: [value] * 3})
+    return next(v for v in verdicts(rows, {}) if "Pareto" in v.claim)
+
+
+def test_the_front_needs_three_baselines_left_behind():
+    behind = {"lora": (9.0, 0.05), "perfusion": (2.0, 0.3), "dreambooth": (2.0, 0.2)}
+    found = front(infusion=(2.0, 0.1), **behind)
+    assert found.verdict == REPRODUCED
+    assert "lora (prompt error), perfusion (concept error), dreambooth (concept error)" in found.figures
+    assert front(infusion=(2.0, 0.1), lora=(9.0, 0.05), perfusion=(2.0, 0.3)).verdict == OPEN
+    beaten = front(infusion=(2.0, 0.1), **behind, textual=(1.9, 0.09))
+    assert beaten.verdict == REFUTED
+    assert "better in both: textual" in beaten.figures
+
+
+def test_intervals_over_prompts_hold_the_truth_19_times_in_20():
+    """Two concepts of other means and spreads; the truth is the mean of both."""
+    rng, truth = np.random.default_rng(0), 0.3
+    held = 0
+    for _ in range(2000):
+        drawn = {"a": rng.normal(0.1, 0.05, 12), "b": rng.normal(0.5, 0.2, 8)}
+        span = over_prompts({c: {str(i): v for i, v in enumerate(x)} for c, x in drawn.items()})
+        assert span.mean == pytest.approx((drawn["a"].mean() + drawn["b"].mean()) / 2)
+        held += span.low < truth < span.high
+    assert 0.93 < held / 2000 < 0.965
+
+
+def test_intervals_within_concepts_leave_out_how_hard_a_concept_is():
+    hard = np.array([0.1, 0.9, 0.5, 0.3])
+    noise = np.array([[0.01, -0.02, 0.0, 0.015], [-0.005, 0.02, 0.01, -0.01], [0.0, 0.01, -0.02, 0.005]])
+    table = {f"m{i}": dict(zip("abcd", hard + row + i / 10, strict=True)) for i, row in enumerate(noise)}
+    values = np.array([list(by.values()) for by in table.values()])
+    normed = values - values.mean(0) + values.mean()
+    half = stats.t.ppf(0.975, 3) * stats.sem(normed, axis=1) * np.sqrt(3 / 2)
+    for i, span in enumerate(within_concepts(table).values()):
+        assert (span.mean, span.half, span.mean - span.low) == pytest.approx((values[i].mean(), half[i], half[i]))
+    assert half.max() < 0.1 < stats.t.ppf(0.975, 3) * stats.sem(values[0])  # much narrower than a plain one
+    assert within_concepts({"m": {"a": 1.0}, "n": {"b": 1.0}}) == {}
+
+
+def test_the_gap_is_a_share():
+    rows = rows_of("fidelity", "concept_error", **{
+        "base: class word": [0.4, 0.3], "base: look in words": [0.1, 0.1], "lora": [0.25, 0.1]
+    })  # fmt: skip
+    gaps = with_trade(figures(rows, "fidelity"))["lora", "gap_closed"]
+    assert gaps == pytest.approx({"0": 0.5, "1": 1.0})
+    assert cell({"0": 1.0}, ".1f") == "1.0"
+    assert cell({"0": 1.0, "1": 2.0}, ".2f") == "1.50 ± 6.35"  # t(0.975, 1) = 12.706 times 0.5
+
+
+def test_layouts_are_held_against_the_first_concept_by_concept():
+    errors = {
+        "base: class word": (0.4, 0.3), "base: look in words": (0.2, 0.1), "block, shared": (0.3, 0.2),
+        "value, own": (0.25, 0.2),
+    }  # fmt: skip
+    rows = [row for name, values in errors.items() for row in rows_of("layouts", "concept_error", **{name: values})]
+    rows += rows_of("layouts", "scene_error", **{"base: class word": (0.01, 0.03), "value, own": (0.03, 0.03)})
+    shown = layouts_table(rows, "layouts")
+    told = {line[0]: dict(zip(shown.header, line, strict=True)) for line in shown.lines}
+    assert told["value, own"]["gap closed, against block, shared"] == "+12% ± 159%"  # t(0.975, 1) = 12.706 times 12.5%
+    assert told["value, own"]["scene error / base's"] == "1.50"
+    assert told["base: class word"]["gap closed, against block, shared"] == ""
+
+
+def test_ablations_are_held_against_infusion_concept_by_concept():
+    errors = {"Infusion": (0.1, 0.5), "4 bins": (0.13, 0.51)}
+    rows = [row for name, values in errors.items() for row in rows_of("ablations", "concept_error", **{name: values})]
+    shown = ablation_table(rows)
+    told = {line[0]: dict(zip(shown.header, line, strict=True)) for line in shown.lines}
+    assert told["4 bins"]["concept error, against Infusion's"] == "+0.020 ± 0.127"  # t(0.975, 1) = 12.706 times 0.01
+    assert told["Infusion"]["concept error, against Infusion's"] == ""

@@ -61,6 +61,8 @@ def load_state(path: Path | str) -> TrainState:
     """
     try:
         tensors, metadata = read_tensors(Path(path).read_bytes())
+        if metadata.get("format") != FORMAT:
+            raise ValueError("it is something else")
         groups: dict[str, dict[str, Tensor]] = {group: {} for group in GROUPS}
         for key, tensor in tensors.items():
             group, name = key.split("/", 1)

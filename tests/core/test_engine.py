@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from infusion_core.errors import InfusionError
+from infusion_core.residual_file import save_concept
 from infusion_core.schedule import rate_at
 from infusion_core.training.engine import Trainer, sum_of_means
 from infusion_core.training.objective import ParameterGroup
@@ -95,7 +96,8 @@ def test_a_state_of_another_layout_is_refused(tmp_path):
     with pytest.raises(InfusionError, match="another layout"):
         train(replace(SETTINGS, layout="layer"), state=first.state())
     (tmp_path / "x").write_bytes(b"nothing")
-    for path in (tmp_path / "x", tmp_path / "gone"):
+    save_concept(tmp_path / "concept", first.learned())
+    for path in (tmp_path / "x", tmp_path / "gone", tmp_path / "concept"):
         with pytest.raises(InfusionError, match="not a training state Infusion can read"):
             load_state(path)
 
@@ -182,6 +184,21 @@ def test_gradients_are_clipped_to_their_norm_together():
     gradient = {name: mean.item() * 10 for name, mean in trainer.state().mean.items()}
     assert math.hypot(*gradient.values()) == pytest.approx(0.5, rel=1e-4)
     assert gradient["fast"] == pytest.approx(gradient["slow"])
+
+
+def test_moments_come_back_in_the_parameters_precision():
+    first = Trainer(Quadratic(), FREE)
+    next(first.run())
+    state = first.state()
+    wide = replace(state, mean={k: v.double() for k, v in state.mean.items()},
+                   square={k: v.double() for k, v in state.square.items()},
+                   count={k: v.double() for k, v in state.count.items()})  # fmt: skip
+    second = Trainer(Quadratic(), FREE, wide)
+    list(second.run())
+    list(first.run())
+    assert second.learned() == first.learned()
+    again = second.state()
+    assert {t.dtype for part in (again.mean, again.square, again.count) for t in part.values()} == {torch.float32}
 
 
 def test_an_objectives_own_state_is_resumed(tmp_path):

@@ -129,9 +129,11 @@ def test_v_prediction_is_compared_as_epsilon():
 
 def test_what_cannot_be_compared_is_refused():
     sigmas = toy.ToyDenoiser().sigmas
-    with pytest.raises(InfusionError, match="no images"):
+    with pytest.raises(InfusionError, match=r"^no images to compare the models on; give at least one$"):
         fisher_divergence(Spy(), Spy(), toy.latents(0), 1, sigmas)
-    with pytest.raises(InfusionError, match="no prompts"):
+    with pytest.raises(
+        InfusionError, match=r"^no prompts to compare the models on; give some that are not about the concept$"
+    ):
         fisher_divergence(Spy(), Spy(), toy.latents(), 0, sigmas)
     with pytest.raises(InfusionError, match="3 draws are not enough for 4 prompts"):
         fisher_divergence(Spy(), Spy(), toy.latents(), 4, sigmas, draws=3)
@@ -174,3 +176,46 @@ def test_one_prompt_without_spans_serves_models_without_concepts():
     denoiser = toy.ToyDenoiser()
     one = DenoiserPredictor(denoiser, plain)
     assert fisher_divergence(one, one, toy.latents(), 3, denoiser.sigmas, draws=6).interval.high == 0.0
+
+
+def test_draws_are_reproducible_to_the_number():
+    """Images in a random order, one timestep per slice, prompts in turn: all from one generator."""
+    sigmas, latents, spy = toy.ToyDenoiser().sigmas, toy.latents(3), Spy()
+    found = fisher_divergence(spy, Spy(lambda s: float(s)), latents, 2, sigmas, draws=40, seed=5, batch=3)
+    g = torch.Generator().manual_seed(5)
+    times = ((torch.arange(40) + torch.rand(40, generator=g)) * 1000 / 40).long()
+    images = torch.randperm(40, generator=g) % 3
+    noise = torch.randn(40, 4, 2, 2, generator=g)
+    wanted = {(float(sigmas[t]), i % 2): latents[images[i]] + sigmas[t] * noise[i] for i, t in enumerate(times)}
+    assert len(spy.asked) == 40
+    for noised, sigma, prompt in spy.asked:
+        torch.testing.assert_close(noised, wanted[sigma, prompt])
+    assert found.times.tolist() == times.tolist()
+    torch.testing.assert_close(found.values, sigmas[times].double().square() * 16 / 2)
+    assert found.interval == bootstrap_interval(found.values, group=8)
+    assert found.interval != bootstrap_interval(found.values)
+
+
+def test_sizes_that_nobody_asked_for():
+    sizes = []
+
+    class Sizes(Spy):
+        def __call__(self, noised, sigma, prompt):
+            sizes.append(len(noised))
+            return super().__call__(noised, sigma, prompt)
+
+    sigmas = toy.ToyDenoiser().sigmas
+    whole = fisher_divergence(Sizes(), Spy(), toy.latents(1), 1, sigmas)
+    assert (len(whole.values), sizes) == (64, [8] * 8)
+    again = fisher_divergence(Spy(), Spy(), toy.latents(1), 1, sigmas, seed=0)
+    assert whole.times.tolist() == again.times.tolist()
+    assert len(fisher_divergence(Spy(), Spy(), toy.latents(1), 3, sigmas, draws=3).values) == 3
+
+
+def test_predictions_in_double_precision_are_compared_in_single():
+    class Double(Spy):
+        def __call__(self, noised, sigma, prompt):
+            return super().__call__(noised, sigma, prompt).double() + 1e-12
+
+    sigmas = toy.ToyDenoiser().sigmas
+    assert fisher_divergence(Double(lambda _: 1.0), Spy(lambda _: 1.0), toy.latents(), 1, sigmas, 4).values.max() == 0

@@ -141,3 +141,12 @@ def test_halves_are_the_mean_of_disjoint_random_splits():
             split_half(latents, [size])
     with pytest.raises(InfusionError, match=r"11 latents have no halves of 6; choose 2 to 5$"):
         split_half(latents[:11], [6])
+
+
+def test_two_samples_are_enough_and_any_scale_is_fine():
+    pair = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
+    fitted = fit_gaussian(pair, 0.0)
+    np.testing.assert_allclose(covariance(fitted), [[1.0, 0.0], [0.0, 0.0]], atol=1e-12)
+    assert fitted.mean.tolist() == [1.0, 0.0]
+    small = samples(30, 6) * 1e-3
+    assert fit_gaussian(small).shrinkage == pytest.approx(fit_gaussian(samples(30, 6)).shrinkage)

@@ -16,7 +16,7 @@ from . import explicit
 from .toy import ToyDenoiser, concept, latents, prompts
 
 BATCH, BINS = 3, 2
-MASKS = torch.tensor([[[[1.0, 0.0], [0.5, 0.0]]], [[[0.0, 0.2], [0.0, 1.0]]]])
+MASKS = torch.tensor([[[[1.0, 0.1], [0.5, 0.0]]], [[[0.3, 0.2], [0.0, 1.0]]]])
 
 
 def settings(**changes):
@@ -176,6 +176,8 @@ def bad(value, where=(1, 0, 0, 0)):
         (latents()[:0], None, "no images to learn from"),
         (latents(), torch.stack([MASKS[0], torch.zeros(1, 2, 2)]), r"mask 2 of 2 is empty .* paint the subject white"),
         (latents(), -MASKS, "mask 1 of 2"),
+        (latents(), torch.stack([MASKS[0], MASKS[1] - 0.01]), "mask 2 of 2"),
+        (latents(), torch.stack([MASKS[0], MASKS[1] * float("inf")]), "mask 2 of 2"),
         (latents(), MASKS * float("nan"), "mask 1 of 2"),
     ],
 )

@@ -76,12 +76,13 @@ def test_base_and_prediction_are_written_and_read(architecture, prediction, spec
 
 
 def test_title_resolution_and_date_are_modelspecs_and_the_rest_is_json():
-    training = {"title": "tom", "resolution": "512x512", "date": "2026-01-02", "steps": "400", "lr": "0.05"}
+    training = {"title": "Käthe", "resolution": "512x512", "date": "2026-01-02", "steps": "400", "lr": "0.05"}
     made = concept(training=training)
     told = metadata_of(made)
     assert (told["modelspec.title"], told["modelspec.resolution"], told["modelspec.date"]) == (
-        "tom", "512x512", "2026-01-02",
+        "Käthe", "512x512", "2026-01-02",
     )  # fmt: skip
+    assert "Käthe".encode() in concept_bytes(made)  # not spelled out as escapes
     assert told["training"] == '{"lr":"0.05","steps":"400"}'
     assert concept_from_bytes(concept_bytes(made)).training == training
     untitled = concept(training={"title": "cat"})  # the word itself is no title

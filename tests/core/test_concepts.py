@@ -106,3 +106,22 @@ def test_a_concept_file_tells_of_its_run():
     assert resumed.validated(2) == 0.123456
     resumed.wrote(2, "again.safetensors")
     assert [s["file"] for s in resumed.course()["snapshots"]] == ["again.safetensors"]
+
+
+def refusal(concept, base):
+    with pytest.raises(InfusionError) as refused:
+        concept.check_fits(base)
+    return str(refused.value)
+
+
+def test_a_concept_of_another_model_is_refused_word_for_word():
+    made, remedy = "the concept 'cat' was made for", "load that base model or train the concept again on this one"
+    concept, wide = zero_residual(SD15, "cat", "value"), [replace(s, value_width=64) for s in SD15.sites]
+    assert refusal(concept, replace(SD15, architecture="sd2")) == f"{made} sd1, not sd2; {remedy}"
+    assert refusal(concept, replace(SD15, context_width=9)) == f"{made} context width 768, not 9; {remedy}"
+    other = refusal(concept, replace(SD15, prediction="v_prediction"))
+    assert other == f"{made} epsilon models, this one predicts v_prediction; {remedy}"
+    missing = refusal(concept, replace(SD15, sites=SD15.sites[1:]))
+    assert missing == f"{made} a UNet with input.1.0, which this model lacks; {remedy}"
+    assert refusal(concept, replace(SD15, sites=tuple(wide))) == f"{made} width 320 at input.1.0, not 64; {remedy}"
+    concept.check_fits(SD15)

@@ -16,7 +16,7 @@ from infusion_core.training.engine import Trainer, sum_of_means
 from infusion_core.training.objective import ParameterGroup
 from infusion_core.training.residual import ResidualSettings, residual_trainer
 from infusion_core.training.settings import TrainSettings
-from infusion_core.training.state import load_state, save_state
+from infusion_core.training.state import TrainState, load_state, save_state
 
 from .toy import ToyDenoiser, latents, prompts
 
@@ -77,6 +77,35 @@ def test_a_resumed_run_repeats_bit_by_bit(tmp_path, settings):
     assert equal(second.learned(), whole.learned())
 
 
+def test_the_trainer_passes_word_masks_and_start_on():
+    masks = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]] * 2)
+    one, _ = train(replace(SETTINGS, steps=1), masks=masks)
+    assert one.learned().word == "cat"
+    assert not equal(one.learned(), train(replace(SETTINGS, steps=1))[0].learned())
+
+
+def test_a_name_may_hold_a_slash(tmp_path):
+    state = TrainState(3, {"a/b": torch.ones(2)}, {}, {}, {}, {"c/d/e": torch.zeros(1)})
+    save_state(tmp_path / "state", state)
+    read = load_state(tmp_path / "state")
+    assert (read.step, list(read.parameters), list(read.extra)) == (3, ["a/b"], ["c/d/e"])
+
+
+def test_a_parameter_that_never_had_a_gradient_has_no_moments():
+    class Lazy(Quadratic):
+        def losses(self, generator):
+            return {"near": (self.fast - 3).square().repeat(2)}
+
+    first = Trainer(Lazy(), FREE)
+    next(first.run())
+    state = first.state()
+    assert (list(state.parameters), list(state.mean)) == (["fast", "slow"], ["fast"])
+    second = Trainer(Lazy(), FREE, state)
+    list(second.run())
+    list(first.run())
+    assert second.learned() == first.learned()
+
+
 def test_bins_learn_only_at_their_noise_levels():
     trainer = trainer_of(replace(SETTINGS, steps=1, batch_size=1, bins=2))
     next(trainer.run())
@@ -93,7 +122,7 @@ def test_training_goes_on_from_a_concept():
 
 def test_a_state_of_another_layout_is_refused(tmp_path):
     first, _ = train()
-    with pytest.raises(InfusionError, match="another layout"):
+    with pytest.raises(InfusionError, match=r"^the saved training state is of another layout or model; start without"):
         train(replace(SETTINGS, layout="layer"), state=first.state())
     (tmp_path / "x").write_bytes(b"nothing")
     save_concept(tmp_path / "concept", first.learned())

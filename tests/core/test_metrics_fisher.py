@@ -219,3 +219,13 @@ def test_predictions_in_double_precision_are_compared_in_single():
 
     sigmas = toy.ToyDenoiser().sigmas
     assert fisher_divergence(Double(lambda _: 1.0), Spy(lambda _: 1.0), toy.latents(), 1, sigmas, 4).values.max() == 0
+
+
+def test_an_interval_is_the_same_at_every_call():
+    values = torch.randn(30, generator=torch.Generator().manual_seed(2))
+    found = bootstrap_interval(values)
+    torch.manual_seed(123)
+    assert bootstrap_interval(values) == found
+    # Resamples are drawn with seed 0, so that figures in reports can be reprinted.
+    assert (found.low, found.high) == pytest.approx((-0.526164, 0.062110), abs=1e-5)
+    assert found.half == found.high - found.mean

@@ -33,11 +33,11 @@ class Recorder:
 
 @dataclass
 class WordMaps:
-    """How much attention words receive: per word and number of places, the sum over layers and steps.
+    """How much attention words receive: per word and number of queries, the sum over layers and steps.
 
     Attributes:
         words: that are watched, in order.
-        sums: by word and number of places N: mean over heads, (pictures, N), on the CPU.
+        sums: by word and number of queries N: mean over heads, (pictures, N), on the CPU.
         counts: how many layers and steps each sum holds.
     """
 
@@ -70,16 +70,16 @@ class WordMaps:
             height, width: of the picture, px.
         """
         means = []
-        for (held, places), total in self.sums.items():
-            grid = grid_of(places, height, width)
+        for (held, queries), total in self.sums.items():
+            grid = grid_of(queries, height, width)
             if held == word and size in (0, min(grid)):
-                mean = (total / self.counts[held, places]).reshape(-1, 1, *grid)
+                mean = (total / self.counts[held, queries]).reshape(-1, 1, *grid)
                 means.append(F.interpolate(mean, (height, width), mode="bilinear")[:, 0])
         return torch.stack(means).mean(0) if means else None
 
     def sizes(self, height: int, width: int) -> list[int]:
         """Shorter edges of the maps there are, for a picture of that size."""
-        return sorted({min(grid_of(places, height, width)) for _, places in self.sums})
+        return sorted({min(grid_of(queries, height, width)) for _, queries in self.sums})
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class WordReader:
 
 
 def attention_to(query: Tensor, key: Tensor, positions: Sequence[int]) -> Tensor:
-    """Share of attention that places pay to some positions of the context, mean over heads, (N,).
+    """Share of attention that queries pay to some positions of the context, mean over heads, (N,).
 
     Args:
         query: (heads, N, head width).
@@ -115,8 +115,8 @@ def attention_to(query: Tensor, key: Tensor, positions: Sequence[int]) -> Tensor
     return scores.softmax(-1)[..., list(positions)].sum(-1).mean(0)
 
 
-def grid_of(places: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of the N places of a layer, for a picture of that size: the factors nearest to its shape."""
-    rows = [r for r in range(1, places + 1) if places % r == 0]
-    best = min(rows, key=lambda r: abs(math.log(r * r / places * width / height)))
-    return best, places // best
+def grid_of(queries: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of the N queries of a layer, for a picture of that size: the factors nearest to its shape."""
+    rows = [r for r in range(1, queries + 1) if queries % r == 0]
+    best = min(rows, key=lambda r: abs(math.log(r * r / queries * width / height)))
+    return best, queries // best

@@ -26,7 +26,7 @@ def trained(server: Server) -> None:
     model = load_model("tinyworld")
     for name in GROUP:
         concept = CONCEPTS[name]
-        trainer = trainer_for(model, training_images(concept), concept.shape, ResidualSettings(steps=80))
+        trainer = trainer_for(model, training_images(concept), concept.shape, ResidualSettings(steps=40))
         for _ in trainer.run():
             pass
         save_concept(server.base / "models" / "infusion" / f"{name}.safetensors", trainer.learned())

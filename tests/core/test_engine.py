@@ -62,6 +62,7 @@ def test_rates_fall_along_a_cosine_to_a_tenth():
     found = [rate_at(i, 5, 2.0, "cosine") for i in range(5)]
     assert found == pytest.approx([2.0, 0.2 + 1.8 * (0.5 + 8**-0.5), 1.1, 0.2 + 1.8 * (0.5 - 8**-0.5), 0.2])
     assert rate_at(0, 1, 2.0, "cosine") == 2.0
+    assert [rate_at(i, 2, 2.0, "cosine") for i in range(2)] == pytest.approx([2.0, 0.2])
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, accumulation=2, layout="value", weight_decay=0.1)])

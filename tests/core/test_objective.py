@@ -9,7 +9,7 @@ import torch
 
 from infusion_core.errors import InfusionError
 from infusion_core.training.engine import Trainer
-from infusion_core.training.objective import stratified_times, uniform_times
+from infusion_core.training.objective import Noised, stratified_times, uniform_times
 from infusion_core.training.residual import ResidualObjective, ResidualSettings
 
 from . import explicit
@@ -120,15 +120,17 @@ def test_one_step_of_the_engine_is_adam_on_that_gradient():
 def test_accumulation_is_the_mean_of_the_passes():
     how = settings(layout="layer", accumulation=2)
     trainer = Trainer(objective(how), how)
-    next(trainer.run())
-    drawn = torch.Generator().manual_seed(0)
+    report = next(trainer.run())
+    drawn, means = torch.Generator().manual_seed(0), []
     under_test, total = objective(how), {}
     for _ in range(2):
         (losses,) = under_test.losses(drawn).values()
         for place, g in zip(under_test.residual.tensors, torch.autograd.grad(losses.mean(), list(
             under_test.residual.tensors.values())), strict=True):  # fmt: skip
             total[place] = total.get(place, 0) + g / 2
+        means.append(losses.mean().item())
     assert far({k: m * 10 for k, m in trainer.state().mean.items()}, total) < 1e-5
+    assert report.loss == pytest.approx(sum(means) / 2)
 
 
 def test_validation_is_the_same_unweighted_loss_at_every_call():
@@ -162,6 +164,9 @@ def test_every_slice_of_the_timesteps_is_drawn_once():
     assert len({int(t) % 125 for t in times}) > 1
 
 
+EMPTY = r"^mask 2 of 2 is empty or not between 0 and 1; paint the subject white$"
+
+
 def bad(value, where=(1, 0, 0, 0)):
     broken = latents()
     broken[where] = value
@@ -171,10 +176,19 @@ def bad(value, where=(1, 0, 0, 0)):
 @pytest.mark.parametrize(
     ("latents_", "masks", "message"),
     [
-        (bad(float("nan")), None, r"image 2 of 2 is not a finite number .* VAE in full precision"),
+        (
+            bad(float("nan")),
+            None,
+            r"^image 2 of 2 is not a finite number everywhere once it is encoded; check that the picture itself holds "
+            r"no NaN, or use a VAE in full precision \(SDXL's own overflows in half precision\)$",
+        ),
         (bad(float("inf"), (0, 1, 0, 0)), None, r"image 1 of 2"),
-        (latents()[:0], None, "no images to learn from"),
-        (latents(), torch.stack([MASKS[0], torch.zeros(1, 2, 2)]), r"mask 2 of 2 is empty .* paint the subject white"),
+        (latents()[:0], None, r"^no images to learn from; give at least one$"),
+        (
+            latents(),
+            torch.stack([MASKS[0], torch.zeros(1, 2, 2)]),
+            r"^mask 2 of 2 is empty or not between 0 and 1; paint the subject white$",
+        ),
         (latents(), -MASKS, "mask 1 of 2"),
         (latents(), torch.stack([MASKS[0], MASKS[1] - 0.01]), "mask 2 of 2"),
         (latents(), torch.stack([MASKS[0], MASKS[1] * float("inf")]), "mask 2 of 2"),
@@ -203,3 +217,39 @@ def test_uniform_times_are_independent_and_of_every_level():
     assert times.shape == (4000,)
     assert times.bincount().tolist() == pytest.approx([400] * 10, abs=90)
     assert uniform_times(4000, 10, torch.Generator().manual_seed(0)).tolist() == times.tolist()
+
+
+def test_noise_is_added_in_the_latents_precision_and_v_is_wanted_where_the_network_says_v():
+    z = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    eps = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(1))
+    sigmas, times = ToyDenoiser().sigmas, torch.tensor([10, 500, 900])
+    sigma = sigmas[times].double().reshape(-1, 1, 1, 1)
+    for dtype, far_ in ((torch.float32, 1e-5), (torch.float16, 2e-2)):
+        found = Noised.of(z.to(dtype), times, eps, sigmas, "v_prediction")
+        assert (found.latents.dtype, found.wanted.dtype, found.sigma.dtype) == (dtype, dtype, torch.float32)
+        torch.testing.assert_close(found.sigma, sigmas[times])
+        torch.testing.assert_close(found.latents.double(), z.double() + sigma * eps, rtol=far_, atol=far_)
+        wanted = (eps - sigma * z) / (sigma**2 + 1).sqrt()
+        torch.testing.assert_close(found.wanted.double(), wanted, rtol=far_, atol=far_)
+        errors = found.errors(found.wanted + 1)
+        assert errors.dtype == torch.float32
+        torch.testing.assert_close(errors, torch.ones(3), rtol=far_, atol=far_)
+
+
+def test_words_of_several_tokens_have_a_residual_for_each():
+    two = [replace(p, spans=(((1, 2), (3, 4)),)) for p in prompts()]
+    under_test = ResidualObjective(ToyDenoiser(), latents(), two, "teddy bear", settings(layout="layer", bins=1))
+    learned = under_test.learned()
+    assert (learned.word, learned.tokens, learned.bins) == ("teddy bear", 2, 1)
+    losses = under_test.losses(torch.Generator().manual_seed(0))
+    assert list(losses) == ["denoising"]
+    losses["denoising"].mean().backward()
+    assert all((t.grad.abs().sum(dim=(0, 2)) > 0).all() for t in under_test.residual.tensors.values())
+
+
+def test_a_concept_in_half_precision_goes_on_in_single():
+    start = concept(ToyDenoiser()).to("cpu", torch.float16)
+    under_test = ResidualObjective(ToyDenoiser(), latents(), prompts(), "cat", settings(bins=1), start)
+    assert {t.dtype for t in under_test.residual.tensors.values()} == {torch.float32}
+    for name, tensor in under_test.learned().tensors.items():
+        torch.testing.assert_close(tensor, start.tensors[name].float())

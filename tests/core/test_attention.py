@@ -149,5 +149,25 @@ def test_gradient_reaches_the_residual_at_bound_tokens_only():
 
 
 def test_an_occurrence_of_another_length_is_refused():
-    with pytest.raises(InfusionError, match=r"'w' is 2 tokens here but the concept has 1; .* train it again"):
+    with pytest.raises(
+        InfusionError,
+        match=r"here but the concept has 1; it was made with another tokenizer, train it again on this model$",
+    ):
         inject(LoadedConcept("w", zero_residual(BASE, "w")), [0], [((2, 3),)], [0])
+
+
+def test_a_word_that_no_row_holds_adds_nothing_and_lists_must_agree():
+    concept, (_, _, context, _) = LoadedConcept("w", zero_residual(BASE, "w")), setup()
+    for tensor in concept.residual.tensors.values():
+        tensor.fill_(7.0)
+    nowhere = inject(concept, [0, 1], [(), ()], [0, 0])
+    assert torch.equal(nowhere.add_to(context, SITE), context)
+    for rows, spans, bins in (([0], [((2,),)] * 2, [0, 0]), ([0, 1], [((2,),)] * 2, [0])):
+        with pytest.raises(ValueError, match="zip"):
+            inject(concept, rows, spans, bins)
+
+
+def test_a_residual_takes_the_precision_of_what_it_is_added_to():
+    concept, (_, _, context, _) = LoadedConcept("w", zero_residual(BASE, "w")), setup()
+    injection = inject(concept, [0], [((2,),)], [0])
+    assert injection.add_to(context.half(), SITE).dtype == torch.float16

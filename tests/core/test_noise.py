@@ -49,6 +49,7 @@ def test_bins_split_the_timesteps_evenly():
     bins = noise.bin_of(sigmas, sigmas, 4)
     assert bins.tolist() == [t * 4 // 1000 for t in range(1000)]
     assert noise.bin_of(torch.tensor([99.0]), sigmas, 4).item() == 3
+    assert noise.bin_of(torch.tensor([99.0], dtype=torch.float64), sigmas, 1000).item() == 999
     between = (sigmas[249] + sigmas[250]) / 2
     assert noise.bin_of(between[None], sigmas, 4).item() == 1  # the next training level counts
 

@@ -164,9 +164,22 @@ def test_bad_input_is_one_clear_line(args, message, photos, trained, tmp_path):
     assert not (tmp_path / "x.safetensors").exists()
 
 
-def test_ctrl_c_leaves_a_snapshot_and_resume_repeats_the_run(photos, tmp_path):
+def test_ctrl_c_leaves_a_snapshot_and_resume_repeats_the_run(photos, sd1_folder, tmp_path):
     def command(out, *more):
-        return ["train", "--images", photos, "--word", "circle", "--out", out, "--steps", "40", *more]
+        return [
+            "train",
+            "--model",
+            sd1_folder,
+            "--images",
+            photos,
+            "--word",
+            "dog",
+            "--out",
+            out,
+            "--steps",
+            "40",
+            *more,
+        ]
 
     out = tmp_path / "stopped.safetensors"
     running = subprocess.Popen(
@@ -181,7 +194,7 @@ def test_ctrl_c_leaves_a_snapshot_and_resume_repeats_the_run(photos, tmp_path):
     assert running.returncode == 130
     named = re.search(r"usable concept is in (\S+)", text)
     assert named, text
-    assert load_concept(named.group(1)).word == "circle"
+    assert load_concept(named.group(1)).word == "dog"
     assert not out.exists()
 
     other = infusion(*command(out, "--resume", "--learning-rate", "0.01", "--template", "a {}"))

@@ -62,7 +62,7 @@ class Server:
     def stop(self) -> None:
         """End the process."""
         self._process.terminate()
-        self._process.wait(20)
+        self._process.wait(300)
         self._file.close()
 
     def read(self, path: str) -> str:
@@ -91,7 +91,7 @@ class Server:
             raise PromptError(error.read().decode()) from None
         return json.loads(text) if text else None
 
-    def run(self, graph: Graph, interrupt_at: int | None = None, timeout: float = 200) -> Ran:
+    def run(self, graph: Graph, interrupt_at: int | None = None, timeout: float = 1500) -> Ran:
         """Queue a prompt and follow it on the websocket to its end.
 
         Args:
@@ -137,7 +137,7 @@ class Server:
         raise TimeoutError(f"the prompt did not end; see {self.log}")
 
     def _wait(self) -> None:
-        for _ in range(240):
+        for _ in range(2400):
             if self._process.poll() is not None:
                 break
             try:

@@ -31,7 +31,7 @@ def open_page(server: Server) -> Iterator[Page]:
         browser = playwright.chromium.launch(executable_path=find_browser(), args=list(QUIET))
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
         page.goto(server.address)
-        page.wait_for_function(READY, timeout=90_000)
+        page.wait_for_function(READY, timeout=900_000)
         yield page
         browser.close()
 
@@ -61,7 +61,7 @@ def set_widget(page: Page, node: str, widget: str, value: Any) -> None:
     )
 
 
-def queue(page: Page, server: Server, timeout: float = 180) -> dict[str, Any]:
+def queue(page: Page, server: Server, timeout: float = 1500) -> dict[str, Any]:
     """Press Queue and wait; the history entry of the run."""
     before = set(server.get("/history"))
     page.evaluate("() => window.app.queuePrompt(0, 1)")

@@ -54,14 +54,14 @@ def test_an_example_opens_runs_and_shows_its_picture(server: Server, page: Any, 
     page.wait_for_function(
         "() => window.app.graph._nodes.some((n) => ['SaveImage', 'PreviewImage'].includes(n.type)"
         " && n.imgs?.length && n.imgs[0].naturalWidth > 0)",
-        timeout=20_000,
+        timeout=600_000,
     )
     page.screenshot(path=server.base / f"{path.stem}.png")
 
 
 def test_the_loader_shows_what_a_file_holds(server: Server, page: Any) -> None:
     load_workflow(page, json.loads((REPOSITORY / "example_workflows" / "2-use-a-concept.json").read_text()), zoom=1.0)
-    page.wait_for_function("() => document.body.innerText.includes('\"cat\" · tinyworld')", timeout=20_000)
+    page.wait_for_function("() => document.body.innerText.includes('\"cat\" · tinyworld')", timeout=600_000)
     page.screenshot(path=server.base / "loader.png")
     colour = page.evaluate("() => window.app.canvas.default_connection_color_byType.INFUSION_CONCEPT")
     assert colour == "#e0873e"

@@ -28,7 +28,7 @@ from .scoring import SEEDS, Comparison, compare
 from .train import TrainRequest, run_train
 
 TITLES = ("base model", "with the concept", "base model, look in words")  # of a comparison's three parts
-MEASURES = tuple(f.name for f in fields(Score) if f.name != "found")
+MEASURES = tuple(f.name for f in fields(Score))
 
 
 def run_demo(out: Path, name: str, settings: ResidualSettings) -> None:

@@ -21,7 +21,6 @@ from .tinyworld.world import Concept, Scene
 class Scored:
     """One generated picture with its prompt, seed and scores."""
 
-    scene: Scene
     prompt: str
     seed: int
     picture: Image.Image
@@ -60,7 +59,7 @@ def evaluate(
         for run in _runs(seeds):
             pictures = draw(model, prompt, concepts, len(run), run[0], settings)
             for seed, picture in zip(run, pictures, strict=True):
-                out.append(Scored(scene, prompt, seed, picture, score(picture, scene, concept)))
+                out.append(Scored(prompt, seed, picture, score(picture, scene, concept)))
         if on_scene:
             on_scene()
     return out

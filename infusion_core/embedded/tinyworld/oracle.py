@@ -30,14 +30,12 @@ class Score:
         scene_error: mean absolute colour error outside every thing, in [0, 1].
         position_error: distance of the thing's centre from the expected one, px.
         size_error: relative error of its radius.
-        found: the thing as fitted.
     """
 
     concept_error: float
     scene_error: float
     position_error: float
     size_error: float
-    found: Thing
 
 
 def score(image: Image.Image | Pixels, scene: Scene, concept: Concept | None = None) -> Score:
@@ -69,7 +67,6 @@ def score(image: Image.Image | Pixels, scene: Scene, concept: Concept | None = N
         scene_error=float(np.abs(pixels - background(wanted)).mean(axis=2)[outside].mean()),
         position_error=float(np.hypot(fx - cx, fy - cy)),
         size_error=abs(found.radius / thing.radius - 1),
-        found=found,
     )
 
 

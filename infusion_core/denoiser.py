@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .attention import Plan
+from .concepts import LoadedConcept
 from .noise import Prediction
 from .residuals import Base
 from .tokens import Span
@@ -35,12 +36,20 @@ class Conditioning:
         )
 
 
+Named = tuple[LoadedConcept, tuple[Span, ...]]  # a concept that a prompt names, and where
+
+
 @dataclass(frozen=True)
 class EncodedPrompt:
     """One prompt after the text encoder: one row of conditioning and, per concept, the spans of its word."""
 
     conditioning: Conditioning
     spans: tuple[tuple[Span, ...], ...] = ()
+
+    def named(self, concepts: Sequence[LoadedConcept]) -> list[Named]:
+        """The concepts that the prompt names, each with its spans; none at strength 0. All are in the spans' order."""
+        found = zip(concepts, self.spans, strict=True)
+        return [(concept, spans) for concept, spans in found if spans and concept.strength]
 
 
 def stack(conditionings: Sequence[Conditioning]) -> Conditioning:

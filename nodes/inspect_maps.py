@@ -13,7 +13,7 @@ from ..infusion_core.readers import WordMaps
 from .host.compat import schema
 from .host.observer import observe
 from .sockets import MapsSocket
-from .widgets import words_of
+from .widgets import split_words
 
 _HEAT = ((0.0, 0.0, 0.2), (0.4, 0.0, 0.5), (0.9, 0.2, 0.2), (1.0, 0.7, 0.1), (1.0, 1.0, 0.8))  # low to high
 
@@ -46,7 +46,7 @@ class InfusionInspectMaps(io.ComfyNode):  # type: ignore[misc]
     @classmethod
     def execute(cls, model: Any, clip: Any, words: str) -> io.NodeOutput:
         """Put the observer on clones of MODEL and CLIP."""
-        chosen = words_of(words)
+        chosen = split_words(words)
         if not chosen:
             raise InfusionError("no words to watch; write some, separated by commas")
         return io.NodeOutput(*observe(model, clip, chosen))

@@ -8,6 +8,6 @@ def lines_of(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def words_of(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """The words of a text widget, separated by commas."""
     return [word.strip() for word in text.split(",") if word.strip()]

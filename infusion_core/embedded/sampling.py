@@ -12,12 +12,11 @@ from torch import Tensor
 
 from ..attention import MapsOfRows, Plan
 from ..concepts import LoadedConcept
-from ..denoiser import Conditioning, EncodedPrompt, stack
+from ..denoiser import Conditioning, EncodedPrompt, Named, stack
 from ..errors import InfusionError
 from ..injection import Injection, inject
 from ..noise import bin_of
 from ..streams import BaseLatent, base_then_concept
-from ..tokens import Span
 from .unet import UNetDenoiser
 
 
@@ -57,7 +56,6 @@ class SampleStep:
 
 
 Row = tuple[Tensor, Conditioning]  # latents (n, C, H, W) and their n rows of conditioning
-Named = tuple[LoadedConcept, tuple[Span, ...]]  # a concept that the prompt names, and where
 
 
 @dataclass(frozen=True)
@@ -97,11 +95,7 @@ class Sampler:
         self.denoiser, self.scheduler, self.settings = denoiser, scheduler, settings or SampleSettings()
         self._prompt, self._negative = prompt, negative
         dtype = prompt.conditioning.context.dtype
-        self._named = [
-            (concept.to(denoiser.device, dtype), spans)
-            for concept, spans in zip(concepts, prompt.spans, strict=True)
-            if spans and concept.strength
-        ]
+        self._named = [(concept.to(denoiser.device, dtype), spans) for concept, spans in prompt.named(concepts)]
 
     @torch.no_grad()
     def run(self, noise: Tensor) -> Iterator[SampleStep]:

@@ -59,11 +59,7 @@ class DenoiserPredictor:
         denoiser, sigma = self.denoiser, sigma.to(self.denoiser.device)
         encoded, rows = self.prompts[prompt], len(noised)
         noised = noised.to(denoiser.device, encoded.conditioning.context.dtype)
-        named = [
-            (concept, spans)
-            for concept, spans in zip(self._placed, encoded.spans, strict=bool(self.concepts))
-            if spans and concept.strength
-        ]
+        named = encoded.named(self._placed) if self.concepts else []
         injections = []
         for concept, spans in named:
             bins = bin_of(sigma.cpu(), denoiser.sigmas.cpu(), concept.residual.bins).tolist()

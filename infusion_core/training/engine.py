@@ -151,7 +151,4 @@ class Trainer(Generic[Learned]):
 
 def sum_of_means(losses: Mapping[str, Tensor]) -> Tensor:
     """The number that is minimised: the mean over samples of every loss, added up."""
-    first, *others = (loss.mean() for loss in losses.values())
-    for other in others:
-        first = first + other
-    return first
+    return torch.stack([loss.mean() for loss in losses.values()]).sum()

@@ -55,6 +55,11 @@ class ResidualSettings(TrainSettings):
         super().__post_init__()
         self._require("batch_size", "bins", "validation_draws")
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a concept's metadata must tell of such a training; nothing where maps were replaced."""
+        return {} if self.replace_maps else {"replace_maps": "false"}
+
 
 class ResidualObjective:
     """The residuals of one concept.
@@ -90,8 +95,7 @@ class ResidualObjective:
         blank = zero_residual(denoiser.base, word, settings.layout, settings.bins, len(prompts[0].spans[0][0]))
         chosen = (blank if start is None else _continued(start, blank, denoiser)).to(denoiser.device, torch.float32)
         trained = {name: t.detach().clone().requires_grad_() for name, t in chosen.tensors.items()}
-        facts = {} if settings.replace_maps else {"replace_maps": "false"}
-        self.residual = replace(chosen, tensors=trained, training=facts)
+        self.residual = replace(chosen, tensors=trained, training=settings.facts)
 
     def groups(self) -> list[ParameterGroup]:
         """The residuals by place."""

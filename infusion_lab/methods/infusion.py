@@ -78,8 +78,12 @@ class Infusion:
     def _residual(self, base: EmbeddedModel, one: Learned) -> ConceptResidual:
         """What was learned, saying how."""
         blank = zero_residual(base.denoiser.base, one.subjects[0].word, self.settings.layout)
-        facts = {} if self.settings.replace_maps else {"replace_maps": "false"}
-        return replace(blank, tensors=one.full(base.denoiser.device), training=facts)
+        return replace(blank, tensors=one.full(base.denoiser.device), training=self.settings.facts)
+
+
+def trained(**settings: Any) -> Infusion:
+    """Infusion with other settings of training."""
+    return Infusion(ResidualSettings(**settings))
 
 
 def without_maps(**settings: Any) -> Infusion:
@@ -88,4 +92,4 @@ def without_maps(**settings: Any) -> Infusion:
     Args:
         settings: of training, where they differ from the defaults.
     """
-    return Infusion(ResidualSettings(replace_maps=False, **settings))
+    return trained(replace_maps=False, **settings)

@@ -10,9 +10,9 @@ from infusion_core.schedule import NEVER, Window
 
 from ..bench import Bench
 from ..measures import bare_pictures, drawn_and_scored, error_rows, openness
-from ..methods.infusion import Infusion, without_maps
+from ..methods.infusion import Infusion, trained, without_maps
 from ..store import Cell, Result, Row
-from .variants import Variant, trained
+from .variants import Variant
 
 STUDY = "ablations"
 STRENGTHS = (0.5, 0.75, 1.25, 1.5)

@@ -4,6 +4,7 @@ the settings of training were chosen (docs/tinyworld-study.md)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,9 +13,9 @@ from infusion_core.residuals import LAYOUTS
 
 from ..bench import Bench
 from ..measures import CLASS_WORD, LOOK_IN_WORDS, drawn_and_scored, error_rows, yardstick
-from ..methods.infusion import Infusion, without_maps
+from ..methods.infusion import trained, without_maps
 from ..store import Cell, Result
-from .variants import Variant, trained
+from .variants import Variant
 
 STUDY, SETTINGS = "layouts", "settings"
 PAPER = {"learning_rate": 0.01, "schedule": "constant", "weighting": "uniform"}
@@ -38,7 +39,7 @@ def layouts() -> list[Variant]:
         for layout in LAYOUTS
         for name, method in {
             "shared": trained(layout=layout),
-            "own": Infusion(trained(layout=layout).settings, base_latent="own"),
+            "own": replace(trained(layout=layout), base_latent="own"),
             "no map replacement": without_maps(layout=layout),
         }.items()
     ]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-from infusion_core.training.residual import ResidualSettings
 
 from ..methods.infusion import Infusion
 
@@ -16,8 +13,3 @@ class Variant:
 
     name: str
     method: Infusion
-
-
-def trained(**settings: Any) -> Infusion:
-    """Infusion with other settings of training."""
-    return Infusion(ResidualSettings(**settings))

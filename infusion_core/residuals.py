@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -39,6 +40,11 @@ class Base:
     context_width: int
     prediction: str
     sites: tuple[Site, ...]
+
+    @cached_property
+    def sites_by_name(self) -> Mapping[str, Site]:
+        """The sites by name."""
+        return {site.name: site for site in self.sites}
 
     def places(self, layout: Layout) -> dict[str, int]:
         """Names of the residuals a layout has on this base, each with its width."""

@@ -44,7 +44,7 @@ def bind_prompt(prompt: str, concepts: Mapping[str, str]) -> BoundPrompt:
         concepts: word by name, in order.
 
     Raises:
-        InfusionError: a placeholder names no concept, or two concepts want the same occurrences of a word.
+        InfusionError: a placeholder names no concept, or a word stands free that two concepts without one share.
     """
     names = {name.lower(): i for i, name in enumerate(concepts)}
     words = tuple(concepts.values())
@@ -69,14 +69,13 @@ def bind_prompt(prompt: str, concepts: Mapping[str, str]) -> BoundPrompt:
         if index in with_placeholder:
             chosen.append(tuple(k for k, s in enumerate(starts) if placed.get(s) == index))
             continue
-        if word.lower() in claimed:
-            first = claimed[word.lower()]
+        free = tuple(k for k, s in enumerate(starts) if s not in placed)
+        first = claimed.setdefault(word.lower(), name)
+        if free and first != name:
             raise InfusionError(
                 f"the concepts {first!r} and {name!r} share the word {word!r}; write <{first}> and <{name}> instead"
             )
-        claimed[word.lower()] = name
-        free = tuple(k for k, s in enumerate(starts) if s not in placed)
-        chosen.append(None if len(free) == len(starts) else free)
+        chosen.append(None if len(free) == len(starts) and first == name else free)
     return BoundPrompt(text, words, tuple(chosen))
 
 

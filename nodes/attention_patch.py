@@ -73,6 +73,7 @@ class InfusionAttentionPatch(io.ComfyNode):  # type: ignore[misc]
                     "trained: those whose file does not say otherwise.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Model.Output(tooltip="For the sampler."),
                 io.Clip.Output(tooltip="For every prompt."),
@@ -101,7 +102,7 @@ class InfusionAttentionPatch(io.ComfyNode):  # type: ignore[misc]
             replace(c, blocks=scales, window=window, replacement=maps if replaces_maps(c, map_replacement) else NEVER)
             for c in concept
         ]
-        return io.NodeOutput(*apply(model, clip, concepts, base_latent))
+        return io.NodeOutput(*apply(model, clip, concepts, base_latent, str(cls.hidden.unique_id)))
 
 
 def replaces_maps(concept: LoadedConcept, chosen: str) -> bool:

@@ -19,11 +19,12 @@ from ...infusion_core.denoiser import Conditioning, EncodedPrompt
 from ...infusion_core.errors import InfusionError
 from ...infusion_core.sites import Site
 from .attention import PASS, Replacer, Triple, patch_inputs, slots_of
-from .mentions import Memory
+from .memory import Memory
+from .mentions import MENTIONS, Mentions
 from .model import base_of
 from .options import require_unpatched
 from .rows import site_name
-from .text import ConceptWord, infuse_clip, mentions_of, word_length
+from .text import ConceptWord, infuse_clip, word_length
 
 _TEXT = "c_crossattn"
 
@@ -61,7 +62,6 @@ class HostDenoiser:
         self.prediction: Any = self.base.prediction
         self._model, self._inner = model, model.model
         self.sigmas = model.get_model_object("model_sampling").sigmas.detach().clone().float().cpu()
-        self._sites = {site.name: site for site in self.base.sites}
         self._replacers = {slots_of(site)[0]: Replacer() for site in self.base.sites}
 
     def load(self) -> None:
@@ -81,7 +81,7 @@ class HostDenoiser:
         options: dict[str, Any] = {"sigmas": sigma, "optimized_attention_override": _differentiable_attention}
         if not plan.empty:
             options |= {
-                PASS: PlannedPass(self._sites, plan),
+                PASS: PlannedPass(self.base.sites_by_name, plan),
                 "patches": {"attn2_patch": [patch_inputs]},
                 "patches_replace": {"attn2": self._replacers},
             }
@@ -131,13 +131,14 @@ def encode_captions(model: Any, clip: Any, captions: Sequence[str], word: str, l
     device = model.load_device
     out = []
     for caption in captions:
-        tokens = infused.tokenize(caption)
-        cond = comfy.sampler_helpers.convert_cond(infused.encode_from_tokens_scheduled(tokens))
-        mentions = mentions_of(tokens, 0)
+        cond = comfy.sampler_helpers.convert_cond(infused.encode_from_tokens_scheduled(infused.tokenize(caption)))
+        mentions: Mentions = cond[0][MENTIONS]
+        if mentions.interleaved:
+            raise InfusionError("this CLIP gives keys and values, as NegPip's does; connect the CLIP in front of it")
         encoded = comfy.samplers.encode_model_conds(model.model.extra_conds, cond[:1], latents, device, "positive")
         parts = {k: _row(v, device) for k, v in encoded[0]["model_conds"].items()}
         text = parts.pop(_TEXT)
-        out.append(EncodedPrompt(Conditioning(text, parts), (mentions.spans[""] if mentions else (),)))
+        out.append(EncodedPrompt(Conditioning(text, parts), (mentions.spans.get("", ()),)))
     if len({p.conditioning.context.shape[1] for p in out}) > 1:
         raise InfusionError("the captions are of very different length; make all of them shorter than 75 tokens")
     return out

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...infusion_core.errors import InfusionError
 from ...infusion_core.tokens import Span
 
 MENTIONS = "infusion_mentions"  # beside a conditioning's states: its `Mentions`
-_FOUND = "infusion_found"  # beside them in the sampler: what `spans_in` found
 _WATCHED = "word:"
-REMEMBERED = 32
-CHUNK = 77
 
 
 @dataclass(frozen=True)
@@ -23,21 +22,52 @@ class Mentions:
     """Where words stand in one context.
 
     Attributes:
-        spans: by the key of a concept or of a watched word.
+        spans: by the key of a concept or of a watched word, where the values of its tokens are.
         length: positions of the context.
+        negated: positions whose value is the negative of the token's state, as a negative prompt inside a positive
+            one has it; residuals are negative there too.
+        interleaved: every token has two positions, its key's and then its value's.
     """
 
     spans: Mapping[str, tuple[Span, ...]]
     length: int
-
-    def shifted(self, by: int) -> Mapping[str, tuple[Span, ...]]:
-        """The spans of this context inside a longer one, `by` positions further."""
-        return {key: tuple(tuple(p + by for p in span) for span in spans) for key, spans in self.spans.items()}
+    negated: frozenset[int] = frozenset()
+    interleaved: bool = False
 
     @property
-    def of_concepts(self) -> bool:
-        """Whether a concept is among them, not only words that are watched."""
-        return any(not key.startswith(_WATCHED) for key in self.spans)
+    def values(self) -> Mentions:
+        """The same in the values alone, when keys and values of an interleaved context have been taken apart."""
+        return self.moved(lambda position: position // 2, self.length // 2)
+
+    def after(self, start: int) -> Mentions:
+        """The same where the context begins at a position of a longer one."""
+        return self.moved(lambda position: position + start, self.length + start, self.interleaved)
+
+    def repeated(self, padded: int) -> Mentions:
+        """The same in a context of `padded` positions: the host and others pad by repeating."""
+        if padded == self.length:
+            return self
+        return joined((self.after(start) for start in range(0, padded, self.length)), padded)
+
+    def seen_at(self, positions: Sequence[int]) -> Mentions:
+        """The same in a context whose position i has the value of position ``positions[i]``, any number of times."""
+        places = defaultdict[int, list[int]](list)
+        for place, position in enumerate(positions):
+            places[position].append(place)
+        spans = {
+            key: tuple(copy for span in found for copy in zip(*(places[p] for p in span), strict=False))
+            for key, found in self.spans.items()
+        }
+        return Mentions(spans, len(positions), frozenset(i for i, p in enumerate(positions) if p in self.negated))
+
+    def signed(self, key: str, sign: int) -> list[Span]:
+        """The spans of a key whose values are the tokens' states, or (-1) their negatives."""
+        return [span for span in self.spans.get(key, ()) if (span[0] in self.negated) == (sign < 0)]
+
+    def moved(self, place: Any, length: int, interleaved: bool = False) -> Mentions:
+        """The same with every position replaced by ``place(position)``, in a context of another length."""
+        spans = {key: tuple(tuple(map(place, span)) for span in found) for key, found in self.spans.items()}
+        return Mentions(spans, length, frozenset(map(place, self.negated)), interleaved)
 
 
 def watched_key(word: str) -> str:
@@ -45,62 +75,60 @@ def watched_key(word: str) -> str:
     return f"{_WATCHED}{word}"
 
 
-class Memory:
-    """The states of the last prompts that named a concept: all that Concat keeps of its second input."""
-
-    def __init__(self) -> None:
-        self._kept: list[tuple[Tensor, Mentions]] = []
-
-    def __deepcopy__(self, memo: object) -> Memory:
-        return self  # one memory for all clones of a MODEL and its CLIP
-
-    def add(self, states: Tensor, mentions: Mentions) -> None:
-        """Remember states (1, L, D); the oldest are forgotten."""
-        self._kept = [*self._kept[1 - REMEMBERED :], (states[0].detach(), mentions)]
-
-    def find(self, states: Tensor, first: int) -> dict[str, tuple[Span, ...]]:
-        """Spans of remembered prompts that are part of `states` (1, L, D), from position `first` on; the latest counts.
-
-        A remembered prompt that is all of `states` is not looked for: then its mentions have travelled with it.
-        """
-        found: dict[str, tuple[Span, ...]] = {}
-        row, at = states[0], first
-        while at < len(row):
-            kept = next((k for k in reversed(self._kept) if _stands(k[0], row, at)), None)
-            if kept is not None:
-                for key, spans in kept[1].shifted(at).items():
-                    found[key] = (*found.get(key, ()), *spans)
-            at += len(kept[0]) if kept is not None else CHUNK
-        return found
+def joined(parts: Iterable[Mentions], length: int) -> Mentions:
+    """The mentions of the parts of one context."""
+    spans: dict[str, tuple[Span, ...]] = {}
+    negated, interleaved = frozenset[int](), False
+    for part in parts:
+        for key, found in part.spans.items():
+            spans[key] = (*spans.get(key, ()), *found)
+        negated, interleaved = negated | part.negated, interleaved or part.interleaved
+    return Mentions(spans, length, negated, interleaved)
 
 
-def spans_in(cond: dict[str, Any], memory: Memory) -> Mapping[str, tuple[Span, ...]]:
-    """Spans of a conditioning, as the sampler has it, by key.
+def mentions_of(tokens: Mapping[str, Any], states: Tensor) -> Mentions:
+    """Where the tokens of a prompt are bound in its states (1, L, D).
 
-    The host gives negatives without an area a copy of a positive's dict that holds the negative's text states; what
-    travels beside the states counts only where it belongs to them. The answer is kept beside the conditioning.
+    With two encoders (SDXL) the texts are nearly always the same; where they differ, the second one's mentions count
+    if it has any.
+
+    Raises:
+        InfusionError: a word is bound, but the states are not one per token, nor a key and a value per token.
     """
-    known = cond.setdefault(_FOUND, {})
-    if id(memory) not in known:
-        known[id(memory)] = _find(cond, memory)
-    found: Mapping[str, tuple[Span, ...]] = known[id(memory)]
-    return found
+    encoders = [chunks for chunks in tokens.values() if isinstance(chunks, list)]
+    spans = next(filter(None, map(_bound, reversed(encoders))), {})
+    length, count = states.shape[1], min((sum(map(len, chunks)) for chunks in encoders), default=0)
+    if not spans or length == count:
+        return Mentions(spans, length)
+    if length != 2 * count:
+        raise InfusionError(_unknown(f"{length} states for {count} tokens"))
+    return _interleaved(spans, states)
 
 
-def _find(cond: dict[str, Any], memory: Memory) -> Mapping[str, tuple[Span, ...]]:
-    text = cond["model_conds"].get("c_crossattn")
-    if text is None:
-        return {}
-    states, mentions = text.cond, cond.get(MENTIONS)
-    beside = cond.get("cross_attn")
-    own = beside is not None and beside.shape == states.shape and torch.equal(beside.to(states), states)
-    if mentions is None or not own or not states.any():
-        return memory.find(states, 0)
-    found = memory.find(states, mentions.length)
-    return {key: (*mentions.spans.get(key, ()), *found.get(key, ())) for key in {*mentions.spans, *found}}
+def _bound(chunks: list[Any]) -> dict[str, tuple[Span, ...]]:
+    """Spans by key among the tokens of one encoder, all chunks in a line."""
+    spans: dict[str, dict[int, list[int]]] = {}
+    for position, entry in enumerate(entry for chunk in chunks for entry in chunk):
+        for key, mention in getattr(entry[0], "bindings", ()):
+            spans.setdefault(key, {}).setdefault(mention, []).append(position)
+    return {key: tuple(map(tuple, mentions.values())) for key, mentions in spans.items()}
 
 
-def _stands(kept: Tensor, row: Tensor, at: int) -> bool:
-    """Whether remembered states are the part of a longer row that begins at a position."""
-    part = row[at : at + len(kept)]
-    return len(kept) < len(row) and part.shape == kept.shape and torch.equal(part, kept.to(part))
+def _interleaved(spans: Mapping[str, tuple[Span, ...]], states: Tensor) -> Mentions:
+    """Mentions of tokens in states that hold a key and a value of each in turn, as NegPip has them."""
+    negated = set()
+    for position in {p for found in spans.values() for span in found for p in span}:
+        key, value = states[0, 2 * position], states[0, 2 * position + 1]
+        if torch.equal(value, -key):
+            negated.add(position)
+        elif not torch.equal(value, key):
+            raise InfusionError(_unknown("two states for each token, which are not its key and its value"))
+    mentions = Mentions(spans, states.shape[1] // 2, frozenset(negated))
+    return mentions.moved(lambda position: 2 * position + 1, states.shape[1], interleaved=True)
+
+
+def _unknown(what: str) -> str:
+    return (
+        f"the text encoder gives {what}, so nobody can tell which of them is the concept's word; another node changed "
+        "how this CLIP encodes: leave that node out, or name the concept in a prompt that is encoded without it"
+    )

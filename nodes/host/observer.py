@@ -12,12 +12,13 @@ from torch import Tensor
 from ...infusion_core.attention import split_heads
 from ...infusion_core.readers import WordMaps, WordReader
 from ...infusion_core.sites import Site
-from ...infusion_core.tokens import Span
-from .mentions import Memory, spans_in, watched_key
+from .conds import entries_of
+from .memory import Memory, mentions_in
+from .mentions import Mentions, watched_key
 from .model import base_of
 from .options import with_option
 from .patch import patch_of
-from .rows import BaseRow, Entry, repeats_of, rows_of, site_name
+from .rows import BaseRow, Entry, batch_of, site_name
 from .text import memory_of, watch_words
 from .trajectory import TRAJECTORY
 
@@ -29,11 +30,11 @@ class Observation:
     """One prediction that is watched.
 
     Attributes:
-        mentions: per conditioning, spans by key and the length of the context they count in.
+        mentions: per conditioning.
         pictures: in the batch.
     """
 
-    mentions: Mapping[Entry, tuple[Mapping[str, tuple[Span, ...]], int]]
+    mentions: Mapping[Entry, Mentions]
     pictures: int
 
 
@@ -69,10 +70,9 @@ class Observer:
     ) -> Any:  # fmt: skip
         """One prediction, watched; areas are left out, for their maps are of a part of the picture."""
         mentions = {
-            (index, cond["uuid"]): (spans_in(cond, self._memory), int(cond["model_conds"]["c_crossattn"].cond.shape[1]))
-            for index, entries in enumerate(conds)
-            for cond in entries or []
-            if "c_crossattn" in cond["model_conds"] and "area" not in cond
+            entry: found
+            for entry, cond in entries_of(conds)
+            if "area" not in cond and (found := mentions_in(cond, self._memory)) is not None
         }
         options = with_option(model_options, OBSERVED, Observation(mentions, len(x)))
         return executor(model, conds, x, timestep, options, *args, **kwargs)
@@ -86,23 +86,23 @@ class Observer:
         return query, key, value
 
     def _read(self, observation: Observation, query: Tensor, key: Tensor, extra: dict[str, Any]) -> None:
-        layer = self._layer(extra)
-        for entry, rows in rows_of(extra, len(query), observation.pictures, "Infusion Inspect Maps"):
+        layer, batch = self._layer(extra), batch_of(extra, key, observation.pictures, "Infusion Inspect Maps")
+        for i, entry in enumerate(batch.entries if batch.tiles == 1 else ()):  # maps of tiles are of a part, too
             if isinstance(entry[1], BaseRow) or entry not in observation.mentions:
                 continue
-            positions = self._positions(*observation.mentions[entry], key.shape[1])
+            mentions, keys = observation.mentions[entry].repeated(key.shape[1]), batch.part(key, i)[0]
+            if mentions.interleaved:
+                mentions, keys = mentions.values, keys[:, 0::2]
+            positions = self._positions(mentions)
             if positions:
-                projected = (split_heads(p, layer.heads) for p in (layer.to_q(query[rows]), layer.to_k(key[rows])))
-                WordReader(slice(None), positions, self._maps)(self._sites[site_name(extra)], *projected)
+                projected = layer.to_q(batch.part(query, i)[0]), layer.to_k(keys)
+                heads = (split_heads(p, layer.heads) for p in projected)
+                WordReader(slice(None), positions, self._maps)(self._sites[site_name(extra)], *heads)
 
-    def _positions(self, spans: Mapping[str, tuple[Span, ...]], length: int, padded: int) -> dict[str, list[int]]:
-        """Context positions of each watched word that is mentioned, in every repetition of the context."""
-        found = {}
-        for word in self._maps.words:
-            positions = sorted({p for span in spans.get(watched_key(word), ()) for p in span})
-            if positions:
-                found[word] = [p + start for start in repeats_of(length, padded) for p in positions]
-        return found
+    def _positions(self, mentions: Mentions) -> dict[str, list[int]]:
+        """Context positions of each watched word that is mentioned."""
+        found = {word: mentions.spans.get(watched_key(word), ()) for word in self._maps.words}
+        return {word: sorted({p for span in spans for p in span}) for word, spans in found.items() if spans}
 
     def _layer(self, extra: Mapping[str, Any]) -> Any:
         """The cross-attention layer that calls the patch."""
@@ -117,7 +117,7 @@ def observe(model: Any, clip: Any, words: Sequence[str]) -> tuple[Any, Any, Word
     Raises:
         InfusionError: unsupported model.
     """
-    sites, patch = {site.name: site for site in base_of(model).sites}, patch_of(model)
+    sites, patch = base_of(model).sites_by_name, patch_of(model)
     memory = memory_of(clip) if patch is None else patch.memory
     maps = WordMaps(tuple(words))
     observer = Observer(model.model.diffusion_model, sites, maps, memory)
@@ -125,4 +125,6 @@ def observe(model: Any, clip: Any, words: Sequence[str]) -> tuple[Any, Any, Word
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, OBSERVED, observer.sampling)
     patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, OBSERVED, observer.prediction)
     patched.set_model_attn2_patch(observer.inputs)
+    patches = patched.model_options["transformer_options"]["patches"]
+    patches["attn2_patch"].insert(0, patches["attn2_patch"].pop())  # in front of those that add rows
     return patched, watch_words(clip, words, memory), maps

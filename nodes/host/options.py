@@ -19,6 +19,11 @@ def described(patch: Any) -> str:
     return f"{owner.__module__}.{owner.__name__}"
 
 
+def is_foreign(patch: Any) -> bool:
+    """Whether a patch is another node's."""
+    return not str(getattr(patch, "__module__", "")).startswith(__package__)
+
+
 def require_unpatched(model: Any) -> None:
     """Refuse a MODEL with patches on its network's blocks: training runs the network itself and would not obey them.
 

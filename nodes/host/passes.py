@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
+from ...infusion_core.attention import Plan
 from ...infusion_core.errors import InfusionError
 from ...infusion_core.injection import Injection, inject
 from ...infusion_core.sites import Site
-from ...infusion_core.tokens import Span
 from .attention import Triple
+from .grown import Grown, InputPatch, trace
+from .mentions import Mentions
+from .options import is_foreign
 from .patch import Patch
-from .rows import BaseRow, Entry, Rows, repeats_of, rows_of, site_name
+from .rows import BaseRow, Batch, Entry, batch_of, site_name
+from .run import Run
 
-
-@dataclass(frozen=True)
-class Mention:
-    """A concept's word in one conditioning: the concept's key, where the word stands, and the timestep bin."""
-
-    key: str
-    spans: tuple[Span, ...]
-    bin: int
+_BATCH, _GROWN = "infusion_batch", "infusion_grown"  # in a block's options: how its rows are laid out
 
 
 @dataclass(frozen=True)
@@ -31,14 +29,12 @@ class ConceptRows:
     """A conditioning whose rows are the concept stream, at one noise level.
 
     Attributes:
-        injected: the concepts whose residuals are added.
+        mentions: where concepts' words stand in its own text; None where only its regions name them.
         replaced: the rows attend with the base rows' maps.
-        length: context positions that spans count in.
     """
 
-    injected: Sequence[Mention]
+    mentions: Mentions | None
     replaced: bool
-    length: int
 
 
 @dataclass
@@ -50,80 +46,127 @@ class TwoStreamPass:
 
     Attributes:
         patch: what is at work.
+        run: what is known of the sampling run.
+        acting: concepts whose residual is added at this noise level, each with its timestep bin.
         concept_rows: by conditioning; rows with a `BaseRow` are the base stream, all others the unpatched model's.
-        pictures: in the batch; each conditioning has so many rows, or fewer.
-        queries: of base rows whose concept rows are not in the same forward, (rows, N, C) by site and conditioning.
+        pictures: in the batch.
+        scouting: a pass of the unpatched model that notes what the regions of its conditionings name.
+        queries: of rows whose concept rows are not in the same forward, (tiles, pictures, N, C) by site and
+            conditioning, in the order of forwards.
     """
 
     patch: Patch
+    run: Run
+    acting: Mapping[str, int]
     concept_rows: Mapping[Entry, ConceptRows]
     pictures: int
-    queries: dict[tuple[str, Entry], Tensor] = field(default_factory=dict)
-    _injections: dict[tuple[Any, ...], list[Injection]] = field(default_factory=dict)
+    scouting: bool = False
+    queries: dict[tuple[str, Entry], deque[Tensor]] = field(default_factory=lambda: defaultdict(deque))
+    _plans: dict[tuple[Any, ...], Plan] = field(default_factory=dict)
+    _batches: dict[tuple[Any, ...], Batch] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self._sites: Mapping[str, Site] = {site.name: site for site in self.patch.base.sites}
-
-    def inputs(self, query: Tensor, key: Tensor, value: Tensor, extra: Mapping[str, Any]) -> Triple:
+    def inputs(self, query: Tensor, key: Tensor, value: Tensor, extra: Any) -> Triple:
         """Query inputs of base rows for concept rows, and context-space residuals."""
-        site = self._sites[site_name(extra)]
-        base, concept = self._streams(extra, len(query))
-        query = self._replaced(site, query, base, [(e, r) for e, r in concept if self.concept_rows[e].replaced])
-        for injection in self._residuals(concept, value):
-            if not injection.in_value_space:
-                value = injection.add_to(value, site)
-        return query, key, value
+        batch = extra[_BATCH] = self._batch(extra, key)
+        query = self._replaced(site_name(extra), query, batch)
+        return query, key, self._plan(batch, None, value).value_input(self._site(extra), value)
 
-    def projected(self, query: Tensor, key: Tensor, value: Tensor, extra: Mapping[str, Any]) -> Triple:
+    def around(self, others: Sequence[InputPatch]) -> InputPatch:
+        """The attn2_patch in place of other nodes': `inputs`, theirs, then residuals on the rows that they added."""
+        foreign = [patch for patch in others if is_foreign(patch)]
+
+        def run(query: Tensor, key: Tensor, value: Tensor, extra: Any) -> Triple:
+            query, key, value = given = self.inputs(query, key, value, extra)
+            for patch in sorted(others, key=is_foreign):
+                query, key, value = patch(query, key, value, extra)
+            if len(query) == len(given[0]):
+                return query, key, value
+            grown = extra[_GROWN] = self._grown(foreign, given, value, extra)
+            return query, key, self._plan(extra[_BATCH], grown, value).value_input(self._site(extra), value)
+
+        return run
+
+    def projected(self, query: Tensor, key: Tensor, value: Tensor, extra: Any) -> Triple:
         """Value-space residuals."""
-        site = self._sites[site_name(extra)]
-        _, concept = self._streams(extra, len(value))
-        for injection in self._residuals(concept, value):
-            if injection.in_value_space:
-                value = injection.add_to(value, site)
-        return query, key, value
+        plan = self._plan(extra[_BATCH], extra.get(_GROWN), value)
+        return query, key, plan.value(self._site(extra), value)
 
-    def _replaced(self, site: Site, query: Tensor, base: Mapping[Entry, slice], concept: Rows) -> Tensor:
+    def _site(self, extra: Mapping[str, Any]) -> Site:
+        return self.patch.base.sites_by_name[site_name(extra)]
+
+    def _batch(self, extra: Mapping[str, Any], context: Tensor) -> Batch:
+        layout = (tuple(extra["cond_or_uncond"]), tuple(extra["uuids"]), len(context))
+        if layout not in self._batches:
+            self._batches[layout] = batch_of(extra, context, self.pictures, "Infusion Attention Patch")
+        return self._batches[layout]
+
+    def _replaced(self, site: str, query: Tensor, batch: Batch) -> Tensor:
         """Query inputs (R, N, C), those of concept rows replaced by their base rows', from this forward or before."""
-        for entry in base.keys() - {entry for entry, _ in concept}:
-            self.queries[site.name, entry] = query[base[entry]].clone()
-        replaced = query.clone() if concept else query
-        for entry, rows in concept:
-            replaced[rows] = query[base[entry]] if entry in base else self._noted(site, entry).to(query)
+        base = {(index, uuid.original): i for i, (index, uuid) in enumerate(batch.entries) if isinstance(uuid, BaseRow)}
+        wanted = {entry: i for i, entry in enumerate(batch.entries) if self._takes_maps(entry)}
+        noted = {entry: i for i, entry in enumerate(batch.entries)} if self.scouting else base
+        for entry in noted.keys() - wanted.keys():
+            self.queries[site, entry].append(batch.part(query, noted[entry]).clone())
+        replaced = query.clone() if wanted else query
+        for entry, i in wanted.items():
+            supplied = batch.part(query, base[entry]) if entry in base else self._noted(site, entry)
+            batch.part(replaced, i).copy_(supplied)
         return replaced
 
-    def _noted(self, site: Site, entry: Entry) -> Tensor:
-        if (site.name, entry) not in self.queries:
+    def _takes_maps(self, entry: Entry) -> bool:
+        return entry in self.concept_rows and self.concept_rows[entry].replaced
+
+    def _noted(self, site: str, entry: Entry) -> Tensor:
+        if not self.queries[site, entry]:
             raise InfusionError(
-                f"another node took the base stream's rows away at {site.name}; put Infusion Attention Patch after it"
+                f"another node took the base stream's rows away at {site}, so no concept can act; leave that node out"
             )
-        return self.queries[site.name, entry]
+        return self.queries[site, entry].popleft()
 
-    def _residuals(self, concept: Rows, like: Tensor) -> list[Injection]:
-        """Injections for the rows of one forward, made once per batch layout."""
-        layout = tuple((entry, rows.start, rows.stop) for entry, rows in concept)
-        cache = (layout, like.shape[1], like.dtype, like.device)
-        if cache not in self._injections:
-            self._injections[cache] = [i for entry, rows in concept for i in self._inject(entry, rows, like)]
-        return self._injections[cache]
+    def _grown(self, foreign: Sequence[InputPatch], given: Triple, value: Tensor, extra: Any) -> Grown:
+        """What other nodes' patches made of the rows given, and what the texts they brought name."""
+        batch: Batch = extra[_BATCH]
+        layout = (batch, *value.shape[:2])
+        if layout not in self.run.grown:
+            rows = trace(foreign, *given, extra)
+            find = self.patch.memory.find
+            texts = [None if r.positions else find(v, whole=True) for r, v in zip(rows, value, strict=True)]
+            self.run.grown[layout] = Grown(rows, texts)
+            self.run.learn(self.run.grown[layout].named(batch))
+        return self.run.grown[layout]
 
-    def _inject(self, entry: Entry, rows: slice, like: Tensor) -> list[Injection]:
-        count, conditioning = rows.stop - rows.start, self.concept_rows[entry]
-        starts = repeats_of(conditioning.length, like.shape[1])
-        made = []
-        for mention in conditioning.injected:
-            spans = [tuple(p + start for p in span) for start in starts for span in mention.spans]
-            concept = self.patch.placed(mention.key, like.device, like.dtype)
-            where = range(rows.start, rows.stop)
-            made.append(inject(concept, where, [spans] * count, [mention.bin] * count, like.device))
-        return made
+    def _plan(self, batch: Batch, grown: Grown | None, like: Tensor) -> Plan:
+        """The residuals for the rows of one forward, made once per layout."""
+        layout = (batch, id(grown), like.shape[1], like.dtype, like.device)
+        if layout not in self._plans:
+            own = [
+                (row, m) for i, entry in enumerate(batch.entries) if (m := self._own(entry)) for row in batch.rows(i)
+            ]
+            context, value = own, own
+            if grown is not None:  # rows that were there before hold context-space residuals already
+                context = grown.regions(batch)
+                value = context + grown.taken_over(dict(own))
+            self._plans[layout] = Plan(
+                injections=[
+                    injection
+                    for key in self.acting
+                    for injection in self._inject(key, value if self.patch.in_value_space(key) else context, like)
+                ]
+            )
+        return self._plans[layout]
 
-    def _streams(self, extra: Mapping[str, Any], total: int) -> tuple[dict[Entry, slice], Rows]:
-        """The rows of a forward that are the base stream, and those that are the concept stream."""
-        base, concept = dict[Entry, slice](), Rows()
-        for (index, uuid), rows in rows_of(extra, total, self.pictures, "Infusion Attention Patch"):
-            if isinstance(uuid, BaseRow):
-                base[index, uuid.original] = rows
-            elif (index, uuid) in self.concept_rows:
-                concept.append(((index, uuid), rows))
-        return base, concept
+    def _own(self, entry: Entry) -> Mentions | None:
+        """What a conditioning's own text names, where its rows are the concept stream."""
+        return self.concept_rows[entry].mentions if entry in self.concept_rows else None
+
+    def _inject(self, key: str, rows: Sequence[tuple[int, Mentions]], like: Tensor) -> Iterator[Injection]:
+        """A concept on rows (R, L, D), each with the mentions of its text; negative where its word is."""
+        concept = self.patch.placed(key, like.device, like.dtype)
+        named = [(row, mentions.repeated(like.shape[1])) for row, mentions in rows if mentions.spans.get(key)]
+        for sign in (1, -1):
+            spans = {row: found for row, mentions in named if (found := mentions.signed(key, sign))}
+            if spans:
+                bins = [self.acting[key]] * len(spans)
+                signed = replace(concept, strength=sign * concept.strength)
+                yield inject(signed, spans.keys(), list(spans.values()), bins, like.device)
+                self.run.acted.add(key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,8 @@ from ...infusion_core.residual_file import concept_bytes
 from ...infusion_core.residuals import Base
 from ...infusion_core.schedule import ALWAYS, Window
 from ...infusion_core.streams import BaseLatent
-from .mentions import Memory
+from .memory import Memory, execution
+from .mentions import Mentions
 
 ATTACHED = "infusion"  # the host's attachment that holds the `Patch`, and the key of our wrappers
 _Where = tuple[str, torch.device, torch.dtype]
@@ -29,16 +30,38 @@ class Patch:
         concepts: all that are at work, by key, in order.
         base_latent: where the base stream's latent comes from.
         memory: prompts the patched CLIP encoded.
+        nodes: ids of the nodes that brought the concepts, by key, to say there what is wrong.
     """
 
     base: Base
     concepts: Mapping[str, LoadedConcept]
     base_latent: BaseLatent
     memory: Memory
+    nodes: Mapping[str, str] = field(default_factory=dict)
     _placed: dict[_Where, LoadedConcept] = field(default_factory=dict, repr=False)
+    _told: set[tuple[str | None, str]] = field(default_factory=set, repr=False)
 
     def __deepcopy__(self, memo: object) -> Patch:
         return self  # hosts copy what travels with a model; concepts are on their device once
+
+    def tells(self, text: str) -> bool:
+        """Whether the page is to hear this: once in an execution, which may hold many sampling runs."""
+        new = (execution(), text) not in self._told
+        self._told.difference_update([told for told in self._told if told[0] != execution()])
+        self._told.add((execution(), text))
+        return new
+
+    def acting(self, keys: Collection[str]) -> frozenset[str]:
+        """Those of the keys whose concept is here and not switched off."""
+        return frozenset(key for key in keys if key in self.concepts and self.concepts[key].strength)
+
+    def named(self, mentions: Mentions | None) -> frozenset[str]:
+        """Keys of the concepts that a text names and that are not switched off."""
+        return self.acting(mentions.spans if mentions else ())
+
+    def in_value_space(self, key: str) -> bool:
+        """Whether a concept's residuals are added after the value projection."""
+        return self.concepts[key].residual.layout == "value"
 
     def placed(self, key: str, device: torch.device, dtype: torch.dtype) -> LoadedConcept:
         """A concept where a pass computes, in its precision; brought there once, not at every step."""

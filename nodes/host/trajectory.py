@@ -21,16 +21,15 @@ class Trajectory:
     calls: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     next: int = 0
 
-    def record(self, latent: Tensor, timestep: Tensor) -> None:
-        """Note what the network is shown at this call."""
-        self.calls.append((latent.clone(), timestep.clone()))
-
-    def replay(self, timestep: Tensor) -> Tensor:
-        """The base stream's latent at this call.
+    def follow(self, latent: Tensor, timestep: Tensor) -> Tensor:
+        """The base stream's latent at this call: what the network is shown while recording, what it was shown then.
 
         Raises:
             InfusionError: the sampler chose other noise levels than in the base run.
         """
+        if self.recording:
+            self.calls.append((latent.clone(), timestep.clone()))
+            return latent
         if self.next >= len(self.calls) or not torch.equal(self.calls[self.next][1], timestep):
             raise InfusionError(
                 "base latent 'own' needs a sampler with fixed steps and no step cache; this one adapts its steps to "
@@ -38,6 +37,19 @@ class Trajectory:
             )
         self.next += 1
         return self.calls[self.next - 1][0]
+
+
+def random_state(device: torch.device) -> tuple[torch.device, list[Tensor]]:
+    """The state of the random generators that samplers draw from."""
+    return device, [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def restore(state: tuple[torch.device, list[Tensor]]) -> None:
+    """Put random generators back."""
+    device, (cpu, *cuda) = state
+    torch.set_rng_state(cpu)
+    for kept in cuda:
+        torch.cuda.set_rng_state(kept, device)
 
 
 def rewind(guider: Any) -> None:

@@ -35,6 +35,11 @@ def test_two_concepts_that_want_the_same_word_are_refused():
         bind_prompt("a cat", {"a": "cat", "b": "Cat"})
 
 
+def test_two_concepts_of_one_word_do_no_harm_where_it_does_not_stand_free():
+    assert bind_prompt("a dog", {"a": "cat", "b": "cat"}).text == "a dog"
+    assert bind_prompt("<a>", {"a": "cat", "b": "cat", "c": "cat"}).chosen == ((0,), (), ())
+
+
 def test_an_unknown_placeholder_is_named():
     with pytest.raises(InfusionError, match=r"names <rex>.*loaded: <tom>"):
         bind_prompt("a photo of <rex>", {"tom": "cat"})

@@ -120,8 +120,3 @@ def test_a_concept_is_brought_to_its_device_once(server: Server, concepts: Any) 
 def test_a_concept_loaded_twice_is_refused(server: Server, concepts: Any) -> None:
     with pytest.raises(PromptError, match="'round' is loaded twice"):
         run(server, PROMPT, ["round", "round"])
-
-
-def test_two_concepts_of_one_word_need_placeholders(server: Server, concepts: Any) -> None:
-    with pytest.raises(PromptError, match="share the word 'circle'; write <round> and <layered> instead"):
-        run(server, PROMPT, ["round", "layered"])

@@ -1,6 +1,7 @@
 """Test-only nodes inside the real ComfyUI: TinyWorld as a checkpoint, and small stand-ins for what users stack."""
 
-from . import conformance, others, small, standins, tinyworld, vision
+from . import awkward, conformance, others, small, standins, tinyworld, vision
 
 standins.install()
-NODE_CLASS_MAPPINGS = {**tinyworld.NODES, **others.NODES, **small.NODES, **vision.NODES, **conformance.NODES}
+FAMILIES = (tinyworld, others, awkward, small, vision, conformance)
+NODE_CLASS_MAPPINGS = {name: node for family in FAMILIES for name, node in family.NODES.items()}

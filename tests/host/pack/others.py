@@ -26,11 +26,12 @@ def block_of(side, number, per_level):
     return f"{'down' if side == 'input' else 'up'}.{level}"
 
 
-def node(returns, **inputs):
+def node(returns, optional=(), **inputs):
     """A V1 node from a function: inputs are host types or widget descriptions."""
 
     def wrap(function):
         types = {k: v if isinstance(v, tuple) else (v,) for k, v in inputs.items()}
+        left_out = {name: types.pop(name) for name in optional}
 
         class Node:
             RETURN_TYPES = returns
@@ -39,10 +40,11 @@ def node(returns, **inputs):
 
             @classmethod
             def INPUT_TYPES(cls):  # noqa: N802
-                return {"required": types}
+                return {"required": types, "optional": left_out}
 
             def run(self, **values):
-                return (function(**values),)
+                made = function(**values)
+                return made if len(returns) > 1 else (made,)
 
         return Node
 
@@ -186,11 +188,14 @@ def control():
     return comfy.controlnet.ControlNet(network, load_device=device, manual_cast_dtype=None)
 
 
-@node(("MODEL",), model="MODEL", file=TEXT, positions=TEXT, text="CONDITIONING", maps=("BOOLEAN", {"default": True}))
-def reference(model, file, positions, text, maps):
+@node(("MODEL",), optional=("region", "region_positions", "scale", "tile"), model="MODEL", file=TEXT, positions=TEXT,
+      text="CONDITIONING", maps=("BOOLEAN", {"default": True}), region="CONDITIONING", region_positions=TEXT,
+      scale=("FLOAT", {"default": 1.0, "min": -1.0}), tile=("INT", {"default": 0}))  # fmt: skip
+def reference(model, file, positions, text, maps, region=None, region_positions="", scale=1.0, tile=0):
     """Infusion a second time, by hand: at the model function, on the rows that read one given text.
 
-    Runs every forward twice. Layout block, one bin, one token.
+    Rows that other nodes' patches bring, with the text `region`, receive it too, at places of their own. With `tile`
+    the latent is drawn tile by tile. Runs every forward twice. Layout block, one bin, one token.
     """
     delta = {k.removeprefix("residual."): v.float() for k, v in load_file(file).items()}
     where = [int(p) for p in positions.split()]
@@ -218,13 +223,25 @@ def reference(model, file, positions, text, maps):
             for row in own.nonzero().flatten().tolist():
                 for p in where:
                     for start in range(0, v.shape[1], wanted.shape[1]):
-                        v[row, start + p] += delta[block_of(*extra["block"], per_level)][0, 0].to(v)
+                        v[row, start + p] += scale * delta[block_of(*extra["block"], per_level)][0, 0].to(v)
             return q, k, v
 
-        def forward(patch):
+        def supply_region(q, k, v, extra):
+            if region is None or len(q) == len(context):
+                return q, k, v
+            text, v = region[0][0][0].to(v), v.clone()
+            for row in range(len(v)):
+                for p in map(int, region_positions.split()):
+                    for start in range(0, v.shape[1], len(text)):
+                        if torch.equal(v[row, start + p], text[p]):
+                            v[row, start + p] += delta[block_of(*extra["block"], per_level)][0, 0].to(v)
+            return q, k, v
+
+        def forward(*ours):
             options = c["transformer_options"]
             patches = options.get("patches", {})
-            patches = {**patches, "attn2_patch": [patch, *patches.get("attn2_patch", [])]}
+            first, *last = ours
+            patches = {**patches, "attn2_patch": [first, *patches.get("attn2_patch", []), *last]}
             once = {**c, "transformer_options": {**options, "patches": patches}}
             if "control" in c:
                 once["control"] = {k: list(v) for k, v in c["control"].items()}
@@ -232,11 +249,19 @@ def reference(model, file, positions, text, maps):
 
         if not own.any():
             return apply_model(x, args["timestep"], **c)
-        first, second = forward(record), forward(supply)
+        first, second = forward(record), forward(supply, supply_region)
         return torch.where(own[:, None, None, None], second, first)
 
+    def run_tiles(apply_model, args):
+        x, out = args["input"], torch.zeros_like(args["input"])
+        for i in range(0, x.shape[-2], tile):
+            for j in range(0, x.shape[-1], tile):
+                place = (..., slice(i, i + tile), slice(j, j + tile))
+                out[place] = run(apply_model, {**args, "input": x[place]})
+        return out
+
     patched = model.clone()
-    patched.set_model_unet_function_wrapper(run)
+    patched.set_model_unet_function_wrapper(run_tiles if tile else run)
     return patched
 
 

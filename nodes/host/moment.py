@@ -1,0 +1,61 @@
+"""One noise level of a sampling run: which concepts act, and which conditionings are the concept stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from ...infusion_core.noise import bin_of
+from .conds import Conds, entries_of
+from .memory import mentions_in
+from .passes import ConceptRows
+from .patch import Patch, covers
+from .rows import Entry
+from .run import Run
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A noise level.
+
+    Attributes:
+        patch: what is at work.
+        run: what is known of the sampling run.
+        sigma: the noise level.
+        sampling: the host's own schedule.
+    """
+
+    patch: Patch
+    run: Run
+    sigma: float
+    sampling: Any
+
+    @cached_property
+    def acting(self) -> Mapping[str, int]:
+        """The concepts whose residual is added, each with its timestep bin."""
+        covered = {k: c for k, c in self.patch.concepts.items() if c.strength and self._covers(c.window)}
+        self.run.considered.update(covered)
+        return {key: self._bin(concept.residual.bins) for key, concept in covered.items()}
+
+    def concept_rows(self, conds: Conds, own: bool) -> dict[Entry, ConceptRows]:
+        """Every conditioning on which concepts act; `own`: the base stream has a latent of its own."""
+        found: dict[Entry, ConceptRows] = {}
+        for entry, cond in entries_of(conds):
+            mentions = mentions_in(cond, self.patch.memory)
+            keys = self.patch.named(mentions) | self.patch.acting(self.run.regions.get(entry, frozenset()))
+            injected = not keys.isdisjoint(self.acting)
+            # On a shared latent the base stream's maps are the row's own wherever no residual is added.
+            replaced = (injected or own) and any(self._covers(self.patch.concepts[key].map_window) for key in keys)
+            if injected or replaced:
+                found[entry] = ConceptRows(mentions, replaced)
+        return found
+
+    def _covers(self, window: Any) -> bool:
+        return covers(window, self.sigma, self.sampling)
+
+    def _bin(self, bins: int) -> int:
+        return int(bin_of(torch.tensor([self.sigma]), self.sampling.sigmas.float().cpu(), bins)) if bins > 1 else 0

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...infusion_core.errors import InfusionError
 from .mentions import MENTIONS
 from .model import base_of
+from .run import QUIET
 
 Encoded = list[Any]  # a prompt as the host has it: states and options of each part
 
@@ -30,7 +31,8 @@ class HostPredictor:
     """
 
     def __init__(self, model: Any, prompts: Sequence[Encoded], on_row: Callable[[], None]) -> None:
-        self._model, self._prompts, self._on_row = model, prompts, on_row
+        self._model, self._prompts, self._on_row = model.clone(), prompts, on_row
+        self._model.model_options["transformer_options"][QUIET] = True
 
     def __call__(self, noised: Tensor, sigma: Tensor, prompt: int) -> Tensor:
         """The noise the model sees, row by row: a host's patches know one noise level at a time."""

@@ -73,11 +73,12 @@ class TwoStreamPass:
 
     def around(self, others: Sequence[InputPatch]) -> InputPatch:
         """The attn2_patch in place of other nodes': `inputs`, theirs, then residuals on the rows that they added."""
-        foreign = [patch for patch in others if is_foreign(patch)]
+        ordered = sorted(others, key=is_foreign)
+        foreign = list(filter(is_foreign, others))
 
         def run(query: Tensor, key: Tensor, value: Tensor, extra: Any) -> Triple:
             query, key, value = given = self.inputs(query, key, value, extra)
-            for patch in sorted(others, key=is_foreign):
+            for patch in ordered:
                 query, key, value = patch(query, key, value, extra)
             if len(query) == len(given[0]):
                 return query, key, value

@@ -10,6 +10,7 @@ from .grown import Grown
 from .rows import Entry
 
 RUN = "infusion_run"  # in the transformer options: the `Run`
+QUIET = "infusion_quiet"  # in them, too: a measurement runs the model, and nothing needs to act
 
 
 @dataclass

@@ -23,7 +23,7 @@ from .moment import Moment
 from .options import with_option
 from .passes import TwoStreamPass
 from .patch import Patch
-from .run import RUN, Run
+from .run import QUIET, RUN, Run
 from .trajectory import TRAJECTORY, Trajectory, random_state, restore, rewind
 from .unused import warn_of_unused
 
@@ -73,7 +73,8 @@ class TwoStreams:
             drawn = self._draw(draw, run, guider, noise.device, callback)
         else:
             drawn = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
-        warn_of_unused(self.patch, run, conds)
+        if QUIET not in options["transformer_options"]:
+            warn_of_unused(self.patch, run, conds)
         return drawn
 
     def prediction(

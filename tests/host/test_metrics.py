@@ -92,6 +92,7 @@ def test_a_concept_changes_exactly_nothing_on_other_prompts(
     found = overfit(server, customise, (OTHER[0], OTHER[2]))
     assert found.figures == [0.0, 0.0, 0.0]
     assert found.report.startswith("latent Fisher divergence 0 (95% interval 0 to 0)")
+    assert all(message["type"] != "infusion.warning" for message in found.messages)  # nothing was to act here
 
 
 def test_a_lora_changes_what_the_embedded_host_says_it_changes(server: Server, lora: Path, pictures: Any) -> None:

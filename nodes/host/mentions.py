@@ -35,6 +35,11 @@ class Mentions:
     interleaved: bool = False
 
     @property
+    def of_concepts(self) -> bool:
+        """Whether a concept is among them, not only words that are watched."""
+        return any(not key.startswith(_WATCHED) for key in self.spans)
+
+    @property
     def values(self) -> Mentions:
         """The same in the values alone, when keys and values of an interleaved context have been taken apart."""
         return self.moved(lambda position: position // 2, self.length // 2)

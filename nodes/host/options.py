@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...infusion_core.errors import InfusionError
+from .patch import patch_of
 
 
 def with_option(model_options: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def require_unpatched(model: Any) -> None:
     Raises:
         InfusionError: names the first patch.
     """
-    first = next(_block_patches(model.model_options), None)
+    first = next(_block_patches(model.model_options), patch_of(model))
     if first is not None:
         raise InfusionError(
             f"{described(first)} patches this MODEL, and training cannot obey it; connect the MODEL from in front of "

@@ -197,7 +197,7 @@ def test_a_model_with_our_own_patches_is_refused_too(server: Server, photos: lis
     def watched(graph: Graph, model: Output) -> Output:
         return graph.add("InfusionInspectMaps", model=model, clip=graphs.load(graph)[1], words="circle")[0]
 
-    for patch, name in ((patched, r"attention\.patch_inputs"), (watched, r"observer\.inputs")):
+    for patch, name in ((patched, r"patch\.Patch"), (watched, r"observer\.inputs")):
         with pytest.raises(PromptError, match=name + " patches this MODEL"):
             trained_on(server, photos, patch)
 

@@ -36,5 +36,8 @@ def _reason(patch: Patch, run: Run, key: str, conds: Conds) -> str:
             "any more; leave that node out"
         )
     if any(known):
-        return f"no prompt of this sampler says {concept.residual.word!r} or <{concept.name}>"
+        return (
+            f"no prompt of this sampler that was encoded with this node's CLIP says {concept.residual.word!r} or "
+            f"<{concept.name}>"
+        )
     return "its prompts were encoded by another CLIP; connect the CLIP output of Infusion Attention Patch to them"

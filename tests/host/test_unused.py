@@ -45,7 +45,7 @@ def changed(graph: Graph, plain: Output, clip: Output) -> Output:
 
 
 REASONS = {
-    without: "no prompt of this sampler says 'circle' or <round>",
+    without: "no prompt of this sampler that was encoded with this node's CLIP says 'circle' or <round>",
     by_the_plain_clip: "connect the CLIP output of Infusion Attention Patch",
     changed: "a node between the text encoder and the sampler changed the text",
 }

@@ -98,6 +98,16 @@ def test_what_was_encoded_before_does_not_count(server: Server, concepts: Any) -
     assert torch.equal(drawn(server, unpatched), drawn(server, unpatched, None))
 
 
+def test_what_the_unpatched_clip_encodes_is_not_bound_though_the_patched_one_reads_the_same(
+    server: Server, concepts: Any
+) -> None:
+    def both(graph: Graph, clip: Output) -> Output:
+        graph.add("PreviewAny", source=graphs.encode(graph, clip, PROMPT))
+        return graphs.encode(graph, Output("1", 1), PROMPT)
+
+    assert torch.equal(drawn(server, both), drawn(server, both, None))
+
+
 def test_an_unknown_placeholder_is_refused_with_the_known_ones(server: Server, concepts: Any) -> None:
     with pytest.raises(PromptError, match=r"names <rund> but no such concept is loaded; loaded: <round>"):
         drawn(server, text("a big <rund> at left"))

@@ -87,15 +87,17 @@ def test_base_latent_own(server: Server, concepts: Any, case: str) -> None:
     assert graphs.close(*free) < 1e-5
 
 
-def test_value_layout_in_a_region(server: Server, concepts: Any) -> None:
-    """The same rows receive the residual whether the couple comes before Infusion or after it, in base and region."""
-    for base, region, *_ in (CASES["word in the region"], CASES["word in both"]):
-        before, after, neither = (
-            coupled(server, way, kind, base, region, name="valued", batch=2)
-            for way, kind in (("infusion", "model before"), ("infusion", "hook"), ("neither", "hook"))
-        )
-        assert graphs.close(before, after) < 2e-3
-        assert graphs.close(before, neither) > 0.02
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["round", "valued"])
+def test_a_region_with_the_pictures_own_text_changes_nothing(server: Server, concepts: Any, kind: str, name: str):
+    """Both halves read the same, so the picture is that without regions."""
+    graph = Graph()
+    model, clip, _ = graphs.load(graph)
+    model, clip = graphs.patch(graph, model, clip, [name])
+    text, empty = graphs.encode(graph, clip, WITH), graphs.encode(graph, clip, "")
+    latent = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
+    whole = graphs.drawn(server, graph, graphs.sample(graph, model, text, empty, latent=latent), "whole")
+    assert graphs.close(coupled(server, "infusion", kind, WITH, WITH, name=name, batch=2), whole) < 2e-3
 
 
 def tiled(server: Server, way: str, at_once: int, batch: int, prompt: str = WITH, **options: Any) -> torch.Tensor:

@@ -35,6 +35,8 @@ def read_photo(path: Path, shortest: int | None = None) -> Image.Image:
             photo = ImageOps.exif_transpose(file)
     except UnidentifiedImageError:
         raise InfusionError("not a JPEG, PNG, WebP, BMP or GIF picture") from None
+    except FileNotFoundError:
+        raise InfusionError("there is no such file") from None
     except _DAMAGE as error:
         raise InfusionError(f"damaged: {error}") from error
     return _over_white(_to_srgb(_to_8_bit(photo)))

@@ -81,7 +81,11 @@ def test_what_cannot_be_used_is_skipped_and_named(server: Server) -> None:
     assert len(squares) == 2
     (text,) = ran.outputs["1"]["text"]
     assert "5 skipped: b.png (the same as a.png); cut.png (damaged: " in text
-    for bad in ("notes.txt (not a JPEG", "old.tif (not a JPEG, PNG, WebP, BMP or GIF picture)", "gone.png (damaged: "):
+    for bad in (
+        "notes.txt (not a JPEG",
+        "old.tif (not a JPEG, PNG, WebP, BMP or GIF picture)",
+        "gone.png (there is no such file)",
+    ):
         assert bad in text
 
 
@@ -133,8 +137,8 @@ def test_a_box_is_obeyed_where_the_host_has_boxes(server: Server) -> None:
     assert np.abs(squares[0].astype(int) - first).max() <= 1
     assert (masks[0][16:48] == 255).all()
     assert (masks[0][:16] == 0).all()
-    second = np.asarray(noise((2 * EDGE, 3 * EDGE), 10).resize((EDGE, EDGE), box=(100, 66, 128, 94)))
-    assert squares[1].shape == second.shape
+    part = noise((2 * EDGE, 3 * EDGE), 10).resize((EDGE, EDGE), Image.Resampling.LANCZOS, box=(96, 64, 128, 96))
+    assert np.abs(squares[1].astype(int) - np.asarray(part)).max() <= 1  # the box is cut off at 128, the square moved
     graph = Graph()
     outside = graph.add("PrimitiveBoundingBox", x=190, y=0, width=10, height=10)
     with pytest.raises(PromptError, match=r"the box of b\.png lies outside the photo, which is 128x192 px"):

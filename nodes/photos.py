@@ -29,6 +29,7 @@ class InfusionLoadPhotos(io.ComfyNode):  # type: ignore[misc]
             category="Infusion",
             description="The photos to train on, as squares of one size. Others are skipped and named.",
             search_aliases=["infusion", "load images", "upload photos", "folder", "dataset", "training images"],
+            has_intermediate_output=True,  # thumbnails are shown of a cached run too
             inputs=[
                 io.String.Input(
                     "folder", default="",

@@ -56,6 +56,7 @@ function addLine(node) {
 }
 
 function watch(node) {
+  node.widgets.find((w) => w.name === "photos").options.getMinHeight = () => 80;
   const button = node.addWidget("button", "upload", "image", () => chooseFiles(node), { serialize: false });
   button.label = "upload photos";
   button.serialize = false;
@@ -71,6 +72,7 @@ function watch(node) {
     if (files.length) add(node, files);
     return files.length > 0;
   };
+  node.setSize([Math.max(node.size[0], 320), Math.max(node.size[1], node.computeSize()[1])]);
 }
 
 app.registerExtension({

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from playwright.sync_api import TimeoutError
 
 from comfyui_process.server import Server
 
@@ -35,15 +37,24 @@ def change(page: Any, name: str, value: Any) -> None:
     )
 
 
+def press_upload(page: Any) -> Any:
+    """The dialog that the button opens; a page that is still starting may not open it at once."""
+    for _ in range(100):
+        with contextlib.suppress(TimeoutError), page.expect_file_chooser(timeout=5_000) as chooser:
+            page.evaluate("() => window.app.graph._nodes[0].widgets.find((w) => w.name === 'upload').callback()")
+        with contextlib.suppress(TimeoutError):
+            return chooser.value
+    raise AssertionError("no dialog opened")
+
+
 def test_several_photos_are_uploaded_at_once_and_shown(server: Server, page: Any, tmp_path: Path) -> None:
     for name, colour in (("one", "red"), ("two", "blue")):
         Image.new("RGB", (80, 64), colour).save(tmp_path / f"uploaded-{name}.png")
     (tmp_path / "uploaded-zero.png").write_bytes(b"not a picture")
     page.evaluate(PLACE, ["InfusionLoadPhotos", "PreviewImage"])
-    with page.expect_file_chooser() as chooser:
-        page.evaluate("() => window.app.graph._nodes[0].widgets.find((w) => w.name === 'upload').callback()")
-    assert chooser.value.is_multiple()
-    chooser.value.set_files(sorted(tmp_path.iterdir()))
+    chooser = press_upload(page)
+    assert chooser.is_multiple()
+    chooser.set_files(sorted(tmp_path.iterdir()))
     page.wait_for_function(f"() => ({WIDGETS})().photos.includes('zero')", timeout=600_000)
     assert page.evaluate(WIDGETS)["photos"] == "uploaded-one.png\nuploaded-two.png\nuploaded-zero.png"
     entry = queue(page, server)

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from infusion_core.captions import CAPTION_TEMPLATES
+from infusion_core.captions import CAPTION_TEMPLATES, class_word
 from infusion_core.embedded.model import EmbeddedModel, load_model
 from infusion_core.embedded.photos import load_photos, thumbnail
 from infusion_core.embedded.tasks import trainer_for
@@ -122,6 +122,7 @@ class _Run:
         started = time.monotonic()
         if request.out.suffix != ".safetensors":
             raise InfusionError(f"--out names the concept file and must end in .safetensors, got {request.out}")
+        class_word(request.word)
         photos = load_photos(request.images)
         first = load_concept(request.start) if request.start else None
         if request.resume and not request.state.is_file():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 from .errors import InfusionError
 
+LONGEST_WORD = 200  # letters; a concept file takes no more
 CAPTION_TEMPLATES: tuple[str, ...] = (
     "a photo of a {}",
     "a picture of a {}",
@@ -33,3 +36,28 @@ def fill(templates: tuple[str, ...], word: str) -> tuple[str, ...]:
         if template.count("{}") != 1:
             raise InfusionError(f"the caption template {template!r} must hold {{}} once, where the word goes")
     return tuple(t.replace("{}", word) for t in templates)
+
+
+def class_word(word: str) -> str:
+    """A concept's word as the user wrote it, without spaces around it.
+
+    Raises:
+        InfusionError: it is not a word that a prompt could say and a file could be named after.
+    """
+    word = word.strip()
+    if not word:
+        raise InfusionError("the word is empty; write the class word that prompts will say, such as 'cat'")
+    if len(word) > LONGEST_WORD or not _alphanumeric(word[0]) or not all(map(_belongs, word)):
+        raise InfusionError(
+            f"{word[:40]!r} cannot be a concept's word; write a plain class word such as 'cat' or 'teddy bear', "
+            "of letters, digits, spaces, hyphens and apostrophes"
+        )
+    return word
+
+
+def _alphanumeric(letter: str) -> bool:
+    return unicodedata.category(letter)[0] in "LMN"  # M: the vowel signs of Hindi, Thai and others
+
+
+def _belongs(letter: str) -> bool:
+    return letter in " -_.'\u2019" or _alphanumeric(letter)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .atomic import write_atomic
+from .captions import LONGEST_WORD
 from .errors import InfusionError
 from .residuals import LAYOUTS, ConceptResidual, Layout
 from .tensor_file import UNREADABLE, read_tensors, tensor_bytes
@@ -136,8 +137,8 @@ def _metadata(concept: ConceptResidual) -> dict[str, str]:
 
 def _parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> ConceptResidual:
     word, layout = metadata["word"].strip(), metadata["layout"]
-    if not word or len(word) > 200:
-        raise ValueError("the word is empty or longer than 200 letters")
+    if not word or len(word) > LONGEST_WORD:
+        raise ValueError(f"the word is empty or longer than {LONGEST_WORD} letters")
     if layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}")
     prediction = {"epsilon": "epsilon", "v": "v_prediction"}[metadata["modelspec.prediction_type"]]

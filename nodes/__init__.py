@@ -8,7 +8,9 @@ from . import routes
 from .attention_patch import InfusionAttentionPatch
 from .concepts import InfusionLoadConcept, InfusionSaveConcept
 from .inspect_maps import InfusionInspectMaps, InfusionMapImages
+from .loaders import InfusionLoadConcepts, InfusionLoadSnapshot
 from .metrics import InfusionOverfitMetrics
+from .photos import InfusionLoadPhotos
 from .similarity import InfusionSimilarity
 from .train import InfusionTrain
 
@@ -20,9 +22,12 @@ class InfusionExtension(ComfyExtension):  # type: ignore[misc]
         """Every node of the pack; also registers the model folder and the page's route."""
         routes.register()
         return [
+            InfusionLoadPhotos,
             InfusionTrain,
             InfusionSaveConcept,
             InfusionLoadConcept,
+            InfusionLoadConcepts,
+            InfusionLoadSnapshot,
             InfusionAttentionPatch,
             InfusionInspectMaps,
             InfusionMapImages,

@@ -45,22 +45,24 @@ class InfusionLoadConcept(io.ComfyNode):  # type: ignore[misc]
                 ),
                 ConceptSocket.Input("previous", optional=True, tooltip="More concepts, from a loader or trainer."),
             ],
-            outputs=[ConceptSocket.Output(display_name="concept", tooltip="For Infusion Attention Patch.")],
+            outputs=[
+                ConceptSocket.Output(display_name="concept", tooltip="For Infusion Attention Patch."),
+                io.String.Output(display_name="word", tooltip="The word that this file was trained for, for prompts."),
+            ],
         )
 
     @classmethod
-    def validate_inputs(cls, concept_name: str) -> bool | str:
-        """Say before the run what is wrong with the file."""
+    def validate_inputs(cls, concept_name: str | None) -> bool | str:
+        """Say before the run what is wrong with the file; a linked name is seen when it is loaded."""
         try:
-            library.load(concept_name, 1.0)
+            return concept_name is None or bool(library.load(concept_name, 1.0))
         except (InfusionError, FileNotFoundError) as error:
             return str(error)
-        return True
 
     @classmethod
-    def fingerprint_inputs(cls, concept_name: str, **_: Any) -> float:
-        """Load again when the file has changed."""
-        return library.path_of(concept_name).stat().st_mtime
+    def fingerprint_inputs(cls, concept_name: str | None, **_: Any) -> str:
+        """Load again when what is in the file has changed."""
+        return library.fingerprint(concept_name)
 
     @classmethod
     def execute(cls, concept_name: str, strength: float, previous: Stack = ()) -> io.NodeOutput:
@@ -68,7 +70,7 @@ class InfusionLoadConcept(io.ComfyNode):  # type: ignore[misc]
         loaded = library.load(concept_name, strength)
         facts = routes.facts(loaded.residual)
         text = f"'{facts['word']}' for {facts['base']}, {facts['steps']} steps, layout {facts['layout']}"
-        return io.NodeOutput((*previous, loaded), ui=ui.PreviewText(text))
+        return io.NodeOutput((*previous, loaded), loaded.residual.word, ui=ui.PreviewText(text))
 
 
 class InfusionSaveConcept(io.ComfyNode):  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import folder_paths
@@ -13,6 +14,7 @@ from ..infusion_core.residuals import ConceptResidual
 
 FOLDER = "infusion"
 SUFFIX = ".safetensors"
+SNAPSHOTS = "snapshots"  # below the output folder; `snapshots.py` keeps it
 
 
 def register_folders() -> None:
@@ -23,9 +25,14 @@ def register_folders() -> None:
     folder_paths.folder_names_and_paths[FOLDER] = (paths, {*suffixes, SUFFIX})
 
 
+def output() -> Path:
+    """Where the nodes write."""
+    return Path(folder_paths.get_output_directory()) / FOLDER
+
+
 def names() -> list[str]:
-    """Every concept file, relative to its folder."""
-    return list(folder_paths.get_filename_list(FOLDER))
+    """Every concept file, relative to its folder; snapshots of training runs are not among them."""
+    return [name for name in folder_paths.get_filename_list(FOLDER) if not _is_snapshot(name)]
 
 
 def path_of(name: str) -> Path:
@@ -35,6 +42,20 @@ def path_of(name: str) -> Path:
         FileNotFoundError: it is gone.
     """
     return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
+
+
+def fingerprint(*names: str | None) -> str:
+    """Changes when what is in listed files changes, whatever their dates say; None is a name that is not known yet.
+
+    Raises:
+        FileNotFoundError: one is gone.
+    """
+    return " ".join(digest(path_of(name)) for name in names if name is not None)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load(name: str, strength: float) -> LoadedConcept:
@@ -52,13 +73,16 @@ def save(concept: ConceptResidual, prefix: str, storage: Storage = "fp16") -> Pa
     Raises:
         InfusionError: the name leaves the output folder, or the disk is full.
     """
-    root = Path(folder_paths.get_output_directory()) / FOLDER
-    wanted = _inside(root, prefix)
+    wanted = _inside(output(), prefix)
     path, number = wanted.with_name(wanted.name + SUFFIX), 2
     while path.exists():
         path, number = wanted.with_name(f"{wanted.name}-{number}{SUFFIX}"), number + 1
     save_concept(path, concept, storage)
     return path
+
+
+def _is_snapshot(name: str) -> bool:
+    return Path(name).parts[0] == SNAPSHOTS and path_of(name).is_relative_to(output())
 
 
 def _inside(root: Path, prefix: str) -> Path:

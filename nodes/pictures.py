@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import BytesIO
 
 import comfy.utils
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
@@ -44,14 +46,25 @@ def square(images: Tensor, resolution: int) -> Tensor:
     return scaled.movedim(1, -1)  # type: ignore[no-any-return]
 
 
-def mask_of(mask: Tensor, latents: Tensor, resolution: int) -> Tensor:
-    """MASK (M, H, W) as loss weights (N, 1, h, w) in the latents' geometry; one mask may stand for all photos.
+def squares_of(photos: Sequence[Tensor], resolution: int) -> Tensor:
+    """The centre squares of IMAGEs of any sizes, (N, resolution, resolution, 3).
+
+    Raises:
+        InfusionError: the resolution is not a multiple of 8.
+    """
+    return torch.cat([square(images, resolution) for images in photos])
+
+
+def mask_of(masks: Sequence[Tensor], latents: Tensor, resolution: int) -> Tensor:
+    """MASKs (M, H, W) as loss weights (N, 1, h, w) in the latents' geometry; one mask may stand for all photos.
 
     Raises:
         InfusionError: another number of masks than photos.
     """
-    if len(mask) not in (1, len(latents)):
-        raise InfusionError(f"{len(mask)} masks for {len(latents)} photos; give one mask per photo, or one for all")
-    cut = comfy.utils.common_upscale(mask[:, None], resolution, resolution, "bilinear", "center")
+    cut = torch.cat(
+        [comfy.utils.common_upscale(mask[:, None], resolution, resolution, "bilinear", "center") for mask in masks]
+    )
+    if len(cut) not in (1, len(latents)):
+        raise InfusionError(f"{len(cut)} masks for {len(latents)} photos; give one mask per photo, or one for all")
     small = F.adaptive_avg_pool2d(cut, (latents.shape[-2], latents.shape[-1])).clone().to(latents)
     return small.expand(len(latents), -1, -1, -1)

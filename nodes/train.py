@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,18 +13,19 @@ from comfy_api.latest import io
 from PIL import Image
 from torch import Tensor
 
-from ..infusion_core.captions import CAPTION_TEMPLATES, fill
+from ..infusion_core.captions import CAPTION_TEMPLATES, class_word, fill
 from ..infusion_core.concepts import LoadedConcept
+from ..infusion_core.errors import InfusionError
 from ..infusion_core.residuals import LAYOUTS, ConceptResidual
 from ..infusion_core.training.engine import StepReport, Trainer
 from ..infusion_core.training.record import RunRecord
 from ..infusion_core.training.residual import ResidualSettings, residual_trainer
-from . import library
 from .host.compat import schema
 from .host.denoiser import HostDenoiser, encode_captions, training
 from .host.preview import draw
-from .pictures import first_of, mask_of, square, thumbnail_of
+from .pictures import first_of, mask_of, squares_of, thumbnail_of
 from .plot import loss_plot
+from .snapshots import RUNS_KEPT, RunFolder
 from .sockets import ConceptSocket, Stack
 from .widgets import lines_of
 
@@ -43,11 +45,13 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             description="Learn a subject from 3-6 photos. The base model's weights are not changed; what is learned "
             "is about 11 KB for Stable Diffusion 1.5.",
             search_aliases=["infusion", "train concept", "personalization", "dreambooth", "textual inversion", "lora"],
+            is_input_list=True,
             inputs=[
                 io.Model.Input("model", tooltip="Stable Diffusion 1.x, 2.x or XL."),
                 io.Clip.Input("clip", tooltip="The model's CLIP."),
                 io.Vae.Input("vae", tooltip="The model's VAE."),
-                io.Image.Input("images", tooltip="3-6 photos of the subject, as one batch. The centre square is used."),
+                io.Image.Input("images", tooltip="3-6 photos of the subject, as a batch or a list of any "
+                               "sizes, from Load Subject Photos for one. The centre square is used."),
                 io.String.Input("word", default="cat", tooltip="The class word prompts will say: cat, dog, backpack."),
                 io.Int.Input("steps", default=_DEFAULT.steps, min=1, max=10000, tooltip="Optimizer steps."),
                 io.Int.Input("batch_size", default=_DEFAULT.batch_size, min=1, max=64, tooltip="Samples per step."),
@@ -72,7 +76,9 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                 io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip="Of every random choice."),
                 io.Int.Input(
                     "preview_every", default=_DEFAULT.snapshot_every, min=0, max=10000,
-                    tooltip="Steps between preview pictures and snapshots (output/infusion/snapshots). 0: no pictures.",
+                    tooltip="Steps between preview pictures and snapshots. 0: no pictures. Snapshots lie in a folder "
+                    f"per run in output/infusion/snapshots; those of the newest {RUNS_KEPT} runs are kept. Load "
+                    "Training Snapshot reads them.",
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="Where the subject is: a mask per photo, or one for all."),
                 io.String.Input(
@@ -89,36 +95,60 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             outputs=[
                 ConceptSocket.Output(display_name="concept", tooltip="For Save Concept Residual or the patch."),
                 io.Image.Output(display_name="loss", tooltip="Loss curve."),
+                io.String.Output(display_name="word", tooltip="The word that was trained, for prompts."),
             ],
         )  # fmt: skip
 
     @classmethod
-    def execute(
-        cls, model: Any, clip: Any, vae: Any, images: Tensor, word: str, steps: int, batch_size: int,
+    def validate_inputs(cls, word: Sequence[str | None] = ()) -> bool | str:
+        """Say before the run what is wrong with the word; a linked one is seen when training starts."""
+        try:
+            return all(given is None or bool(class_word(given)) for given in word)
+        except InfusionError as error:
+            return str(error)
+
+    @classmethod
+    def execute(cls, images: list[Tensor], mask: Sequence[Tensor] | None = None, **given: list[Any]) -> io.NodeOutput:
+        """Train; the host gives every input as a list, so that photos of different sizes can be one."""
+        return cls._train(images=images, masks=mask, **{name: _only(name, values) for name, values in given.items()})
+
+    @classmethod
+    def _train(
+        cls, model: Any, clip: Any, vae: Any, images: Sequence[Tensor], word: str, steps: int, batch_size: int,
         learning_rate: float, layout: Any, bins: int, resolution: int, seed: int, preview_every: int,
-        mask: Tensor | None = None, captions: str = "", continue_from: Stack = (),
+        masks: Sequence[Tensor] | None = None, captions: str = "", continue_from: Stack = (),
         replace_maps: bool = _DEFAULT.replace_maps,
     ) -> io.NodeOutput:  # fmt: skip
         """Train with a progress bar and previews; an interrupt keeps the last snapshot."""
+        word = class_word(word)
         settings = ResidualSettings(
             steps=steps, batch_size=batch_size, learning_rate=learning_rate, layout=layout, bins=bins, seed=seed,
             snapshot_every=preview_every or _DEFAULT.snapshot_every, replace_maps=replace_maps,
         )  # fmt: skip
-        word = word.strip()
         templates = tuple(lines_of(captions)) or CAPTION_TEMPLATES
-        squares = square(images, resolution)
+        squares = squares_of(images, resolution)
         latents = model.model.process_latent_in(vae.encode(squares))
         with training(model) as denoiser:
             latents = latents.clone().to(denoiser.device, torch.float32)
             prompts = encode_captions(model, clip, fill(templates, word), word, latents)
-            weights = None if mask is None else mask_of(mask, latents, resolution)
+            weights = None if masks is None else mask_of(masks, latents, resolution)
             start = continue_from[-1].residual if continue_from else None
             trainer = residual_trainer(denoiser, latents, prompts, word, settings, start, masks=weights)
             record = RunRecord(settings, len(latents), resolution)
             preview = Preview(denoiser, model, clip, vae, latents[:1].cpu()) if preview_every else None
-            run = Run(trainer, record, word, thumbnail_of(squares), preview)
+            run = Run(trainer, record, word, thumbnail_of(squares), preview, RunFolder(word))
             run.train()
-        return io.NodeOutput((LoadedConcept(word, run.described()),), loss_plot(record.losses, record.validation))
+        return io.NodeOutput((LoadedConcept(word, run.described()),), loss_plot(record.losses, record.validation), word)
+
+
+def _only(name: str, values: Sequence[Any]) -> Any:
+    """The one value of an input that takes no list."""
+    if len(values) != 1:
+        raise InfusionError(
+            f"Infusion Train takes a list of images and masks only, but {name} has {len(values)} "
+            "values; connect one, or use an Infusion Train node for each"
+        )
+    return values[0]
 
 
 @dataclass(frozen=True)
@@ -155,6 +185,7 @@ class Run:
         word: the concept's.
         thumbnail: JPEG of the first photo.
         preview: or None for no previews.
+        snapshots: where the run's snapshots go.
     """
 
     trainer: Trainer[ConceptResidual]
@@ -162,6 +193,7 @@ class Run:
     word: str
     thumbnail: bytes
     preview: Preview | None
+    snapshots: RunFolder
 
     def train(self) -> None:
         """Train to the end, showing progress; at snapshots write a file and draw a picture.
@@ -194,4 +226,4 @@ class Run:
 
     def _snapshot(self) -> None:
         """Write the concept as it is now."""
-        library.save(self.described(), f"snapshots/{self.word.replace(' ', '-')}-step-{self.trainer.step:05d}")
+        self.snapshots.save(self.described(), self.trainer.step)

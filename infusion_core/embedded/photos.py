@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import InfusionError
+from ..photos import SUFFIXES, read_photo
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 THUMBNAIL_PX = 96
 
 
 def load_photos(folder: Path) -> list[Image.Image]:
-    """Every photo of a folder (or the one file), by name: rotated by EXIF, alpha over white, RGB.
+    """Every photo of a folder (or the one file), by name, as `read_photo` reads it.
 
     Raises:
         InfusionError: the folder is missing, holds no photo, or a photo cannot be read.
@@ -27,7 +27,7 @@ def load_photos(folder: Path) -> list[Image.Image]:
         raise InfusionError(f"there is no folder {folder}; give the folder that holds your photos (--images)")
     paths = [folder] if folder.is_file() else sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
     if not paths:
-        raise InfusionError(f"no photos in {folder}; put JPEG, PNG or WebP files there")
+        raise InfusionError(f"no photos in {folder}; put JPEG, PNG, WebP, BMP or GIF files there")
     return [_load(p) for p in paths]
 
 
@@ -58,16 +58,6 @@ def thumbnail(photo: Image.Image) -> bytes:
 
 def _load(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as file:
-            photo = ImageOps.exif_transpose(file)
-            photo.load()
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return read_photo(path)
+    except InfusionError as error:
         raise InfusionError(f"{path} is not a readable picture ({error}); remove it or save it again") from error
-    if photo.mode.startswith("I") or photo.mode == "F":  # 16-bit greyscale
-        depth = np.asarray(photo, dtype=np.float32)
-        photo = Image.fromarray((depth * (255 / max(255.0, float(depth.max())))).astype(np.uint8))
-    if "A" in photo.getbands() or "transparency" in photo.info:
-        rgba = photo.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        photo = Image.alpha_composite(white, rgba)
-    return photo.convert("RGB")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image
 
-from ..captions import CAPTION_TEMPLATES, fill
+from ..captions import CAPTION_TEMPLATES, class_word, fill
 from ..concepts import LoadedConcept, words_of
 from ..errors import InfusionError
 from ..residuals import ConceptResidual
@@ -43,6 +43,7 @@ def trainer_for(
     """
     if not photos:
         raise InfusionError("no photos to learn from; give at least one")
+    word = class_word(word)
     model.text.word_tokens(word)
     prompts = [model.text.encode(caption, {"concept": word}) for caption in fill(tuple(templates), word)]
     return residual_trainer(model.denoiser, model.encode(photos), prompts, word, settings, start, state)

@@ -133,6 +133,7 @@ def test_help(command):
     ("args", "message"),
     [
         (("train", "--images", "{gone}", "--word", "circle", "--out", "{out}"), "there is no folder"),
+        (("train", "--images", "{photos}", "--word", "../circle", "--out", "{out}"), "cannot be a concept's word"),
         (("train", "--images", "{photos}", "--word", "dragon", "--out", "{out}"), "does not know the word 'dragon'"),
         (("train", "--images", "{photos}", "--word", "circle", "--out", "{gone}"), r"must end in \.safetensors"),
         (("train", "--images", "{photos}", "--word", "circle", "--out", "{out}", "--steps", "0"), "steps must be"),

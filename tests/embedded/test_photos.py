@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms, ImageFile
 
 from infusion_core.embedded.photos import load_photos, square, thumbnail, to_images, to_tensor
 from infusion_core.errors import InfusionError
+from infusion_core.photos import read_photo
 
 
 def test_exif_rotation_is_applied(tmp_path):
@@ -89,3 +90,41 @@ def test_bad_folders_and_files(tmp_path):
     whole.write_bytes(whole.read_bytes()[:-800])
     with pytest.raises(InfusionError, match=r"cut\.png is not a readable picture"):
         load_photos(tmp_path)
+
+
+def test_a_colour_profile_is_obeyed(tmp_path):
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = srgb.replace(b"rXYZ", b"tmp.").replace(b"bXYZ", b"rXYZ").replace(b"tmp.", b"bXYZ")  # red means blue
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png", icc_profile=swapped)
+    Image.new("RGBA", (4, 4), (255, 0, 0, 128)).save(tmp_path / "b.png", icc_profile=swapped)
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "c.png", icc_profile=b"not a profile")
+    blue, pale, red = (np.asarray(photo)[0, 0].tolist() for photo in load_photos(tmp_path))
+    assert np.abs(np.array(blue) - (0, 0, 255)).max() <= 2
+    assert np.abs(np.array(pale) - (127, 127, 255)).max() <= 2
+    assert red == [255, 0, 0]
+
+
+def test_of_an_animation_the_first_picture_counts(tmp_path):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    for name in ("a.gif", "b.webp", "c.png"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+    for photo in load_photos(tmp_path):
+        assert np.abs(np.asarray(photo, dtype=int)[0, 0] - (255, 0, 0)).max() <= 1
+
+
+def test_large_jpegs_are_decoded_smaller(tmp_path):
+    Image.new("RGB", (1600, 800), "red").save(tmp_path / "a.jpg")
+    assert read_photo(tmp_path / "a.jpg").size == (1600, 800)
+    assert read_photo(tmp_path / "a.jpg", shortest=100).size == (200, 100)
+
+
+def test_no_other_decoder_runs_and_half_files_are_refused_even_where_a_pack_allows_them(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.tif")
+    with pytest.raises(InfusionError, match="not a JPEG, PNG, WebP, BMP or GIF picture"):
+        read_photo(tmp_path / "a.tif")
+    Image.effect_noise((64, 64), 50).save(tmp_path / "b.jpg")
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:-300])
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(InfusionError, match=r"damaged: .*truncated"):
+        read_photo(tmp_path / "b.jpg")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from comfyui_process.graph import Graph, Output, PromptError
 from comfyui_process.server import Server
@@ -165,7 +166,8 @@ def test_an_interrupt_leaves_a_usable_snapshot_and_the_host_works_on(server: Ser
         server.run(graph, interrupt_at=2)
     folder = server.output / "infusion"
     assert not (folder / "never.safetensors").exists()
-    (snapshot,) = (p for p in (folder / "snapshots").glob("*.safetensors") if load_concept(p).training["seed"] == "21")
+    kept = (folder / "snapshots").glob("*-circle*/step-*.safetensors")
+    (snapshot,) = (p for p in kept if load_concept(p).training["seed"] == "21")
     assert load_concept(snapshot).word == WORD
     graph = Graph()
     graph.add(
@@ -226,6 +228,10 @@ def trained_on(server: Server, photos: list[str], change: Callable[[Graph, Outpu
 
 BAD = {
     "empty word": ({"word": " "}, "the word is empty"),
+    "placeholder": ({"word": "<circle>"}, "'<circle>' cannot be a concept's word; write a plain class word"),
+    "path": ({"word": "../../x"}, "'../../x' cannot be a concept's word"),
+    "folder": ({"word": "a/b"}, "'a/b' cannot be a concept's word"),
+    "control character": ({"word": "a\x00b"}, "cannot be a concept's word"),
     "caption without a place": ({"captions": "a photo"}, "must hold {} once"),
     "resolution": ({"resolution": 64, "layout": "block", "captions": "{} " + "gray " * 100 + "\n{}"},
                    "captions are of very different length"),
@@ -240,6 +246,60 @@ def test_bad_input_is_named(server: Server, photos: list[str], case: str) -> Non
     with pytest.raises(PromptError) as refused:
         server.run(graph)
     assert message in str(refused.value)
+
+
+def test_a_bad_word_is_refused_before_the_queue_and_a_linked_one_before_the_first_step(
+    server: Server, photos: list[str]
+) -> None:
+    graph = Graph()
+    graph.add("PreviewImage", images=train(graph, photos[:1], word="<circle>")[1])
+    with pytest.raises(PromptError, match="custom_validation_failed"):
+        server.post("/prompt", {"prompt": graph.nodes})
+    graph = Graph()
+    linked = graph.add("PrimitiveString", value="<circle>")
+    graph.add("PreviewImage", images=train(graph, photos[:1], word=linked)[1])
+    with pytest.raises(PromptError, match="'<circle>' cannot be a concept's word; write a plain"):
+        server.run(graph)
+    graph = Graph()
+    linked = graph.add("PrimitiveString", value="circle")
+    graph.add("PreviewImage", images=train(graph, photos[:1], word=linked, steps=1)[1])
+    server.run(graph)
+
+
+def test_a_list_of_photos_of_any_sizes_is_trained_on_as_a_batch_is(server: Server) -> None:
+    folder = server.base / "input" / "dataset"
+    folder.mkdir()
+    pictures = training_images(CONCEPTS["ember"])[:3]
+    for i, picture in enumerate(pictures):
+        wide = Image.new("RGB", (128 + 32 * i, 128))
+        wide.paste(picture, (16 * i, 0))  # so that the middle square is the picture
+        wide.save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text("circle")
+    graph = Graph()
+    model, clip, vae = graphs.load(graph)
+    images = graph.add("LoadImageDataSetFromFolder", folder="dataset")
+    inputs = {**WIDGETS, "steps": 3, "model": model, "clip": clip, "vae": vae, "images": images}
+    masks = graph.add("ImageToMask", image=images, channel="red")
+    for name, more in (("listed", {}), ("masked", {"mask": masks})):
+        trained = graph.add("InfusionTrain", **inputs, **more)
+        graph.add("InfusionSaveConcept", concept=trained, filename=name, storage="fp16")
+    server.run(graph)
+    listed, masked = (load_concept(server.output / "infusion" / f"{name}.safetensors") for name in ("listed", "masked"))
+    order = [pictures[int(p.stem)] for p in folder.iterdir() if p.suffix == ".png"]  # as the host lists them
+    trainer = trainer_for(load_model("tinyworld"), order, WORD, settings(steps=3))
+    for _ in trainer.run():
+        pass
+    assert_alike(listed, dict(trainer.learned().tensors))
+    assert any((masked.tensors[k] - t).norm() > 0.05 * t.norm() for k, t in listed.tensors.items())
+    graph = Graph()
+    texts = graph.add("LoadImageTextDataSetFromFolder", folder="dataset")[1]
+    model, clip, vae = graphs.load(graph)
+    trained = graph.add(
+        "InfusionTrain", **{**inputs, "model": model, "clip": clip, "vae": vae, "images": texts[0], "word": texts}
+    )
+    graph.add("PreviewImage", images=trained[1])
+    with pytest.raises(PromptError, match="a list of images and masks only, but word has 3 values"):
+        server.run(graph)
 
 
 def test_a_file_name_cannot_leave_the_folder(server: Server, photos: list[str]) -> None:

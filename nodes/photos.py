@@ -1,0 +1,89 @@
+"""Load Subject Photos: the photos to train on, from a folder or uploaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..infusion_core.errors import InfusionError
+from . import photo_files
+from .host.compat import box_input, schema
+from .subject import boxes_of
+from .widgets import lines_of
+
+CROPS = ("center", "subject")
+
+
+class InfusionLoadPhotos(io.ComfyNode):  # type: ignore[misc]
+    """Load Subject Photos."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node as the host shows it."""
+        return schema(
+            node_id="InfusionLoadPhotos",
+            display_name="Load Subject Photos",
+            category="Infusion",
+            description="The photos to train on, as squares of one size. Others are skipped and named.",
+            search_aliases=["infusion", "load images", "upload photos", "folder", "dataset", "training images"],
+            has_intermediate_output=True,  # thumbnails are shown of a cached run too
+            inputs=[
+                io.String.Input(
+                    "folder", default="",
+                    tooltip="A folder of photos: its name below ComfyUI's input folder, or a whole path. Empty: none.",
+                ),
+                io.String.Input(
+                    "photos", default="", multiline=True,
+                    tooltip="Uploaded photos, one file name per line. The button below uploads several at once; files "
+                    "dropped on the node are uploaded too.",
+                ),
+                io.Int.Input(
+                    "resolution", default=512, min=64, max=2048, step=8,
+                    tooltip="Edge of the squares in pixels, as in Infusion Train: 512 for SD 1.x, 1024 for XL.",
+                ),
+                io.Combo.Input(
+                    "crop", options=list(CROPS), default=CROPS[0],
+                    tooltip="center: the middle square of a photo. subject: the smallest square round the box or mask, "
+                    "for a subject that stands at the side.",
+                ),
+                io.Mask.Input("mask", optional=True, tooltip="Where the subject is: a mask per photo, or one for all."),
+                *box_input("box", "Where the subject is, in pixels of the photo: a box per photo, or one for all."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="The squares, as one batch, for Infusion Train."),
+                io.Mask.Output(
+                    display_name="mask", tooltip="Where the subject is in each square. All white without box and mask."
+                ),
+                io.String.Output(display_name="names", tooltip="The files that were taken, one per line."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, folder: str | None = None, photos: str | None = None) -> bool | str:
+        """Say before the run that there is nothing to load; linked texts are seen later."""
+        try:
+            return folder is None or photos is None or bool(photo_files.files(folder, lines_of(photos)))
+        except InfusionError as error:
+            return str(error)
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str | None = None, photos: str | None = None, **_: Any) -> str:
+        """Load again when a photo has changed."""
+        return photo_files.fingerprint(photo_files.files(folder or "", lines_of(photos or "")))
+
+    @classmethod
+    def execute(
+        cls, folder: str, photos: str, resolution: int, crop: str, mask: Tensor | None = None, box: Any = None
+    ) -> io.NodeOutput:
+        """Read the files and show what was taken."""
+        if crop == "subject" and mask is None and box is None:
+            raise InfusionError("crop is 'subject' without a mask or box; connect one, or set crop to 'center'")
+        paths = photo_files.files(folder, lines_of(photos))
+        taken = photo_files.take(paths, resolution, mask, boxes_of(box), crop == "subject")
+        images = torch.stack([square.pixels for square in taken.squares])
+        masks = torch.stack([square.mask for square in taken.squares])
+        shown = {**ui.PreviewImage(images, cls=cls).as_dict(), **ui.PreviewText(taken.told()).as_dict()}
+        return io.NodeOutput(images, masks, "\n".join(taken.names), ui=shown)

@@ -1,0 +1,121 @@
+"""Snapshots of training runs: a folder per run below ``output/infusion/snapshots``, and which of them stay."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from ..infusion_core.concepts import LoadedConcept
+from ..infusion_core.errors import InfusionError
+from ..infusion_core.residual_file import load_concept, save_concept
+from ..infusion_core.residuals import ConceptResidual
+from . import library
+
+RUNS_KEPT = 5
+_RUN = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-.+")  # date, time, word
+_STEP = re.compile(r"step-\d{5,}\.safetensors")
+
+
+@dataclass
+class RunFolder:
+    """The folder of one training run, made when its first snapshot is written.
+
+    Attributes:
+        word: the concept's.
+    """
+
+    word: str
+    _folder: Path | None = field(default=None, init=False)
+
+    def save(self, concept: ConceptResidual, step: int) -> Path:
+        """Write the concept as it is after a step; runs beyond the newest `RUNS_KEPT` go when the first is written.
+
+        Raises:
+            InfusionError: the disk is full.
+        """
+        first = self._folder is None
+        folder = self._folder = self._folder or _new_folder(self.word)
+        path = folder / f"step-{step:05d}{library.SUFFIX}"
+        save_concept(path, concept)
+        if first:
+            clear(keep=folder)
+        return path
+
+
+def root() -> Path:
+    """The folder of all snapshots."""
+    return library.output() / library.SNAPSHOTS
+
+
+def names() -> list[str]:
+    """Every snapshot as ``run/step-00050``, the newest run first, its last step first."""
+    found = [path.relative_to(root()).with_suffix("").as_posix() for path in root().rglob(f"*{library.SUFFIX}")]
+    return sorted(found, key=lambda name: (bool(_RUN.match(name)), name), reverse=True)
+
+
+def path_of(name: str) -> Path:
+    """Where a listed snapshot lies.
+
+    Raises:
+        InfusionError: it is gone.
+    """
+    path = (root() / (name + library.SUFFIX)).resolve()
+    if not path.is_relative_to(root().resolve()) or not path.is_file():
+        raise InfusionError(f"there is no snapshot {name!r}; press R to refresh the list, and choose another")
+    return path
+
+
+def load(name: str, strength: float) -> LoadedConcept:
+    """Read a listed snapshot.
+
+    Raises:
+        InfusionError: it is gone, damaged or not a concept.
+    """
+    return LoadedConcept(name.replace("/", "-"), load_concept(path_of(name)), strength)
+
+
+def clear(keep: Path) -> None:
+    """Remove the folders of all but the newest `RUNS_KEPT` runs.
+
+    A folder that was renamed, or holds anything but snapshots, is the user's: it is neither counted nor touched.
+
+    Args:
+        keep: the folder of the run that is going on; it stays and counts.
+    """
+    others = sorted((path for path in root().iterdir() if path != keep and _is_ours(path)), reverse=True)
+    for folder in others[RUNS_KEPT - 1 :]:
+        try:
+            for file in folder.iterdir():
+                file.unlink()
+            folder.rmdir()
+        except OSError as error:
+            logging.warning("Infusion: cannot clear the old snapshots in %s: %s", folder, error)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is named as a run is, and holds nothing but snapshots."""
+    if folder.is_symlink() or not folder.is_dir() or not _RUN.fullmatch(folder.name):
+        return False
+    return all(_STEP.fullmatch(f.name) and f.is_file() and not f.is_symlink() for f in folder.iterdir())
+
+
+def _new_folder(word: str) -> Path:
+    """A folder named by date, time and word; with a number if another run began in the same second.
+
+    Raises:
+        InfusionError: it cannot be made.
+    """
+    plain = re.sub(r"[^\w-]+", "-", word).strip("-")
+    name, number = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{plain}", 1
+    while True:
+        folder = root() / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise InfusionError(f"cannot make the folder {folder}: {error.strerror}; free some space") from error

@@ -1,0 +1,77 @@
+"""What our own widgets do in the real page: several uploads at once, and rows that keep what was chosen."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from playwright.sync_api import TimeoutError
+
+from comfyui_process.server import Server
+
+from .page import find_browser, open_page, queue
+
+pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium found")
+PLACE = """(types) => { window.app.graph.clear();
+  for (const type of types) { const node = LiteGraph.createNode(type); window.app.graph.add(node); }
+  if (types.length > 1) window.app.graph._nodes[0].connect(0, window.app.graph._nodes[1], 0); }"""
+WIDGETS = "() => Object.fromEntries(window.app.graph._nodes[0].widgets.map((w) => [w.name, w.value]))"
+
+
+@pytest.fixture(scope="module")
+def page(server: Server, concepts: Any) -> Iterator[Any]:
+    with open_page(server) as opened:
+        yield opened
+
+
+def change(page: Any, name: str, value: Any) -> None:
+    """Change a widget of the first node as a user does."""
+    page.evaluate(
+        """([name, value]) => { const w = window.app.graph._nodes[0].widgets.find((w) => w.name === name);
+             w.value = value; w.callback?.(value); }""",
+        [name, value],
+    )
+
+
+def press_upload(page: Any) -> Any:
+    """The dialog that the button opens; a page that is still starting may not open it at once."""
+    for _ in range(100):
+        with contextlib.suppress(TimeoutError), page.expect_file_chooser(timeout=5_000) as chooser:
+            page.evaluate("() => window.app.graph._nodes[0].widgets.find((w) => w.name === 'upload').callback()")
+        with contextlib.suppress(TimeoutError):
+            return chooser.value
+    raise AssertionError("no dialog opened")
+
+
+def test_several_photos_are_uploaded_at_once_and_shown(server: Server, page: Any, tmp_path: Path) -> None:
+    for name, colour in (("one", "red"), ("two", "blue")):
+        Image.new("RGB", (80, 64), colour).save(tmp_path / f"uploaded-{name}.png")
+    (tmp_path / "uploaded-zero.png").write_bytes(b"not a picture")
+    page.evaluate(PLACE, ["InfusionLoadPhotos", "PreviewImage"])
+    chooser = press_upload(page)
+    assert chooser.is_multiple()
+    chooser.set_files(sorted(tmp_path.iterdir()))
+    page.wait_for_function(f"() => ({WIDGETS})().photos.includes('zero')", timeout=600_000)
+    assert page.evaluate(WIDGETS)["photos"] == "uploaded-one.png\nuploaded-two.png\nuploaded-zero.png"
+    entry = queue(page, server)
+    assert entry["status"]["status_str"] == "success"
+    page.wait_for_function("() => document.body.innerText.includes('1 skipped: uploaded-zero.png')", timeout=600_000)
+    page.wait_for_function("() => window.app.graph._nodes[0].imgs?.length === 2", timeout=600_000)
+
+
+def test_rows_keep_what_was_chosen_when_one_is_added(server: Server, page: Any) -> None:
+    page.evaluate(PLACE, ["InfusionLoadConcepts"])
+    change(page, "concepts.concept_1", "peak.safetensors")
+    change(page, "concepts.strength_1", 0.4)
+    change(page, "concepts", "3")
+    wanted = {"concepts": "3", "concepts.concept_1": "peak.safetensors", "concepts.strength_1": 0.4}
+    assert page.evaluate(WIDGETS).items() >= wanted.items()
+    page.evaluate("() => window.app.loadGraphData(JSON.parse(JSON.stringify(window.app.graph.serialize())))")
+    change(page, "concepts", "4")
+    now = page.evaluate(WIDGETS)
+    assert now.items() >= {**wanted, "concepts": "4"}.items()
+    assert "concepts.strength_4" in now

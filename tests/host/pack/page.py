@@ -1,8 +1,8 @@
-"""A node that has something to say to the page."""
+"""A node that has something to say to the page, and one that reads what a user has set there."""
 
 import importlib
 
-from .others import pack_name
+from .others import node, pack_name
 
 
 class TestWarning:
@@ -25,4 +25,11 @@ class TestWarning:
         return ()
 
 
-NODES = {"TestWarning": TestWarning}
+@node(("FLOAT",), model="MODEL", share=("FLOAT", {}))
+def curve_at(model, share):
+    """The curve of the last concept at work, at a share of the run."""
+    *_, concept = model.get_attachment("infusion").concepts.values()
+    return concept.curve.at(share)
+
+
+NODES = {"TestWarning": TestWarning, "TestCurveAt": curve_at}

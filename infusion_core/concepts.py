@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from .residuals import ConceptResidual
-from .schedule import ALWAYS, NEVER, Window
+from .schedule import ALWAYS, NEVER, Curve, Window
 from .sites import Site
 
 
@@ -23,6 +23,7 @@ class LoadedConcept:
         blocks: further scale by UNet block (``mid``, ``up.1``); blocks not named stay at 1.
         window: when the residual is added.
         replacement: when rows that name the concept attend with the base stream's maps; None for "as it was trained".
+        curve: further scale over the run; None stays at 1.
     """
 
     name: str
@@ -31,6 +32,7 @@ class LoadedConcept:
     blocks: Mapping[str, float] = field(default_factory=dict)
     window: Window = ALWAYS
     replacement: Window | None = None
+    curve: Curve | None = None
 
     @property
     def map_window(self) -> Window:
@@ -42,6 +44,14 @@ class LoadedConcept:
     def strength_at(self, site: Site) -> float:
         """The scale of the residual at a site."""
         return self.strength * self.blocks.get(site.block, 1.0)
+
+    def scaled(self, share: float) -> LoadedConcept:
+        """The concept as it acts at a share of the run: its strength is what the curve leaves of it."""
+        return self if self.curve is None else replace(self, strength=self.strength * self.curve.at(share), curve=None)
+
+    def adds_at(self, share: float) -> bool:
+        """Whether a step that begins at that share of the run adds the residual: in the window, the curve not 0."""
+        return self.window.covers(share) and (self.curve is None or self.curve.at(share) != 0)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> LoadedConcept:
         """A copy whose residual is on another device and in another precision."""

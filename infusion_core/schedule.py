@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import itemgetter
 from typing import Literal
 
 from .errors import InfusionError
@@ -32,6 +35,44 @@ class Window:
 
 
 ALWAYS, NEVER = Window(), Window(0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A factor that changes over a sampling run: straight lines between points, level before and after them.
+
+    Two points at one share are a step; from there on the later one counts.
+
+    Attributes:
+        points: (share of the run in [0, 1], factor), by share.
+
+    Raises:
+        InfusionError: no points, one outside the run or out of order, or a factor that is not a finite number.
+    """
+
+    points: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        if not self.points:
+            raise InfusionError("a curve needs at least one point, such as 0:1")
+        for share, factor in self.points:
+            if not 0 <= share <= 1 or not math.isfinite(factor):
+                raise InfusionError(
+                    f"a curve's point {share:g}:{factor:g} must be a share of the run in 0 to 1 and a number"
+                )
+        for (earlier, _), (later, _) in pairwise(self.points):
+            if later < earlier:
+                raise InfusionError(
+                    f"a curve's points must go from the start of the run to its end; {later:g} comes after {earlier:g}"
+                )
+
+    def at(self, share: float) -> float:
+        """The factor at a share of the run."""
+        after = bisect_right(self.points, share, key=itemgetter(0))
+        if after in (0, len(self.points)):
+            return self.points[max(0, after - 1)][1]
+        (x0, y0), (x1, y1) = self.points[after - 1 : after + 1]
+        return y0 + (y1 - y0) * (share - x0) / (x1 - x0)
 
 
 def rate_at(step: int, steps: int, rate: float, schedule: RateSchedule) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,14 +10,15 @@ from comfy_api.latest import io
 
 from ..infusion_core.concepts import LoadedConcept
 from ..infusion_core.errors import InfusionError
-from ..infusion_core.schedule import NEVER, Window
-from .host.compat import schema
+from ..infusion_core.schedule import NEVER, Curve, Window
+from .host.compat import ADVANCED, curve_input, curve_points, schema
 from .host.install import apply
 from .host.model import base_of
 from .sockets import ConceptSocket, Stack
+from .widgets import parts_of
 
 AS_TRAINED, ON, OFF = MAP_REPLACEMENT = "as trained", "on", "off"
-_PERCENT: dict[str, Any] = {"min": 0.0, "max": 1.0, "step": 0.01}
+_PERCENT: dict[str, Any] = {"min": 0.0, "max": 1.0, "step": 0.01, **ADVANCED}
 
 
 class InfusionAttentionPatch(io.ComfyNode):  # type: ignore[misc]
@@ -42,35 +42,63 @@ class InfusionAttentionPatch(io.ComfyNode):  # type: ignore[misc]
                     "base_latent",
                     options=["shared", "own"],
                     default="shared",
-                    tooltip="shared: attention maps come from the base model on the same latent. own: from the base "
-                    "model's own picture of the prompt, sampled first (slower).",
+                    tooltip="Where the layout comes from. shared: from the base model step by step; the picture may "
+                    "find its own composition. own: from the base model's own picture of the prompt, sampled first; "
+                    "it keeps that picture's composition and takes about twice as long.",
+                    **ADVANCED,
                 ),
-                io.Float.Input("start", default=0.0, tooltip="Share of the run where residuals begin.", **_PERCENT),
-                io.Float.Input("end", default=1.0, tooltip="Share of the run where residuals end.", **_PERCENT),
                 io.Float.Input(
-                    "maps_start", default=0.0, tooltip="Share of the run where map replacement begins.", **_PERCENT
+                    "start",
+                    default=0.0,
+                    tooltip="Share of the run where the subject begins to be drawn. Later: more of the base model's "
+                    "shapes, less of the subject's.",
+                    **_PERCENT,
+                ),
+                io.Float.Input(
+                    "end",
+                    default=1.0,
+                    tooltip="Share of the run from where the subject is no longer drawn. Earlier: fine detail is the "
+                    "base model's.",
+                    **_PERCENT,
+                ),
+                io.Float.Input(
+                    "maps_start",
+                    default=0.0,
+                    tooltip="Share of the run where the layout begins to come from the base model. Later: the concept "
+                    "also moves what is around it.",
+                    **_PERCENT,
                 ),
                 io.Float.Input(
                     "maps_end",
                     default=1.0,
-                    tooltip="Share of the run where map replacement ends. From there on no base pass is run: faster. "
-                    "0 never replaces maps.",
+                    tooltip="Share of the run from where the layout no longer comes from the base model. Earlier: "
+                    "faster, and the subject may change its own pose and outline. 0: never.",
                     **_PERCENT,
                 ),
                 io.String.Input(
                     "block_strengths",
                     default="",
                     optional=True,
-                    tooltip="Scale of the residual per UNet block, for example: down.1=0.5, mid=0, up.1=1.2. Blocks "
-                    "not named stay at 1.",
+                    tooltip="How strongly each UNet block draws the subject, for example: down.1=0.5, mid=0, up.1=1.2. "
+                    "Blocks not named stay at 1.",
+                    **ADVANCED,
                 ),
                 io.Combo.Input(
                     "map_replacement",
                     options=list(MAP_REPLACEMENT),
                     default=AS_TRAINED,
                     optional=True,
-                    tooltip="Whether concepts attend with the base model's maps, from maps_start to maps_end. as "
-                    "trained: those whose file does not say otherwise.",
+                    tooltip="Whether the layout comes from the base model, from maps_start to maps_end. as trained: as "
+                    "each concept's file says. on: always; no concept can freeze a pose. off: never; faster.",
+                    **ADVANCED,
+                ),
+                curve_input(
+                    "strength_curve",
+                    default="",
+                    optional=True,
+                    tooltip="How strongly the subject is drawn over the run, as share:factor, for example 0:1, 1:0 to "
+                    "fade it out. A Curve Editor may be connected, where the host has one. Empty: always the same.",
+                    **ADVANCED,
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -93,14 +121,16 @@ class InfusionAttentionPatch(io.ComfyNode):  # type: ignore[misc]
         maps_end: float,
         block_strengths: str = "",
         map_replacement: str = AS_TRAINED,
+        strength_curve: Any = "",
     ) -> io.NodeOutput:
         """Patch clones of MODEL and CLIP."""
         base = base_of(model)
         scales = parse_block_strengths(block_strengths, sorted({site.block for site in base.sites}))
-        window, maps = Window(start, end), Window(maps_start, maps_end)
+        window, maps, curve = Window(start, end), Window(maps_start, maps_end), curve_of(strength_curve)
+        chosen = [maps if replaces_maps(c, map_replacement) else NEVER for c in concept]
         concepts = [
-            replace(c, blocks=scales, window=window, replacement=maps if replaces_maps(c, map_replacement) else NEVER)
-            for c in concept
+            replace(c, blocks=scales, window=window, replacement=replacement, curve=curve)
+            for c, replacement in zip(concept, chosen, strict=True)
         ]
         return io.NodeOutput(*apply(model, clip, concepts, base_latent, str(cls.hidden.unique_id)))
 
@@ -117,14 +147,32 @@ def parse_block_strengths(text: str, blocks: list[str]) -> Mapping[str, float]:
         InfusionError: a part is not BLOCK=NUMBER, or the model has no such block.
     """
     found: dict[str, float] = {}
-    for part in re.split(r"[,;\n]+", text):
-        if not part.strip():
-            continue
+    for part in parts_of(text):
         name, _, number = (p.strip() for p in part.partition("="))
         if name not in blocks:
             raise InfusionError(f"block_strengths: this model has no block {name!r}; it has: {', '.join(blocks)}")
         try:
             found[name] = float(number)
         except ValueError:
-            raise InfusionError(f"block_strengths: {part.strip()!r} is not BLOCK=NUMBER, such as mid=0.5") from None
+            raise InfusionError(f"block_strengths: {part!r} is not BLOCK=NUMBER, such as mid=0.5") from None
     return found
+
+
+def curve_of(given: Any) -> Curve | None:
+    """``0:1, 0.5:0.3`` or the host's CURVE as a curve over the run; None for an empty text.
+
+    Raises:
+        InfusionError: a part is not SHARE:FACTOR, or the points are not in order within the run.
+    """
+    if not isinstance(given, str):
+        return Curve(curve_points(given))
+    points = tuple(_point(part) for part in parts_of(given))
+    return Curve(points) if points else None
+
+
+def _point(part: str) -> tuple[float, float]:
+    share, _, factor = part.partition(":")
+    try:
+        return float(share), float(factor)
+    except ValueError:
+        raise InfusionError(f"strength_curve: {part!r} is not SHARE:FACTOR, such as 0.5:0.3") from None

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..infusion_core.concepts import LoadedConcept
 from ..infusion_core.errors import InfusionError
 from . import library, routes
-from .host.compat import schema
+from .host.compat import ADVANCED, schema
 from .pictures import thumbnail_of
 from .sockets import ConceptSocket, Stack
 
@@ -97,9 +97,12 @@ class InfusionSaveConcept(io.ComfyNode):  # type: ignore[misc]
                     "storage",
                     options=["fp16", "int8"],
                     default="fp16",
-                    tooltip="int8 halves the file.",
+                    tooltip="int8 halves the file; the picture changes very little.",
+                    **ADVANCED,
                 ),
-                io.Image.Input("thumbnail", optional=True, tooltip="Picture shown by the loader."),
+                io.Image.Input(
+                    "thumbnail", optional=True, tooltip="Picture the loader shows. Without it: the first photo."
+                ),
             ],
             outputs=[ConceptSocket.Output(display_name="concept", tooltip="The concept that was saved.")],
         )

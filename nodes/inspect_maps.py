@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..infusion_core.errors import InfusionError
 from ..infusion_core.readers import WordMaps
-from .host.compat import schema
+from .host.compat import ADVANCED, schema
 from .host.observer import observe
 from .sockets import MapsSocket
 from .widgets import split_words
@@ -32,9 +32,13 @@ class InfusionInspectMaps(io.ComfyNode):  # type: ignore[misc]
             "the CLIP, and read the maps with Infusion Map Images.",
             search_aliases=["attention map", "cross attention", "heatmap", "daam", "infusion"],
             inputs=[
-                io.Model.Input("model", tooltip="Patched by Infusion or not."),
+                io.Model.Input("model", tooltip="The MODEL you sample with, patched by Infusion or not."),
                 io.Clip.Input("clip", tooltip="Encode prompts with this node's CLIP output."),
-                io.String.Input("words", default="cat", tooltip="Words to watch, separated by commas."),
+                io.String.Input(
+                    "words",
+                    default="cat",
+                    tooltip="Words whose place in the picture you want to see, separated by commas.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="For the sampler."),
@@ -68,10 +72,12 @@ class InfusionMapImages(io.ComfyNode):  # type: ignore[misc]
             inputs=[
                 MapsSocket.Input("maps", tooltip="From Infusion Inspect Maps."),
                 io.Image.Input("images", tooltip="The pictures that were sampled."),
-                io.String.Input("word", default="", tooltip="One of the words, or empty for all of them."),
+                io.String.Input("word", default="", tooltip="The word whose place is shown. Empty: all of them."),
                 io.Int.Input(
                     "size", default=0, min=0, max=256,
-                    tooltip="Use only layers whose map has this shorter edge (SD1.5 at 512: 8, 16, 32, 64). 0: all.",
+                    tooltip="Which layers' maps are drawn, by their shorter edge (SD1.5 at 512: 8, 16, 32, 64): small "
+                    "ones show rough shapes, large ones edges. 0: all.",
+                    **ADVANCED,
                 ),
             ],
             outputs=[

@@ -45,23 +45,27 @@ class InfusionOverfitMetrics(io.ComfyNode):  # type: ignore[misc]
                 io.Clip.Input("clip", tooltip="The base model's CLIP."),
                 io.Vae.Input("vae", tooltip="The base model's VAE."),
                 io.Image.Input(
-                    "images", tooltip="Pictures that are noised and shown to both models. The centre square is used."
+                    "images",
+                    tooltip="Pictures both models are asked about: ordinary ones, not of the subject. The centre "
+                    "square is used.",
                 ),
                 io.String.Input(
                     "prompts", default="\n".join(OTHER_PROMPTS), multiline=True,
-                    tooltip="Prompts that are not about the concept, one per line.",
+                    tooltip="Prompts that are not about the concept, one per line: what ought to stay as it was.",
                 ),
                 io.Int.Input(
                     "draws", default=64, min=1, max=10000,
-                    tooltip="How often the models are compared, each time on another noise; more make the interval "
-                    "narrower.",
+                    tooltip="How often the models are compared, each time on another noise. More: surer and slower.",
                 ),
                 io.Int.Input(
                     "resolution", default=512, min=64, max=2048, step=8,
-                    tooltip="Edge in pixels the pictures are scaled to: 512 for SD 1.x, 768 or 512 for 2.x, 1024 for "
-                    "XL.",
+                    tooltip="Edge in pixels the pictures are scaled to. Use the size you draw at: 512 for SD 1.x, "
+                    "768 or 512 for 2.x, 1024 for XL.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip="Of noise and noise levels."),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**31 - 1,
+                    tooltip="Which noise is drawn. The same seed makes two models' figures comparable.",
+                ),
                 io.Clip.Input(
                     "custom_clip", optional=True,
                     tooltip="The customised model's CLIP, from the same loader or patch. Without it both models read "

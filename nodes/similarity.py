@@ -14,7 +14,7 @@ from torch import Tensor
 from ..infusion_core.errors import InfusionError
 from ..infusion_core.metrics.similarity import DINO, cosines, diversity, embed, similarity, text_similarity
 from .dino import ADVICE, Dino
-from .host.compat import schema
+from .host.compat import ADVANCED, schema
 from .host.vision import image_embeddings, text_embeddings
 from .plot import BLUE, INK, ORANGE, Series, plot
 from .widgets import lines_of
@@ -38,10 +38,10 @@ class InfusionSimilarity(io.ComfyNode):  # type: ignore[misc]
             search_aliases=["infusion", "clip score", "clip-i", "clip-t", "dino", "fidelity", "dreambooth", "compare"],
             is_output_node=True,
             inputs=[
-                io.Image.Input("generated", tooltip="Pictures that were sampled."),
-                io.Image.Input("reference", tooltip="Photos of the subject."),
+                io.Image.Input("generated", tooltip="Pictures you sampled, to be judged."),
+                io.Image.Input("reference", tooltip="Photos of the subject they should look like."),
                 io.ClipVision.Input(
-                    "clip_vision", optional=True, tooltip="Sees the pictures, for CLIP-I and CLIP-T."
+                    "clip_vision", optional=True, tooltip="Judges likeness in kind (CLIP-I), and the prompt (CLIP-T)."
                 ),
                 io.Clip.Input(
                     "clip", optional=True,
@@ -63,7 +63,9 @@ class InfusionSimilarity(io.ComfyNode):  # type: ignore[misc]
                 ),
                 io.String.Input(
                     "dino_folder", default="", optional=True,
-                    tooltip="Folder of a local copy of facebook/dino-vits16, for DINO. Nothing is downloaded.",
+                    tooltip="Folder of a local copy of facebook/dino-vits16. Judges whether it is the same subject, "
+                    "not only one of its kind (DINO). Nothing is downloaded.",
+                    **ADVANCED,
                 ),
             ],
             outputs=[

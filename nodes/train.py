@@ -20,7 +20,7 @@ from ..infusion_core.residuals import LAYOUTS, ConceptResidual
 from ..infusion_core.training.engine import StepReport, Trainer
 from ..infusion_core.training.record import RunRecord
 from ..infusion_core.training.residual import ResidualSettings, residual_trainer
-from .host.compat import schema
+from .host.compat import ADVANCED, schema
 from .host.denoiser import HostDenoiser, encode_captions, training
 from .host.preview import draw
 from .pictures import first_of, mask_of, squares_of, thumbnail_of
@@ -47,49 +47,87 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             search_aliases=["infusion", "train concept", "personalization", "dreambooth", "textual inversion", "lora"],
             is_input_list=True,
             inputs=[
-                io.Model.Input("model", tooltip="Stable Diffusion 1.x, 2.x or XL."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The base model the concept will belong to: Stable Diffusion 1.x, 2.x or XL. It is not "
+                    "changed.",
+                ),
                 io.Clip.Input("clip", tooltip="The model's CLIP."),
                 io.Vae.Input("vae", tooltip="The model's VAE."),
-                io.Image.Input("images", tooltip="3-6 photos of the subject, as a batch or a list of any "
-                               "sizes, from Load Subject Photos for one. The centre square is used."),
-                io.String.Input("word", default="cat", tooltip="The class word prompts will say: cat, dog, backpack."),
-                io.Int.Input("steps", default=_DEFAULT.steps, min=1, max=10000, tooltip="Optimizer steps."),
-                io.Int.Input("batch_size", default=_DEFAULT.batch_size, min=1, max=64, tooltip="Samples per step."),
+                io.Image.Input(
+                    "images",
+                    tooltip="3-6 photos of the subject, as a batch or a list of any sizes, from Load Subject Photos "
+                    "for one. With other angles and backgrounds in each, more of the subject and less of what is "
+                    "around it is learned. The centre square is used.",
+                ),
+                io.String.Input(
+                    "word", default="cat",
+                    tooltip="The word that will draw the subject: its plain class, such as cat, dog or backpack.",
+                ),
+                io.Int.Input(
+                    "steps", default=_DEFAULT.steps, min=1, max=10000,
+                    tooltip="How long to learn. More: nearer to the photos, slower. Watch the previews and the loss.",
+                ),
+                io.Int.Input(
+                    "batch_size", default=_DEFAULT.batch_size, min=1, max=64,
+                    tooltip="Looks at the photos in each step. More: a steadier result, slower and with more memory.",
+                    **ADVANCED,
+                ),
                 io.Float.Input(
-                    "learning_rate", default=_DEFAULT.learning_rate, min=1e-5, max=1.0, step=1e-5, tooltip="Of AdamW."
+                    "learning_rate", default=_DEFAULT.learning_rate, min=1e-5, max=1.0, step=1e-5,
+                    tooltip="How far each step goes. Too small: any cat instead of yours. Too large: burnt colours and "
+                    "broken shapes; halve it then.",
+                    **ADVANCED,
                 ),
                 io.Combo.Input(
                     "layout",
                     options=list(LAYOUTS),
                     default=_DEFAULT.layout,
-                    tooltip="Where the residual lives. block: one per UNet block, the smallest file. layer: one per "
-                    "layer. value: one per layer, after the value projection.",
+                    tooltip="How much room there is for detail. block: one residual per UNet block, the smallest file. "
+                    "layer: one per layer, a larger file. value: one per layer, after the value projection; such a "
+                    "concept must be patched in behind nodes that replace attention.",
+                    **ADVANCED,
                 ),
                 io.Int.Input(
                     "bins", default=_DEFAULT.bins, min=1, max=10,
-                    tooltip="Separate residuals for ranges of noise: more fidelity for more bytes.",
+                    tooltip="Learn the rough stages of a picture and the fine ones apart, in so many parts: nearer to "
+                    "the photos, a larger file.",
+                    **ADVANCED,
                 ),
                 io.Int.Input(
                     "resolution", default=512, min=64, max=2048, step=8,
-                    tooltip="Edge in pixels the photos are scaled to: 512 for SD 1.x, 768 or 512 for 2.x, 1024 for XL.",
+                    tooltip="Edge in pixels the photos are scaled to; smaller is faster and loses detail. 512 for SD "
+                    "1.x, 768 or 512 for 2.x, 1024 for XL.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip="Of every random choice."),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**31 - 1,
+                    tooltip="The same seed and settings learn the same concept; another seed a slightly different one.",
+                ),
                 io.Int.Input(
                     "preview_every", default=_DEFAULT.snapshot_every, min=0, max=10000,
-                    tooltip="Steps between preview pictures and snapshots. 0: no pictures. Snapshots lie in a folder "
-                    f"per run in output/infusion/snapshots; those of the newest {RUNS_KEPT} runs are kept. Load "
-                    "Training Snapshot reads them.",
+                    tooltip="Steps between pictures of what has been learned so far, each with a snapshot. 0: no "
+                    "pictures. Snapshots lie in a folder per run in output/infusion/snapshots; those of the newest "
+                    f"{RUNS_KEPT} runs are kept. Load Training Snapshot reads them.",
                 ),
-                io.Mask.Input("mask", optional=True, tooltip="Where the subject is: a mask per photo, or one for all."),
+                io.Mask.Input(
+                    "mask", optional=True,
+                    tooltip="White where the subject is: what is around it in the photos is not learned. A mask per "
+                    "photo, or one for all.",
+                ),
                 io.String.Input(
                     "captions", default="", multiline=True, optional=True,
-                    tooltip="Caption templates, one per line, with {} for the word. Empty: neutral ones.",
+                    tooltip="What the photos show, one template per line, with {} for the word. What a caption names "
+                    "sticks less to the subject. Empty: neutral ones.",
+                    **ADVANCED,
                 ),
-                ConceptSocket.Input("continue_from", optional=True, tooltip="A concept to go on training."),
+                ConceptSocket.Input(
+                    "continue_from", optional=True, tooltip="A concept that is not yet like the photos, to go on with."
+                ),
                 io.Boolean.Input(
                     "replace_maps", default=_DEFAULT.replace_maps, optional=True,
-                    tooltip="Attend with the base model's maps. Off: faster. The concept remembers it, and the patch "
-                    "does as it was trained.",
+                    tooltip="On: only looks are learned; where things stand stays the base model's. Off: faster, and "
+                    "outline and pose are learned too. The concept remembers it, and the patch does as it was trained.",
+                    **ADVANCED,
                 ),
             ],
             outputs=[

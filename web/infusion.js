@@ -66,9 +66,18 @@ function setColour(table, type, colour) {
   Object.defineProperty(table, type, { get: () => current, set, enumerable: true, configurable: true });
 }
 
+/** The same for nodes drawn by the page itself (Nodes 2.0), which read style variables; a theme's own value wins. */
+function addStyle() {
+  const style = document.createElement("style");
+  const rules = Object.entries(COLOURS).map(([type, colour]) => `--color-datatype-${type}: ${colour};`);
+  style.textContent = `:root { ${rules.join(" ")} }`;
+  document.head.append(style);
+}
+
 app.registerExtension({
   name: "Infusion",
   setup() {
+    addStyle();
     for (const [type, colour] of Object.entries(COLOURS)) {
       setColour(app.canvas.default_connection_color_byType, type, colour);
       setColour(globalThis.LGraphCanvas.link_type_colors, type, colour);

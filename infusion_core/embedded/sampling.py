@@ -107,7 +107,8 @@ class Sampler:
         x = base_x = noise * scheduler.init_noise_sigma
         for i, t in enumerate(scheduler.timesteps):
             done = i / len(scheduler.timesteps)
-            step = _Step(t, uncond, cond, [n for n in self._named if n[0].window.covers(done)])
+            adding = [(concept.scaled(done), spans) for concept, spans in self._named if concept.adds_at(done)]
+            step = _Step(t, uncond, cond, adding)
             replacing = any(concept.map_window.covers(done) for concept, _ in self._named)
             if replacing and settings.base_latent == "own":
                 x, base_x = self._own(x, base_x, step)

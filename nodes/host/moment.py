@@ -12,7 +12,7 @@ import torch
 from ...infusion_core.noise import bin_of
 from .conds import Conds, entries_of
 from .memory import mentions_in
-from .passes import ConceptRows
+from .passes import Acting, ConceptRows
 from .patch import Patch, covers
 from .rows import Entry
 from .run import Run
@@ -35,11 +35,21 @@ class Moment:
     sampling: Any
 
     @cached_property
-    def acting(self) -> Mapping[str, int]:
-        """The concepts whose residual is added, each with its timestep bin."""
-        covered = {k: c for k, c in self.patch.concepts.items() if c.strength and self._covers(c.window)}
-        self.run.considered.update(covered)
-        return {key: self._bin(concept.residual.bins) for key, concept in covered.items()}
+    def share(self) -> float:
+        """The share of the run that is over, as the host counts it: by the model's timesteps, not by the sampler's."""
+        last = len(self.sampling.sigmas) - 1
+        return 1 - float(self.sampling.timestep(torch.tensor([self.sigma]).to(self.sampling.sigmas))) / last
+
+    @cached_property
+    def acting(self) -> Mapping[str, Acting]:
+        """The concepts whose residual is added, and how."""
+        found = {}
+        for key, concept in self.patch.concepts.items():
+            strength = concept.strength if concept.curve is None else concept.scaled(self.share).strength
+            if strength and self._covers(concept.window):
+                found[key] = Acting(self._bin(concept.residual.bins), strength)
+        self.run.considered.update(found)
+        return found
 
     def concept_rows(self, conds: Conds, own: bool) -> dict[Entry, ConceptRows]:
         """Every conditioning on which concepts act; `own`: the base stream has a latent of its own."""

@@ -1,4 +1,4 @@
-"""What the server tells the page."""
+"""What a run tells the page; `web/notices.js` shows it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from .memory import execution
 
 
 def warn(node: str, text: str) -> None:
-    """Show a warning on a node and as a toast; nothing happens where there is no page."""
+    """Show a warning on a node and beside the graph, until the next run begins, on the page that queued the run.
+
+    Without a server or such a page nothing happens.
+
+    Args:
+        node: the node's unique id in the running prompt; in a subgraph a path such as ``12:3``.
+        text: one or two sentences: what happened, and what to do.
+    """
     instance = getattr(server.PromptServer, "instance", None)
-    if instance is not None and node:
-        instance.send_sync("infusion.warning", {"node": node, "text": text, "prompt_id": execution()})
+    if instance is not None and instance.client_id is not None:
+        instance.send_sync(
+            "infusion.warning", {"node": node, "text": text, "prompt_id": execution()}, instance.client_id
+        )

@@ -25,6 +25,14 @@ _BATCH, _GROWN = "infusion_batch", "infusion_grown"  # in a block's options: how
 
 
 @dataclass(frozen=True)
+class Acting:
+    """How a concept acts at one noise level: with the residual of which timestep bin, at what strength."""
+
+    bin: int
+    strength: float
+
+
+@dataclass(frozen=True)
 class ConceptRows:
     """A conditioning whose rows are the concept stream, at one noise level.
 
@@ -47,7 +55,7 @@ class TwoStreamPass:
     Attributes:
         patch: what is at work.
         run: what is known of the sampling run.
-        acting: concepts whose residual is added at this noise level, each with its timestep bin.
+        acting: concepts whose residual is added at this noise level, by key.
         concept_rows: by conditioning; rows with a `BaseRow` are the base stream, all others the unpatched model's.
         pictures: in the batch.
         scouting: a pass of the unpatched model that notes what the regions of its conditionings name.
@@ -57,7 +65,7 @@ class TwoStreamPass:
 
     patch: Patch
     run: Run
-    acting: Mapping[str, int]
+    acting: Mapping[str, Acting]
     concept_rows: Mapping[Entry, ConceptRows]
     pictures: int
     scouting: bool = False
@@ -162,12 +170,11 @@ class TwoStreamPass:
 
     def _inject(self, key: str, rows: Sequence[tuple[int, Mentions]], like: Tensor) -> Iterator[Injection]:
         """A concept on rows (R, L, D), each with the mentions of its text; negative where its word is."""
-        concept = self.patch.placed(key, like.device, like.dtype)
+        concept, acting = self.patch.placed(key, like.device, like.dtype), self.acting[key]
         named = [(row, mentions.repeated(like.shape[1])) for row, mentions in rows if mentions.spans.get(key)]
         for sign in (1, -1):
             spans = {row: found for row, mentions in named if (found := mentions.signed(key, sign))}
             if spans:
-                bins = [self.acting[key]] * len(spans)
-                signed = replace(concept, strength=sign * concept.strength)
-                yield inject(signed, spans.keys(), list(spans.values()), bins, like.device)
+                signed = replace(concept, strength=sign * acting.strength)
+                yield inject(signed, spans.keys(), list(spans.values()), [acting.bin] * len(spans), like.device)
                 self.run.acted.add(key)

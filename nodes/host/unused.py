@@ -21,8 +21,9 @@ def warn_of_unused(patch: Patch, run: Run, conds: Conds) -> None:
                 f"{_reason(patch, run, key, conds)}."
             )
             logging.warning("Infusion: %s", text)
-            if patch.tells(text):
-                warn(patch.nodes.get(key, ""), text)
+            node = patch.nodes.get(key)
+            if node and patch.tells(text):
+                warn(node, text)
 
 
 def _reason(patch: Patch, run: Run, key: str, conds: Conds) -> str:

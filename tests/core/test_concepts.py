@@ -10,7 +10,7 @@ import torch
 from infusion_core.concepts import LoadedConcept, words_of
 from infusion_core.errors import InfusionError
 from infusion_core.residuals import LAYOUTS, architecture_name, zero_residual
-from infusion_core.schedule import ALWAYS, NEVER, Window
+from infusion_core.schedule import ALWAYS, NEVER, Curve, Window
 from infusion_core.training.engine import StepReport
 from infusion_core.training.record import RunRecord
 from infusion_core.training.residual import ResidualSettings
@@ -37,6 +37,43 @@ def test_windows_may_be_whole_or_empty():
 def test_a_window_lies_within_the_run(bounds):
     with pytest.raises(InfusionError, match="must lie in 0 to 1, start before end"):
         Window(*bounds)
+
+
+def test_a_curve_is_level_outside_its_points_and_straight_between():
+    curve = Curve(((0.2, 1.0), (0.6, 0.5), (0.8, -1.0)))
+    assert [curve.at(share) for share in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)] == [1.0, 1.0, 0.75, 0.5, -1.0, -1.0]
+    assert curve.at(0.75) == pytest.approx(-0.625)
+    assert Curve(((0.3, 2.0),)).at(0.0) == Curve(((0.3, 2.0),)).at(1.0) == 2.0
+
+
+def test_two_points_at_one_share_are_a_step():
+    curve = Curve(((0.0, 1.0), (0.5, 1.0), (0.5, 0.0)))
+    assert [curve.at(share) for share in (0.4999, 0.5, 0.7)] == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("points", "said"),
+    [
+        ((), "at least one point"),
+        (((-0.1, 1.0),), "-0.1:1 must be a share of the run"),
+        (((0.5, float("nan")),), "0.5:nan must be"),
+        (((0.5, 1.0), (0.4, 1.0)), "0.4 comes after 0.5"),
+    ],
+)
+def test_a_curve_runs_from_the_start_of_the_run_to_its_end(points, said):
+    with pytest.raises(InfusionError, match=said):
+        Curve(points)
+
+
+def test_a_curve_scales_the_strength_and_adds_nothing_where_it_is_zero():
+    concept = LoadedConcept(
+        "tom", zero_residual(SD15, "cat"), 0.5, window=Window(0.1, 1), curve=Curve(((0, 1), (0.5, 0)))
+    )
+    assert concept.scaled(0.25).strength == 0.25
+    assert [concept.adds_at(share) for share in (0.0, 0.1, 0.4, 0.5, 0.9)] == [False, True, True, False, False]
+    plain = replace(concept, curve=None)
+    assert plain.scaled(0.25) is plain
+    assert plain.adds_at(0.5)
 
 
 def test_strength_is_scaled_block_by_block():

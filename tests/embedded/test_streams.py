@@ -12,7 +12,7 @@ from infusion_core.embedded.sampling import Sampler, SampleSettings
 from infusion_core.embedded.tasks import draw
 from infusion_core.errors import InfusionError
 from infusion_core.residuals import zero_residual
-from infusion_core.schedule import NEVER, Window
+from infusion_core.schedule import NEVER, Curve, Window
 
 from . import explicit
 
@@ -132,6 +132,7 @@ class Count:
         (SampleSettings(2, 4.0), {"replacement": Window(0, 0.5)}, [3, 2]),
         (SampleSettings(2, 4.0, "own"), {"replacement": Window(0, 0.5)}, [3, 1, 2]),
         (SampleSettings(2, 4.0), {"window": Window(0.5, 1)}, [2, 3]),
+        (SampleSettings(2, 4.0), {"curve": Curve(((0, 0), (0.1, 0), (0.1, 1)))}, [2, 3]),
         (SampleSettings(2, 1.0), {}, [2, 2]),
         (SampleSettings(2, 4.0, "own", replace_unconditional=True), {}, [2, 2, 2, 2]),
     ],
@@ -195,6 +196,20 @@ def test_blocks_scale_the_residual(tinyworld):
     by_hand = run(tinyworld, PROMPT, [loaded(halved)], settings)
     by_block = run(tinyworld, PROMPT, [loaded(residual, 2.0, blocks={"mid": 0.25})], settings)
     assert relative(by_block, by_hand) < 1e-5
+
+
+@pytest.mark.parametrize("base_latent", ["shared", "own"])
+def test_a_curve_scales_the_residual_step_by_step(tinyworld, base_latent):
+    """Two steps fall into the two timestep bins of a residual, so the scale can be put into its tensors instead."""
+    residual, settings = concept(tinyworld, "circle", bins=2), SampleSettings(2, 4.0, base_latent)
+    scale = torch.tensor([0.3, 1.0])[:, None, None]  # bin 0 is the last step's
+    by_hand = replace(residual, tensors={k: t * scale for k, t in residual.tensors.items()})
+    curve = Curve(((0.0, 1.0), (1.0, -0.4)))
+    drawn = run(tinyworld, PROMPT, [loaded(residual, curve=curve)], settings)
+    assert relative(drawn, run(tinyworld, PROMPT, [loaded(by_hand)], settings)) < 1e-5
+    plain = run(tinyworld, PROMPT, [loaded(residual)], settings)
+    assert relative(drawn, plain) > 1e-3
+    assert torch.equal(run(tinyworld, PROMPT, [loaded(residual, curve=Curve(((0.5, 1.0),)))], settings), plain)
 
 
 def test_an_unknown_base_latent_and_no_steps_are_refused():

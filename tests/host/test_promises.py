@@ -78,6 +78,17 @@ def test_windows_follow_the_schedule(server: Server, concepts: Any) -> None:
     assert min(graphs.close(late, full), graphs.close(early, full), graphs.close(late, early)) > 0.01
 
 
+def test_a_curve_over_the_run(server: Server, concepts: Any) -> None:
+    """Level, it is a strength; where it drops to 0, a window ends; a slope is neither."""
+    half, window = run(server, PROMPT, ["round"], strength=0.5)[0], run(server, PROMPT, ["round"], end=0.5)
+    assert graphs.close(run(server, PROMPT, ["round"], strength_curve="0:0.5")[0], half) < 1e-6
+    dropped = run(server, PROMPT, ["round"], strength_curve="0:1, 0.5:1, 0.5:0")
+    assert graphs.close(dropped[0], window[0]) < 1e-6
+    assert dropped[1] == window[1]  # no base rows where nothing is added
+    sloped = run(server, PROMPT, ["round"], strength_curve="0:1, 1:0")[0]
+    assert min(graphs.close(sloped, other) for other in (half, window[0])) > 0.01
+
+
 def test_block_strengths(server: Server, concepts: Any) -> None:
     everything = "down.0=0, down.1=0, mid=0, up.0=0, up.1=0"
     plain = run(server, PROMPT, None)[0]

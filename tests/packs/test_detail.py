@@ -45,7 +45,9 @@ def wild_detail(bench: Bench) -> Output:
 
 
 def wild_detail_by_hand(bench: Bench) -> Output:
-    return detailed(bench, bench.reference(bench.encode("a big circle at left on pink")), bench.encode(OTHER), bench.text)
+    return detailed(
+        bench, bench.reference(bench.encode("a big circle at left on pink")), bench.encode(OTHER), bench.text
+    )
 
 
 def wildcards(text: str, name: str = "ImpactWildcardEncode", **options: object) -> Build:
@@ -86,10 +88,10 @@ def piped(bench: Bench, model: Output | None = None) -> Output:
 
 
 def inspire(bench: Bench, model: Output | None = None) -> Output:
-    """Inspire's KSampler, noise and batch as A1111's, a variation."""
+    """Inspire's KSampler, a batch as A1111 draws it, a variation."""
     return bench.add(
         "KSampler //Inspire", model=model or bench.model, positive=bench.encode(bench.text),
-        negative=bench.encode(""), latent_image=blank(bench, 2), denoise=1.0, noise_mode="GPU(=A1111)",
+        negative=bench.encode(""), latent_image=blank(bench, 2), denoise=1.0, noise_mode="CPU",
         batch_seed_mode="incremental", variation_seed=5, variation_strength=0.2, **RUN,
     )  # fmt: skip
 

@@ -29,9 +29,7 @@ def pair(name: str, text: str = PROMPT, **options: Any) -> Pair:
 
 
 def advanced(weights: str, text: str, normalization: str = "none") -> Pair:
-    return pair(
-        "BNK_CLIPTextEncodeAdvanced", text, token_normalization=normalization, weight_interpretation=weights
-    )
+    return pair("BNK_CLIPTextEncodeAdvanced", text, token_normalization=normalization, weight_interpretation=weights)
 
 
 def core(text: str) -> Build:

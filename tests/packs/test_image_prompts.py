@@ -52,7 +52,9 @@ def controlled(bench: Bench, how: str, oracle: bool = False) -> Output:
     """With a ControlNet by Advanced-ControlNet's node, on both prompts."""
     options = {}
     if how == "reference":
-        control = bench.add("ACN_ReferenceControlNet", reference_type="reference_attn", style_fidelity=0.5, ref_weight=1.0)
+        control = bench.add(
+            "ACN_ReferenceControlNet", reference_type="reference_attn", style_fidelity=0.5, ref_weight=1.0
+        )
         latent = bench.add("EmptyLatentImage", width=128, height=128, batch_size=1)
         image = bench.add("ACN_ReferencePreprocessor", image=bench.image(), vae=bench.vae, latent_size=latent)
     else:
@@ -79,8 +81,6 @@ def controlled(bench: Bench, how: str, oracle: bool = False) -> Output:
 
 def control(how: str) -> Pair:
     return Pair(lambda bench: controlled(bench, how), oracle=lambda bench: controlled(bench, how, oracle=True))
-
-
 
 
 PAIRS = {

@@ -121,7 +121,7 @@ class Server:
                 continue
             message = json.loads(received)
             data = message.get("data", {})
-            if data.get("prompt_id", prompt) != prompt:
+            if data.get("prompt_id") != prompt:
                 continue
             ran.messages.append(message)
             kind = message["type"]

@@ -11,7 +11,7 @@ PACK = Path(__file__).with_name("pack")
 
 
 def serve(host: Path, base: Path, packs: Mapping[str, Path] | None = None) -> Server:
-    """ComfyUI with this pack, the test pack and others in a fresh base directory; BASE/elsewhere/concepts has concepts too."""
+    """ComfyUI with this pack, the test pack and `packs` in a fresh base; BASE/elsewhere/concepts has concepts too."""
     (base / "elsewhere" / "concepts").mkdir(parents=True)
     config = base / "extra.yaml"
     config.write_text(f"mine:\n  base_path: {base / 'elsewhere'}\n  infusion: concepts\n")

@@ -9,7 +9,7 @@ import pytest
 from comfyui_process.graph import Graph, Output
 from comfyui_process.server import Server
 
-from .trial import Bench, Build, Pair, check
+from .trial import Bench, Pair, check
 
 PACKS = ("ComfyUI_IPAdapter_plus", "ComfyUI-Advanced-ControlNet", "comfyui_controlnet_aux")
 

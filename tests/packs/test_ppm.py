@@ -33,8 +33,10 @@ def plain(bench: Bench) -> Output:
 
 
 def by_hand(bench: Bench) -> Output:
-    """NegPip before, Infusion by hand."""
-    return bench.sample(model=bench.reference(bench.encode(bench.text), INTERLEAVED), negative=bench.encode("gray"))
+    """NegPip before, Infusion by hand; where the word is negative, so is what is added to it."""
+    scale = -1.0 if "(circle:-1)" in bench.text else 1.0
+    model = bench.reference(bench.encode(bench.text), INTERLEAVED, scale)
+    return bench.sample(model=model, negative=bench.encode("gray"))
 
 
 def by_hand_alone(bench: Bench) -> Output:

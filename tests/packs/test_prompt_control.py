@@ -98,7 +98,8 @@ PAIRS = {
     "average": Pair(node, "a big {word} AVG(0.5) a small {word}", oracle=referred("3")),
     "noise": Pair(node, "a big {word} NOISE(0.1, 4)", oracle=referred("3")),
     "couple, the word in the base": Pair(
-        node, "a big {word} at left COUPLE(0.5 1) " + OTHER, oracle=referred("3", "a big circle at left COUPLE(0.5 1) " + OTHER)
+        node, "a big {word} at left COUPLE(0.5 1) " + OTHER,
+        oracle=referred("3", "a big circle at left COUPLE(0.5 1) " + OTHER),
     ),
     "couple, the word in a region": Pair(
         node, f"{LEFT} {OTHER} COUPLE{RIGHT} a big {{word}} on pink",
@@ -110,7 +111,8 @@ PAIRS = {
     ),
     "couple, the word in both": Pair(
         node, f"{LEFT} a big {{word}} COUPLE{RIGHT} a small {{word}} on teal",
-        twin=lambda bench: bench.sample(encoded(bench, f"MASK{RIGHT} a small circle on teal COUPLE(0 0.5) a big circle")),
+        twin=lambda bench: bench.sample(
+            encoded(bench, f"MASK{RIGHT} a small circle on teal COUPLE(0 0.5) a big circle")),
     ),
     "couple, the word in two regions": Pair(
         node, f"{OTHER} FILL() COUPLE(0 0.5) a big {{word}} COUPLE{RIGHT} a small {{word}} on teal",

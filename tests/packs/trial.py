@@ -51,9 +51,11 @@ class Bench:
         negative = options.pop("negative", None) or self.encode("")
         return graphs.sample(self.graph, model, positive, negative, **options)
 
-    def reference(self, text: Output, positions: str = CIRCLE) -> Output:
+    def reference(self, text: Output, positions: str = CIRCLE, scale: float = 1.0) -> Output:
         """The model with Infusion a second time, by hand, on rows that read a text."""
-        return self.add("TestReference", model=self.model, file=self.file, positions=positions, text=text, maps=True)
+        return self.add(
+            "TestReference", model=self.model, file=self.file, positions=positions, text=text, maps=True, scale=scale
+        )
 
     def mask(self, left: int, width: int) -> Output:
         """A mask of 128 x 128 that is 1 in an upright stripe."""

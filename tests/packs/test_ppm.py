@@ -73,9 +73,10 @@ def mirrored(positions: str = "3", strength: float = 1.0) -> Build:
 
     def build(bench: Bench) -> Output:
         word, other = bench.encode(bench.text), bench.encode(OTHER)
+        scaled = bench.add("ConditioningSetAreaStrength", conditioning=word, strength=strength)
         model = bench.add(
-            "AttentionCouplePPM", model=bench.reference(word, positions), base_cond=word, base_mask=bench.mask(64, 64),
-            cond_1=other, mask_1=bench.mask(0, 64),
+            "AttentionCouplePPM", model=bench.reference(word, positions), base_cond=scaled,
+            base_mask=bench.mask(64, 64), cond_1=other, mask_1=bench.mask(0, 64),
         )  # fmt: skip
         return bench.sample(word, model)
 
@@ -87,14 +88,19 @@ def whole(bench: Bench) -> Output:
     return bench.sample(model=bench.reference(bench.encode(bench.text)))
 
 
-def swapped(bench: Bench) -> Output:
-    """Base and region change places."""
-    region, base = bench.encode("a small circle on teal"), bench.encode(bench.text)
-    model = bench.add(
-        "AttentionCouplePPM", model=bench.model, base_cond=region, base_mask=bench.mask(64, 64),
-        cond_1=base, mask_1=bench.mask(0, 64),
-    )  # fmt: skip
-    return bench.sample(region, model)
+def two(left: bool) -> Build:
+    """Two prompts with the word beside each other, the base at the left or at the right."""
+
+    def build(bench: Bench) -> Output:
+        texts = [bench.encode(bench.text), bench.encode(bench.text.replace("big", "small").replace("pink", "teal"))]
+        masks = [bench.mask(0, 64), bench.mask(64, 64)]
+        (base, base_mask), (region, mask) = list(zip(texts, masks, strict=True))[:: 1 if left else -1]
+        model = bench.add(
+            "AttentionCouplePPM", model=bench.model, base_cond=base, base_mask=base_mask, cond_1=region, mask_1=mask
+        )
+        return bench.sample(base, model)
+
+    return build
 
 
 def couple_before(graph: Graph, model: Output, clip: Output) -> tuple[Output, Output]:
@@ -127,8 +133,17 @@ def sampler(name: str, **options: object) -> Pair:
     return Pair(build, oracle=lambda bench: build(bench, bench.reference(bench.encode(bench.text))))  # type: ignore[call-arg]
 
 
-def encoder(name: str) -> Build:
-    return lambda bench: bench.sample(bench.add(name, clip=bench.clip, text=bench.text))
+def encoder(name: str, text: str, **options: object) -> Pair:
+    """One of the pack's encode nodes."""
+
+    def encoded(bench: Bench) -> Output:
+        return bench.add(name, clip=bench.clip, text=bench.text, **options)
+
+    def by_hand(bench: Bench) -> Output:
+        positive = encoded(bench)
+        return bench.sample(positive, bench.reference(positive))
+
+    return Pair(lambda bench: bench.sample(encoded(bench)), text, oracle=by_hand)
 
 
 MODEL = object()
@@ -143,8 +158,8 @@ PAIRS = {
     "couple, the word in the base": Pair(couple(None, OTHER), BIG, oracle=couple(None, OTHER, oracle="3")),
     "couple, the word in the region": Pair(couple(OTHER, None), BIG, oracle=mirrored()),
     "couple, the word in one region of all": Pair(couple(OTHER, None, left=0), BIG, oracle=whole),
-    "couple, the word in both": Pair(couple(None, "a small circle on teal"), BIG, twin=swapped),
-    "couple, a region with a strength": Pair(couple(OTHER, None, strength=0.7), BIG),
+    "couple, the word in both": Pair(two(left=True), BIG, twin=two(left=False)),
+    "couple, a region with a strength": Pair(couple(OTHER, None, strength=0.7), BIG, oracle=mirrored(strength=0.7)),
     "couple before our patch": Pair(lambda bench: bench.sample(bench.encode(bench.text)), BIG, couple_before),
     "negpip and couple, the word in the base": Pair(
         couple(None, OTHER), "a big {word} on (pink:-1)", negpip, couple(None, OTHER, oracle=INTERLEAVED)
@@ -155,14 +170,9 @@ PAIRS = {
     "cfg++ sampler": sampler("CFGPPSamplerSelect", sampler_name="euler_ancestral_cfg_pp", eta=1.0, s_gamma_start=0.0,
                              s_gamma_end=1.0, s_extra_steps=False),
     "dynamic sampler": sampler("DynSamplerSelect", sampler_name="euler_ancestral_dy", **DYN),
-    "an encode with BREAK": Pair(
-        encoder("CLIPTextEncodeBREAK"), "a big {word} BREAK on pink", oracle=lambda bench: bench.sample(
-            positive := bench.add("CLIPTextEncodeBREAK", clip=bench.clip, text=bench.text), bench.reference(positive)),
-    ),
-    "an encode with inverted weights": Pair(
-        encoder("CLIPTextEncodeInvertWeights"), "a big {word} (on:0.9) pink", oracle=lambda bench: bench.sample(
-            positive := bench.add("CLIPTextEncodeInvertWeights", clip=bench.clip, text=bench.text),
-            bench.reference(positive)),
+    "an encode with BREAK": encoder("CLIPTextEncodeBREAK", "a big {word} BREAK on pink"),
+    "an encode with inverted weights": encoder(
+        "CLIPTextEncodeInvertWeights", "a big {word} (on:0.9) pink", invert_special_tokens=False
     ),
 }  # fmt: skip
 

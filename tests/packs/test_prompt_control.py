@@ -118,6 +118,11 @@ PAIRS = {
         node, f"{OTHER} FILL() COUPLE(0 0.5) a big {{word}} COUPLE{RIGHT} a small {{word}} on teal",
         twin=lambda bench: bench.sample(encoded(bench, f"{LEFT} a big circle COUPLE{RIGHT} a small circle on teal")),
     ),
+    "couple, the base with a strength": Pair(
+        node,
+        f"{LEFT} a big {{word}} on pink :0.7 COUPLE{RIGHT} {OTHER}",
+        oracle=referred("3", f"{LEFT} a big circle on pink :0.7 COUPLE{RIGHT} {OTHER}"),
+    ),
     "couple with a strength": Pair(
         node, f"{LEFT} {OTHER} COUPLE{RIGHT} a big {{word}} on pink :0.7",
         oracle=referred("3", f"MASK{RIGHT} a big circle on pink :0.7 COUPLE(0 0.5) {OTHER}"),

@@ -49,7 +49,8 @@ def together(parser: str, text: str) -> Pair:
 PARSERS = ("comfy", "comfy++", "A1111", "full", "compel", "fixed attention")
 PAIRS = {
     **{parser: pair(parser) for parser in PARSERS},
-    **{f"{parser}, weights": pair(parser, "a (big:1.2) {word} at (left:0.8) on pink") for parser in PARSERS},
+    **{f"{parser}, weights": pair(parser, "a (big:1.2) {word} at (left:0.8) on pink") for parser in PARSERS[:4]},
+    "compel, weights": pair("compel", "a (big)1.2 {word} at (left)0.8 on pink"),
     "A1111, old emphasis": pair("A1111", use_old_emphasis_implementation=True),
     "A1111, no mean": pair("A1111", "a (big:1.2) {word} at left", mean_normalization=False),
     "A1111, two chunks": pair("A1111", "a big {word} BREAK a small {word}", "3 80"),

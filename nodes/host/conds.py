@@ -48,13 +48,14 @@ def patches_rows(model_options: Mapping[str, Any], conds: Iterable[Any]) -> bool
     """
     options = model_options["transformer_options"]
     patches = [p for kind in ROW_PATCHES for p in options.get("patches", {}).get(kind, ())]
-    return any(map(is_foreign, patches)) or bool(options.get("patches_replace", {}).get("attn1")) or _hooked(conds)
+    return any(map(is_foreign, patches)) or bool(options.get("patches_replace", {}).get("attn1")) or any(_hooks(conds))
 
 
 def brings_texts(model_options: Mapping[str, Any], conds: Iterable[Any]) -> bool:
     """Whether other nodes' patches may bring texts of their own to cross-attention, as attention couple does."""
     patches = model_options["transformer_options"].get("patches", {}).get("attn2_patch", ())
-    return any(map(is_foreign, patches)) or _hooked(conds)
+    hooked = ((hook.transformers_dict or {}).get("patches", {}) for hook in _hooks(conds))
+    return any(map(is_foreign, patches)) or any("attn2_patch" in patches for patches in hooked)
 
 
 def weighed_by_strength(conds: Conds, replaced: Collection[Entry], model_options: Mapping[str, Any]) -> bool:
@@ -74,6 +75,7 @@ def _twin(cond: Mapping[str, Any]) -> dict[str, Any]:
     return {**cond, "uuid": BaseRow.of(cond["uuid"]), "strength": 0.0}
 
 
-def _hooked(conds: Iterable[Any]) -> bool:
-    hooks = [h for c in conds for cond in c or [] if cond.get("hooks") for h in cond["hooks"].hooks]
-    return any(hook.hook_type is EnumHookType.TransformerOptions for hook in hooks)
+def _hooks(conds: Iterable[Any]) -> Iterator[Any]:
+    """The hooks on conditionings that bring patches or wrappers of a forward."""
+    hooks = (h for c in conds for cond in c or [] if cond.get("hooks") for h in cond["hooks"].hooks)
+    return (hook for hook in hooks if hook.hook_type is EnumHookType.TransformerOptions)

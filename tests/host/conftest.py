@@ -102,6 +102,11 @@ def pictures(server: Server) -> list[Image.Image]:
 @pytest.fixture(scope="session")
 def lora(server: Server) -> Path:
     """A LoRA on several attention layers, in the generic key format."""
+    return write_lora(server)
+
+
+def write_lora(server: Server) -> Path:
+    """What the fixture `lora` gives."""
     generator = torch.Generator().manual_seed(9)
     state = {}
     for layer in ("input_blocks.1.1", "middle_block.1", "output_blocks.3.1"):

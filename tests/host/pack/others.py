@@ -261,7 +261,13 @@ def reference(model, file, positions, text, maps, region=None, region_positions=
         return out
 
     patched = model.clone()
-    patched.set_model_unet_function_wrapper(run_tiles if tile else run)
+    before = patched.model_options.get("model_function_wrapper")
+
+    def inside(apply_model, args):
+        """Within what wraps the model already, as tiled diffusion does."""
+        return before(lambda x, t, **c: run(apply_model, {"input": x, "timestep": t, "c": c}), args)
+
+    patched.set_model_unet_function_wrapper(inside if before else run_tiles if tile else run)
     return patched
 
 

@@ -1,4 +1,4 @@
-"""Small randomly initialised models of the structure of SD2 (v-prediction) and SDXL, and one that is unsupported."""
+"""Small random models of the structure of SD1.5, SD2 (v-prediction) and SDXL, and one that is unsupported."""
 
 import sys
 
@@ -19,6 +19,13 @@ UNET = {
     "use_linear_in_transformer": True,
 }  # fmt: skip
 KINDS = {
+    "sd1": (
+        comfy.supported_models.SD15,
+        {"context_dim": 768, "adm_in_channels": None, "num_res_blocks": [2] * 4, "channel_mult": [1, 2, 4, 4],
+         "transformer_depth": [1] * 6 + [0] * 2, "transformer_depth_output": [1] * 9 + [0] * 3,
+         "use_linear_in_transformer": False},
+        {"clip_l": 768},
+    ),
     "sd2": (comfy.supported_models.SD20, {"context_dim": 1024, "adm_in_channels": None}, {"clip_h": 1024}),
     "sdxl": (
         comfy.supported_models.SDXL,

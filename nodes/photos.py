@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..infusion_core.errors import InfusionError
 from . import photo_files
-from .host.compat import box_input, schema
+from .host.compat import schema
+from .sockets import BoxSocket
 from .subject import boxes_of
 from .widgets import lines_of
 
@@ -27,7 +28,7 @@ class InfusionLoadPhotos(io.ComfyNode):  # type: ignore[misc]
             node_id="InfusionLoadPhotos",
             display_name="Load Subject Photos",
             category="Infusion",
-            description="The photos to train on, as squares of one size. Others are skipped and named.",
+            description="The photos to train on, as squares of one size. Files that cannot be read are named.",
             search_aliases=["infusion", "load images", "upload photos", "folder", "dataset", "training images"],
             has_intermediate_output=True,  # thumbnails are shown of a cached run too
             inputs=[
@@ -50,7 +51,10 @@ class InfusionLoadPhotos(io.ComfyNode):  # type: ignore[misc]
                     "for a subject that stands at the side.",
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="Where the subject is: a mask per photo, or one for all."),
-                *box_input("box", "Where the subject is, in pixels of the photo: a box per photo, or one for all."),
+                BoxSocket.Input(
+                    "box", optional=True, extra_dict={"forceInput": True},
+                    tooltip="Where the subject is, in pixels of the photo: a box per photo, or one for all.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="The squares, as one batch, for Infusion Train."),

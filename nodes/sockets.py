@@ -9,4 +9,5 @@ from ..infusion_core.concepts import LoadedConcept
 Stack = tuple[LoadedConcept, ...]  # what ConceptSocket carries
 
 ConceptSocket = io.Custom("INFUSION_CONCEPT")
+BoxSocket = io.Custom("BOUNDING_BOX")  # the host's own since some version; other packs may give it before
 MapsSocket = io.Custom("INFUSION_MAPS")  # carries `infusion_core.readers.WordMaps`

@@ -15,12 +15,6 @@ def schema(**values: Any) -> io.Schema:
     return io.Schema(**{k: v for k, v in values.items() if k in known})
 
 
-def box_input(name: str, tooltip: str) -> list[io.Input]:
-    """A socket for boxes in pictures, where the host has boxes at all."""
-    kind = getattr(io, "BoundingBox", None)
-    return [] if kind is None else [kind.Input(name, optional=True, force_input=True, tooltip=tooltip)]
-
-
 ADVANCED: dict[str, Any] = {"advanced": True} if "advanced" in signature(io.Input.__init__).parameters else {}
 """What marks an input as one for experts, where the host can fold those away."""
 

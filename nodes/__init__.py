@@ -6,11 +6,11 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import routes
 from .attention_patch import InfusionAttentionPatch
-from .concepts import InfusionLoadConcept, InfusionSaveConcept
 from .inspect_maps import InfusionInspectMaps, InfusionMapImages
-from .loaders import InfusionLoadConcepts, InfusionLoadSnapshot
+from .loaders import InfusionLoadConcept, InfusionLoadConcepts, InfusionLoadSnapshot
 from .metrics import InfusionOverfitMetrics
 from .photos import InfusionLoadPhotos
+from .save import InfusionSaveConcept
 from .similarity import InfusionSimilarity
 from .train import InfusionTrain
 

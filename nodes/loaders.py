@@ -1,4 +1,4 @@
-"""Load several concepts in one node, and snapshots of training runs."""
+"""Load concept files: one, several in one node, or a snapshot of a training run."""
 
 from __future__ import annotations
 
@@ -21,6 +21,54 @@ def strength_input(name: str) -> io.Float.Input:
     """The scale of a residual."""
     tooltip = "How strongly the concept shows. 1 is as trained; 0 is the base model, bit for bit."
     return io.Float.Input(name, default=1.0, min=-4.0, max=4.0, step=0.05, tooltip=tooltip)
+
+
+class InfusionLoadConcept(io.ComfyNode):  # type: ignore[misc]
+    """Load Concept Residual."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node as the host shows it."""
+        return schema(
+            node_id="InfusionLoadConcept",
+            display_name="Load Concept Residual",
+            category="Infusion",
+            description="Load a concept file. Chain several to use several concepts in one prompt.",
+            search_aliases=["infusion", "concept", "personalization", "load residual", "subject"],
+            inputs=[
+                io.Combo.Input(
+                    "concept_name",
+                    options=library.names(),
+                    tooltip="A file in models/infusion or output/infusion. In a prompt, <name> means the file "
+                    "name.safetensors.",
+                ),
+                strength_input("strength"),
+                ConceptSocket.Input("previous", optional=True, tooltip="More concepts, from a loader or trainer."),
+            ],
+            outputs=[
+                ConceptSocket.Output(display_name="concept", tooltip="For Infusion Attention Patch."),
+                io.String.Output(display_name="word", tooltip="The word that this file was trained for, for prompts."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, concept_name: str | None) -> bool | str:
+        """Say before the run what is wrong with the file; a linked name is seen when it is loaded."""
+        try:
+            return concept_name is None or bool(library.load(concept_name, 1.0))
+        except (InfusionError, FileNotFoundError) as error:
+            return str(error)
+
+    @classmethod
+    def fingerprint_inputs(cls, concept_name: str | None, **_: Any) -> str:
+        """Load again when what is in the file has changed."""
+        return library.fingerprint(concept_name)
+
+    @classmethod
+    def execute(cls, concept_name: str, strength: float, previous: Stack = ()) -> io.NodeOutput:
+        """Read the file."""
+        loaded = library.load(concept_name, strength)
+        return io.NodeOutput((*previous, loaded), loaded.residual.word, ui=ui.PreviewText(_line(loaded)))
 
 
 class InfusionLoadConcepts(io.ComfyNode):  # type: ignore[misc]
@@ -135,5 +183,6 @@ def _line(concept: LoadedConcept) -> str:
     """What a user wants to know of a loaded concept."""
     facts = routes.facts(concept.residual)
     return (
-        f"{concept.name}: '{facts['word']}' for {facts['base']}, {facts['steps']} steps, strength {concept.strength:g}"
+        f"{concept.name}: '{facts['word']}' for {facts['base']}, {facts['steps']} steps, layout {facts['layout']}, "
+        f"strength {concept.strength:g}"
     )

@@ -110,7 +110,7 @@ def test_train_save_load_patch_sample(server: Server, photos: list[str]) -> None
     use.add("SaveImage", images=use.add("VAEDecode", samples=samples, vae=vae), filename_prefix="circus")
     ran = server.run(use)
     (loader,) = (k for k, v in use.nodes.items() if v["class_type"] == "InfusionLoadConcept")
-    assert ran.outputs[loader]["text"] == ["'circle' for tinyworld, 4 steps, layout block"]
+    assert ran.outputs[loader]["text"] == ["circus: 'circle' for tinyworld, 4 steps, layout block, strength 1"]
     assert list(server.output.glob("circus_*.png"))
 
 

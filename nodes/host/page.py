@@ -10,14 +10,14 @@ from .memory import execution
 def warn(node: str, text: str) -> None:
     """Show a warning on a node and beside the graph, until the next run begins, on the page that queued the run.
 
-    Without a server or such a page nothing happens.
+    Without a node, a server or such a page nothing happens.
 
     Args:
-        node: the node's unique id in the running prompt; in a subgraph a path such as ``12:3``.
+        node: the node's unique id in the running prompt; in a subgraph a path such as ``12:3``; empty for none.
         text: one or two sentences: what happened, and what to do.
     """
     instance = getattr(server.PromptServer, "instance", None)
-    if instance is not None and instance.client_id is not None:
+    if node and instance is not None and instance.client_id is not None:
         instance.send_sync(
             "infusion.warning", {"node": node, "text": text, "prompt_id": execution()}, instance.client_id
         )

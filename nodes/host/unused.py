@@ -20,10 +20,9 @@ def warn_of_unused(patch: Patch, run: Run, conds: Conds) -> None:
                 f"The concept {concept.name!r} acted on nothing in this run, so the picture has no trace of it: "
                 f"{_reason(patch, run, key, conds)}."
             )
-            logging.warning("Infusion: %s", text)
-            node = patch.nodes.get(key)
-            if node and patch.tells(text):
-                warn(node, text)
+            if patch.tells(text):
+                logging.warning("Infusion: %s", text)
+                warn(patch.nodes.get(key, ""), text)
 
 
 def _reason(patch: Patch, run: Run, key: str, conds: Conds) -> str:

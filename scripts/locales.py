@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ from comfyui_process.server import Server
 
 LOCALES = REPOSITORY / "locales"
 LANGUAGES = ("de", "es", "fr", "ja", "ko", "zh")
-COMMANDS = "{}@|"  # what ComfyUI's page does not show in a translation but reads as a command, or stumbles over
+COMMANDS = "{}@|"  # the page's translator reads these as commands; a tooltip with a bare pair of braces stays empty
+WORD_FOR_WORD = re.compile(r"<\w+>|[\w.]+=[\d.]*\d|\w+(?:[/.][\w-]+)+|\d+(?::\d+)?")  # placeholders, paths, numbers
 Definitions = dict[str, Any]
 
 
@@ -64,19 +66,26 @@ def texts(definition: Definitions, within: str = "") -> dict[str, str]:
 
 
 def faults(english: Definitions, translated: Definitions) -> list[str]:
-    """What a reader of the translation would stumble over, a line for each text; names may be the same in two languages."""
+    """What a reader of the translation would stumble over, a line for each; names may be the same in two languages."""
     source, target = texts(english), texts(translated)
     return [
         *(f"{place} is missing" for place in source.keys() - target.keys()),
         *(f"{place} is left over" for place in target.keys() - source.keys()),
         *(f"{place} is empty" for place, text in target.items() if not text.strip()),
         *(f"{place} has a sign of {COMMANDS}" for place, text in target.items() if set(text) & set(COMMANDS)),
+        *(f"{place} is still English" for place in same(source, target) if not place.endswith(".name")),
         *(
-            f"{place} is still English"
+            f"{place} lacks {part}"
             for place, text in target.items()
-            if text.strip() and text == source.get(place) and not place.endswith(".name")
+            for part in WORD_FOR_WORD.findall(source.get(place, ""))
+            if part not in text
         ),
     ]
+
+
+def same(source: dict[str, str], target: dict[str, str]) -> list[str]:
+    """Where two languages have one text."""
+    return [place for place, text in target.items() if text.strip() and text == source.get(place)]
 
 
 def read(language: str) -> Definitions:

@@ -116,8 +116,8 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                 ),
                 io.String.Input(
                     "captions", default="", multiline=True, optional=True,
-                    tooltip="What the photos show, one template per line, with a pair of curly brackets for the word. What "
-                    "a caption names sticks less to the subject. Empty: neutral ones.",
+                    tooltip="What the photos show, one template per line, with a pair of curly brackets for the word. "
+                    "What a caption names sticks less to the subject. Empty: neutral ones.",
                     **ADVANCED,
                 ),
                 ConceptSocket.Input(

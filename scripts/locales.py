@@ -22,7 +22,7 @@ from comfyui_process.server import Server
 
 LOCALES = REPOSITORY / "locales"
 LANGUAGES = ("de", "es", "fr", "ja", "ko", "zh")
-COMMANDS = "{}@|"  # the page's translator reads these as commands; a tooltip with a bare pair of braces stays empty
+COMMANDS = "{}@|"  # the page's translator obeys these instead of showing them, and fails at a bare pair of braces
 WORD_FOR_WORD = re.compile(r"<\w+>|[\w.]+=[\d.]*\d|\w+(?:[/.][\w-]+)+|\d+(?::\d+)?")  # placeholders, paths, numbers
 Definitions = dict[str, Any]
 

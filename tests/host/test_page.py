@@ -14,7 +14,7 @@ from comfyui_process.server import Server
 from infusion_core.residual_file import save_concept
 
 from .conftest import residual
-from .examples import prepare
+from .examples import PHOTOS, prepare
 from .page import find_browser, load_workflow, open_page, queue, set_widget
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium found")
@@ -22,6 +22,7 @@ EXAMPLES = sorted((REPOSITORY / "example_workflows").glob("*.json"))
 SMALL = {
     "EmptyLatentImage": {"width": 128, "height": 128},
     "KSampler": {"steps": 2},
+    "InfusionLoadPhotos": {"photos": "\n".join(PHOTOS), "resolution": 128},  # a user uploads their own
     "InfusionTrain": {"steps": 2, "resolution": 128, "preview_every": 1},
     "InfusionOverfitMetrics": {"draws": 4, "resolution": 128},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -98,6 +99,16 @@ def test_a_region_with_the_pictures_own_text_changes_nothing(server: Server, con
     latent = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
     whole = graphs.drawn(server, graph, graphs.sample(graph, model, text, empty, latent=latent), "whole")
     assert graphs.close(coupled(server, "infusion", kind, WITH, WITH, name=name, batch=2), whole) < 2e-3
+
+
+def test_hooks_without_patches_bring_no_texts(server: Server, concepts: Any) -> None:
+    """Nothing has to be found out, so no forward is run for it; nodes that draw noise in a forward would notice."""
+    graph = Graph()
+    model, clip = graphs.patch(graph, *graphs.load(graph)[:2], ["round"], maps_end=0.0)
+    model = graph.add("TestRowLog", model=model, name="hooked")
+    text = graph.add("TestHookWithoutPatches", conditioning=graphs.encode(graph, clip, WITH))
+    graphs.drawn(server, graph, graphs.sample(graph, model, text, graphs.encode(graph, clip, "")), "hooked")
+    assert sum(json.loads((server.output / "hooked.json").read_text())) == 8
 
 
 def tiled(server: Server, way: str, at_once: int, batch: int, prompt: str = WITH, **options: Any) -> torch.Tensor:

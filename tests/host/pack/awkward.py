@@ -84,6 +84,14 @@ class CoupleHook(TransformerOptionsHook):
             self.transformers_dict = {"patches": {"attn2_patch": [couple.grow], "attn2_output_patch": [couple.merge]}}
 
 
+@node(("CONDITIONING",), conditioning="CONDITIONING")
+def hook_without_patches(conditioning):
+    """A hook that brings wrappers of a forward and no patches, as a reference picture's is."""
+    group = HookGroup()
+    group.add(TransformerOptionsHook({"wrappers": {}}, EnumHookScope.HookedOnly))
+    return set_hooks_for_conditioning(conditioning, hooks=group, append_hooks=True)
+
+
 @node(("MODEL",), model="MODEL", region="CONDITIONING", strength=NUMBER)
 def couple_model(model, region, strength):
     """Attention couple as a model patch."""
@@ -165,6 +173,7 @@ NODES = {
     "TestNegativeValues": negative_values,
     "TestCoupleModel": couple_model,
     "TestCoupleHook": couple_hook,
+    "TestHookWithoutPatches": hook_without_patches,
     "TestEncodeByHand": encode_by_hand,
     "TestEncodeInChunks": encode_in_chunks,
     "TestTiles": tiles,

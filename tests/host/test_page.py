@@ -44,7 +44,7 @@ def test_there_are_five_examples_with_pictures() -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_an_example_opens_runs_and_shows_its_picture(server: Server, page: Any, path: Path) -> None:
-    load_workflow(page, json.loads(path.read_text()))
+    load_workflow(page, json.loads(path.read_text()), zoom=0.25)
     for node, widgets in SMALL.items():
         for widget, value in widgets.items():
             set_widget(page, node, widget, value)

@@ -1,4 +1,4 @@
-"""Write example_workflows/ and their thumbnails, laid out by ComfyUI's own page.
+"""Write example_workflows/ and their thumbnails, and the blueprints in subgraphs/, laid out by ComfyUI's own page.
 
     python scripts/example_workflows.py
 
@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from comfyui_process.host import REPOSITORY, require_host
 from comfyui_process.server import Server
+from scripts.workflows.blueprints import BLUEPRINTS, publish
 from scripts.workflows.canvas import put
 from scripts.workflows.examples import EXAMPLES
 from scripts.workflows.thumbnails import learn, thumbnail
@@ -25,7 +26,7 @@ from tests.host.examples import prepare
 from tests.host.page import open_page
 from tests.host.serving import serve
 
-FOLDER = REPOSITORY / "example_workflows"
+FOLDER, SUBGRAPHS = REPOSITORY / "example_workflows", REPOSITORY / "subgraphs"
 
 
 def write(server: Server) -> None:
@@ -33,6 +34,8 @@ def write(server: Server) -> None:
     with open_page(server) as page:
         for name, build in EXAMPLES.items():
             (FOLDER / f"{name}.json").write_text(json.dumps(put(page, build(), name), indent=1) + "\n")
+        for name, blueprint in BLUEPRINTS.items():
+            (SUBGRAPHS / f"{name}.json").write_text(json.dumps(publish(page, blueprint(), name), indent=1) + "\n")
 
 
 def draw(server: Server, steps: int, names: list[str]) -> None:
@@ -50,7 +53,8 @@ def main() -> None:
     )
     args = parser.parse_args()
     host = require_host()
-    FOLDER.mkdir(exist_ok=True)
+    for folder in (FOLDER, SUBGRAPHS):
+        folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as base:
         server = serve(host, Path(base))
         try:

@@ -71,3 +71,12 @@ def test_the_loader_shows_what_a_file_holds(server: Server, page: Any) -> None:
 def test_the_host_serves_templates_and_scripts(server: Server) -> None:
     assert sorted(server.get("/workflow_templates")["infusion"]) == [path.stem for path in EXAMPLES]
     assert server.read("/extensions/infusion/infusion.js").startswith("// Socket colours")
+
+
+def test_the_host_lists_the_blueprints(server: Server) -> None:
+    """As custom nodes' subgraphs, each of which the host can read."""
+    listed = {key: entry for key, entry in server.get("/global_subgraphs").items() if "infusion" in str(entry["info"])}
+    assert {entry["name"] for entry in listed.values()} == {"Train a concept", "Use concepts"}
+    for key in listed:
+        (node,) = json.loads(server.get(f"/global_subgraphs/{key}")["data"])["nodes"]
+        assert node["type"]

@@ -40,8 +40,8 @@ def page(server: Server, concepts: Any) -> Iterator[Any]:
 
 def wait_for_tooltip(page: Any, name: str, text: str) -> None:
     """Point at an input of the first node until its tooltip is there; a page that is still starting may miss a move."""
-    x, y = page.evaluate(SLOT, name)
     for _ in range(60):
+        x, y = page.evaluate(SLOT, name)  # a widget has its place when the node has been drawn
         page.mouse.move(x, y + 300)
         page.mouse.move(x, y)
         page.mouse.move(x + 1, y)

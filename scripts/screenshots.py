@@ -1,0 +1,66 @@
+"""Write docs/comfyui/: every example in ComfyUI's own page, as classic nodes and as Nodes 2.0 draw it.
+
+python scripts/screenshots.py
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from comfyui_process.host import REPOSITORY, require_host
+from infusion_core.residual_file import save_concept
+from tests.host.conftest import residual
+from tests.host.examples import prepare
+from tests.host.page import load_workflow, open_page
+from tests.host.serving import serve
+
+FOLDER = REPOSITORY / "docs" / "comfyui"
+ZOOM, MARGIN, TOP = 0.8, 40, 130  # px round the graph, and of the page's own bars above it
+COLOURS = 64
+SIZE = """() => ["0", "1"].map((axis) => Math.max(...window.app.graph._groups.map((group) =>
+  group._bounding[+axis] + group._bounding[+axis + 2])))"""
+PLACE = """([zoom, x, y]) => { const canvas = window.app.canvas; canvas.ds.scale = zoom;
+  canvas.ds.offset = [x / zoom, y / zoom]; canvas.setDirty(true, true); }"""
+
+
+def shoot(page: Any, workflow: dict[str, Any], path: Path) -> None:
+    """One graph, with a little room round it, in few colours."""
+    load_workflow(page, workflow, ZOOM)
+    width, height = (round(edge * ZOOM) for edge in page.evaluate(SIZE))
+    page.set_viewport_size({"width": width + 4 * MARGIN, "height": height + TOP + 4 * MARGIN})
+    page.evaluate(PLACE, [ZOOM, 2 * MARGIN, TOP])
+    page.wait_for_timeout(4000)
+    clip = {"x": MARGIN, "y": TOP - MARGIN // 2, "width": width + 2 * MARGIN, "height": height + MARGIN}
+    with Image.open(BytesIO(page.screenshot(clip=clip))) as taken:
+        taken.convert("RGB").quantize(COLOURS).save(path, optimize=True)
+
+
+def main() -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as base:
+        server = serve(require_host(), Path(base))
+        try:
+            prepare(server)
+            for name, word in (("my-cat", "cat"), ("my-dog", "dog"), ("my-backpack", "backpack")):
+                save_concept(server.base / "models" / "infusion" / f"{name}.safetensors", residual(word, 1))
+            server.post("/settings/Comfy.Minimap.Visible", False)
+            for kind in ("classic", "nodes-2"):
+                server.post("/settings/Comfy.VueNodes.Enabled", kind == "nodes-2")
+                with open_page(server) as page:
+                    for file in sorted((REPOSITORY / "example_workflows").glob("*.json")):
+                        shoot(page, json.loads(file.read_text()), FOLDER / f"{file.stem}-{kind}.png")
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    main()

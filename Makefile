@@ -5,7 +5,7 @@ RUN := $(VENV)/bin
 # PyTorch for development; the pack itself never installs or replaces a torch.
 TORCH := torch==2.13.0
 
-.PHONY: demo test lint format mutants clean
+.PHONY: demo test lint format mutants fuzz clean
 
 demo: $(VENV)/.ready
 	$(RUN)/infusion demo --out out/demo
@@ -26,6 +26,12 @@ mutants: $(VENV)/.ready
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check ".[mutants]"
 	$(RUN)/mutmut run
 	$(RUN)/mutmut results
+
+# Hands every reader thousands of broken inputs; prints the seed that makes them. docs/security.md has the last counts.
+FUZZ ?= 10000
+SEED ?= $(shell date +%s)
+fuzz: $(VENV)/.ready
+	FUZZ_EXAMPLES=$(FUZZ) $(RUN)/python -m pytest tests/fuzz --hypothesis-seed=$(SEED)
 
 format: $(VENV)/.ready
 	$(RUN)/ruff check --fix .

@@ -5,7 +5,7 @@ RUN := $(VENV)/bin
 # PyTorch for development; the pack itself never installs or replaces a torch.
 TORCH := torch==2.13.0
 
-.PHONY: demo test lint format mutants fuzz clean
+.PHONY: demo test lint format mutants fuzz floors clean
 
 demo: $(VENV)/.ready
 	$(RUN)/infusion demo --out out/demo
@@ -32,6 +32,19 @@ FUZZ ?= 10000
 SEED ?= $(shell date +%s)
 fuzz: $(VENV)/.ready
 	FUZZ_EXAMPLES=$(FUZZ) $(RUN)/python -m pytest tests/fuzz --hypothesis-seed=$(SEED)
+
+# Core and embedded tests with the oldest versions that pyproject.toml allows and this machine can install; prints them.
+# The oldest torch comes from PyTorch's index of CPU builds; where that cannot be reached it is the one above.
+FLOORS := build/floors
+UV := VIRTUAL_ENV=$(FLOORS) $(FLOORS)/bin/uv pip
+floors:
+	$(PYTHON) -m venv --clear $(FLOORS)
+	$(FLOORS)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(UV) install --quiet --resolution lowest-direct --torch-backend cpu "torch>=2.6" || \
+		$(FLOORS)/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(UV) install --quiet --resolution lowest-direct --only-binary :all: -r pyproject.toml --extra standalone --extra test
+	@$(UV) list --exclude uv
+	$(FLOORS)/bin/python -m pytest tests/core tests/embedded
 
 format: $(VENV)/.ready
 	$(RUN)/ruff check --fix .

@@ -180,7 +180,7 @@ def test_intervals_are_students():
     found = mean_interval([1.0, 2.0, 3.0])
     assert found.mean == 2
     half = pytest.approx(4.302653 / 3**0.5, rel=1e-5)  # t(0.975, 2) * sd / sqrt(3)
-    assert found.high - found.mean == found.mean - found.low == found.half == half
+    assert [found.high - found.mean, found.mean - found.low, found.half] == [half] * 3
     alone = mean_interval([1.5])
     assert (alone.mean, alone.low, alone.high) == (1.5, 1.5, 1.5)
 

@@ -15,7 +15,7 @@ from infusion_core.schedule import RateSchedule, Window
 from infusion_core.streams import BaseLatent
 from infusion_core.training.residual import ResidualSettings, Weighting
 
-from .console import fail
+from .console import fail, show_anything
 from .options import Config, LayoutOption, Model, Seed
 
 app = typer.Typer(
@@ -125,7 +125,7 @@ def generate(
 @app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="A concept file.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; what the file says of its training is under 'training'.")] = False,
     out: Annotated[Optional[Path], typer.Option(help="Also write it as report.json there.")] = None,  # noqa: UP045
     seed: Annotated[int, typer.Option(help="As every command takes one; inspecting draws nothing at random.")] = 0,
 ) -> None:
@@ -152,6 +152,7 @@ def demo(
 
 def run() -> None:
     """Run the command line; an `InfusionError` becomes one line and exit code 1."""
+    show_anything()
     for command in sorted(entry_points(group="infusion.commands")):  # of packages beside this one: the lab
         app.command(command.name)(command.load())
     try:

@@ -56,25 +56,23 @@ def test_an_error_is_shown_as_it_is(capsys):
 
 
 def test_inspect_cannot_be_made_to_lie(tmp_path, shown):
-    lies = {"word": "dog", "base": "sdxl", "file_bytes": "1", "mean_norm": "9", "training": "none", HOSTILE: HOSTILE}
-    lies[HOSTILE] = lies[HOSTILE].replace("\ud800", "")
-    lies = {key.replace("\ud800", ""): value for key, value in lies.items()}
+    lies = {"word": "dog", "base": "sdxl", "file_bytes": "1", "mean_norm": "9", "training": "none", "note": "[/red]"}
     concept = ConceptResidual("cat", "block", {"mid": torch.ones(1, 1, 128)}, "tinyworld", 128, training=lies)
     file = tmp_path / "c.safetensors"
     file.write_bytes(concept_bytes(concept))
-    try:
-        run_inspect(file, as_json=True, out=tmp_path)
-    except InfusionError as error:  # a reader may refuse such a key; then it must say so
-        assert "training" in str(error)
-        return
+    run_inspect(file, as_json=True, out=tmp_path)
     facts = json.loads(shown.getvalue())
     assert (facts["word"], facts["base"], facts["file_bytes"]) == ("cat", "tinyworld", file.stat().st_size)
     assert facts["training"] == lies
     assert json.loads((tmp_path / "report.json").read_text()) == facts
-    assert shown.getvalue().isascii()
-    assert all(letter.isprintable() or letter == "\n" for letter in shown.getvalue())
     run_inspect(file, as_json=False)
-    assert "\x1b]" not in shown.getvalue()
+    assert "[/red]" in shown.getvalue()
+
+
+def test_json_is_ascii_without_control_characters(shown):
+    terminal.say_json({HOSTILE: HOSTILE})
+    assert json.loads(shown.getvalue()) == {HOSTILE: HOSTILE}
+    assert all(" " <= letter <= "~" or letter == "\n" for letter in shown.getvalue())
 
 
 def test_output_that_is_not_unicode_spells_letters_out(monkeypatch):

@@ -1,4 +1,4 @@
-"""Words of scripts without spaces, in the host's own tokenizer, against `TestReference` at positions counted by hand."""
+"""Words of scripts without spaces, in the host's own tokenizer, against `TestReference` at places counted by hand."""
 
 from __future__ import annotations
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+from typer.main import get_command
 
 from infusion_core.captions import CAPTION_TEMPLATES
 from infusion_core.errors import InfusionError
@@ -152,11 +154,11 @@ def demo(
 
 
 @cache
-def every_command() -> typer.Typer:
-    """The app, with the commands of packages beside this one: the lab."""
+def every_command() -> Callable[[], object]:
+    """The app's commands and those of packages beside this one: the lab's."""
     for command in sorted(entry_points(group="infusion.commands")):
         app.command(command.name)(command.load())
-    return app
+    return get_command(app)
 
 
 def run() -> None:

@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -31,6 +30,9 @@ INTERRUPTED = 130  # exit code of a command stopped by Ctrl-C
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
     """A progress bar; the value is called as ``advance(note="...")`` after each unit of work."""
+    # Here, so that --help need not wait for it.
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
                TimeRemainingColumn(), TextColumn("{task.fields[note]}", style="dim", markup=False))  # fmt: skip
     with Progress(*columns, console=console) as bar:

@@ -16,6 +16,7 @@ Span = tuple[int, ...]  # context positions of one occurrence of a word, one per
 Chosen = tuple[int, ...] | None  # which occurrences of a word are meant, counted from 0; None for all of them
 
 _PLACEHOLDER = re.compile(r"<([^<>\s]+)>")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # what is left of bytes that are not UTF-8
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,8 @@ def standing(text: str, word: str) -> tuple[Chosen, int]:
 
 def _filled(prompt: str, concepts: Mapping[str, str]) -> tuple[str, list[tuple[int, int]]]:
     """A prompt with words for placeholders, and for each where it stands in the folded text, with its concept."""
-    strange = next((letter for letter in prompt if "\ud800" <= letter <= "\udfff"), None)
-    if strange:
-        raise InfusionError(f"the prompt holds {strange!r}, which is no letter of Unicode; type that part again")
+    if strange := _SURROGATE.search(prompt):
+        raise InfusionError(f"the prompt holds {strange[0]!r}, which is no letter of Unicode; type that part again")
     names, words = {folded(name): i for i, name in enumerate(concepts)}, tuple(concepts.values())
     text, made, end = "", [], 0
     for match in _PLACEHOLDER.finditer(prompt):

@@ -176,10 +176,12 @@ class TextPath:
         """
         concepts = concepts or {}
         bound = bind_prompt(prompt, concepts)
-        ids, starts = self.encoders[0].tokenizer.split(bound.text)
+        tokenizer = self.encoders[0].tokenizer
+        ids, starts = tokenizer.split(bound.text)
+        pieces = None if bound.text.isascii() else tokenizer.pieces  # as `occurrences` finds out by itself, later
         found: list[tuple[Span, ...]] = []
         for word, chosen, seen in zip(bound.words, bound.chosen, bound.seen, strict=True):
-            where = occurrences(ids, starts, self.word_tokens(word), self.encoders[0].tokenizer.pieces)
+            where = occurrences(ids, starts, self.word_tokens(word), pieces)
             found.append(spans(where, chosen, word, self.capacity, self.capacity + 2, seen))
         states, extras = [], dict(self.extras)
         for encoder in self.encoders:

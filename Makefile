@@ -54,7 +54,8 @@ clean:
 	rm -rf $(VENV) out
 
 $(VENV)/.ready: pyproject.toml
-	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	@$(RUN)/python -m pip --version >/dev/null 2>&1 \
+		|| $(PYTHON) -m venv $$($(RUN)/python -c "" 2>/dev/null || echo --clear) $(VENV)  # also one that was left half made
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable ".[standalone,dev]"
 	@touch $@

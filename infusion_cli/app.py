@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+from typer.main import get_command
 
 from infusion_core.captions import CAPTION_TEMPLATES
 from infusion_core.errors import InfusionError
@@ -15,8 +18,8 @@ from infusion_core.schedule import RateSchedule, Window
 from infusion_core.streams import BaseLatent
 from infusion_core.training.residual import ResidualSettings, Weighting
 
-from .console import fail
-from .options import Config, LayoutOption, Model, Seed
+from .console import fail, show_anything
+from .options import Config, LayoutOption, Model, Seed, checked_path, place
 
 app = typer.Typer(
     name="infusion",
@@ -30,9 +33,9 @@ _DEFAULT = ResidualSettings()
 
 @app.command()
 def train(
-    images: Annotated[Path, typer.Option(help="Folder with 3-6 photos of the subject (JPEG, PNG, WebP).")],
+    images: Annotated[Path, place(help="Folder with 3-6 photos of the subject (JPEG, PNG, WebP).")],
     word: Annotated[str, typer.Option(help="The class word a prompt will say, e.g. 'cat'.")],
-    out: Annotated[Path, typer.Option(help="The concept file to write, NAME.safetensors.")],
+    out: Annotated[Path, place(help="The concept file to write, NAME.safetensors.")],
     model: Model = "tinyworld",
     config: Config = None,
     layout: LayoutOption = _DEFAULT.layout,
@@ -57,7 +60,7 @@ def train(
         int, typer.Option(help="Fixed draws that the validation loss of a snapshot is the mean of.")
     ] = _DEFAULT.validation_draws,
     continue_from: Annotated[
-        Optional[Path], typer.Option("--continue", help="A concept file to continue from.")  # noqa: UP045
+        Optional[Path], place("--continue", help="A concept file to continue from.")  # noqa: UP045
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of the same --out.")] = False,
     storage: Annotated[Storage, typer.Option(help="How to store the numbers.")] = "fp16",
@@ -87,7 +90,7 @@ def train(
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Option(help="Say each concept's word, or <name> for the file NAME.safetensors.")],
-    out: Annotated[Path, typer.Option(help="Folder for the pictures and report.json.")],
+    out: Annotated[Path, place(help="Folder for the pictures and report.json.")],
     model: Model = "tinyworld",
     config: Config = None,
     concept: Annotated[
@@ -124,9 +127,9 @@ def generate(
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A concept file.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    out: Annotated[Optional[Path], typer.Option(help="Also write it as report.json there.")] = None,  # noqa: UP045
+    file: Annotated[Path, typer.Argument(callback=checked_path, help="A concept file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; 'training' is what the file says.")] = False,
+    out: Annotated[Optional[Path], place(help="Also write it as report.json there.")] = None,  # noqa: UP045
     seed: Annotated[int, typer.Option(help="As every command takes one; inspecting draws nothing at random.")] = 0,
 ) -> None:
     """Print what a concept file holds."""
@@ -138,7 +141,7 @@ def inspect(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("out/demo"),
+    out: Annotated[Path, place(help="Folder to write.")] = Path("out/demo"),
     concept: Annotated[str, typer.Option(help="A TinyWorld concept.")] = "ember",
     steps: Annotated[int, typer.Option(help="Training steps.")] = _DEFAULT.steps,
     layout: LayoutOption = _DEFAULT.layout,
@@ -150,11 +153,18 @@ def demo(
     run_demo(out, concept, ResidualSettings(steps=steps, layout=layout, seed=seed))
 
 
+@cache
+def every_command() -> Callable[[], object]:
+    """The app's commands and those of packages beside this one: the lab's."""
+    for command in sorted(entry_points(group="infusion.commands")):
+        app.command(command.name)(command.load())
+    return get_command(app)
+
+
 def run() -> None:
     """Run the command line; an `InfusionError` becomes one line and exit code 1."""
-    for command in sorted(entry_points(group="infusion.commands")):  # of packages beside this one: the lab
-        app.command(command.name)(command.load())
+    show_anything()
     try:
-        app()
+        every_command()()
     except InfusionError as error:
         fail(error)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from infusion_core.residual_file import load_concept
 
-from .console import console
+from .console import say_facts, say_json, say_table
 from .output import write_report
 
 
 def run_inspect(path: Path, as_json: bool, out: Path | None = None) -> None:
     """Print what a concept file holds; write it to `out`/report.json too if given.
+
+    What is known of the residuals and what the file tells of its training are kept apart.
 
     Raises:
         InfusionError: the file cannot be read.
@@ -33,19 +32,16 @@ def run_inspect(path: Path, as_json: bool, out: Path | None = None) -> None:
         "file_bytes": path.stat().st_size,
         "thumbnail": "yes" if concept.thumbnail else "no",
         "attention_maps": "the base model's" if concept.replace_maps else "its own",
-        **concept.training,
     }
     norms = {name: float(t.norm(dim=-1).mean()) for name, t in concept.tensors.items()}
+    report = facts | {"training": dict(concept.training), "mean_norm": norms}
     if out:
-        write_report(out / "report.json", facts | {"mean_norm": norms})
+        write_report(out / "report.json", report)
     if as_json:
-        print(json.dumps(facts | {"mean_norm": norms}, indent=2))
+        say_json(report)
         return
-    table = Table(title=str(path), show_header=False)
-    for key, value in facts.items():
-        table.add_row(key, str(value))
-    console.print(table)
-    sizes = Table("place", "shape (bins, tokens, width)", "mean norm")
-    for name, tensor in concept.tensors.items():
-        sizes.add_row(name, str(tuple(tensor.shape)), f"{norms[name]:.3f}")
-    console.print(sizes)
+    say_facts(str(path), facts)
+    if concept.training:
+        say_facts("what the file says of its training", concept.training)
+    sizes = [(name, str(tuple(t.shape)), f"{norms[name]:.3f}") for name, t in concept.tensors.items()]
+    say_table("residuals", ("place", "bins, tokens, width", "mean norm"), sizes)

@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional, TypeVar
 
 import typer
 
+from infusion_core.errors import InfusionError, printable
+from infusion_core.noise import SEEDS
 from infusion_core.residuals import Layout
+
+AnyPath = TypeVar("AnyPath", Path, str, None)
+
+
+def checked_path(path: AnyPath) -> AnyPath:
+    """A file or folder, or what may become one; pipes and devices would keep whoever reads them waiting.
+
+    Raises:
+        InfusionError: it is neither, or cannot be a path at all.
+    """
+    if path is None:
+        return path
+    try:
+        mode = Path(path).stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InfusionError(f"{printable(str(path))} cannot be a path: {reason}; give another one") from error
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise InfusionError(f"{path} is neither a file nor a folder; give one of them")
+    return path
+
+
+def place(*names: str, help: str) -> Any:
+    """An option whose value is a path, see `checked_path`."""
+    return typer.Option(*names, callback=checked_path, help=help)
+
 
 Model = Annotated[
     str,
-    typer.Option(help="'tinyworld', or a local Stable Diffusion 1.x/2.x/XL: diffusers folder or .safetensors file."),
+    place(help="'tinyworld', or a local Stable Diffusion 1.x/2.x/XL: diffusers folder or .safetensors file."),
 ]
 Config = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option(help="For a --model that is one file: a diffusers folder of its kind, for configs and tokenizer."),
+    place(help="For a --model that is one file: a diffusers folder of its kind, for configs and tokenizer."),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+Seed = Annotated[int, typer.Option(min=0, max=SEEDS - 1, help="Seed of every random choice.")]
 LayoutOption = Annotated[Layout, typer.Option(help="Where the residual lives; block is the smallest.")]

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from .errors import InfusionError
 from .residuals import ConceptResidual
 from .schedule import ALWAYS, NEVER, Curve, Window
 from .sites import Site
+
+LARGEST_SCALE = 1000.0  # of a strength or of guidance; pictures are long spoilt by then
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,9 @@ class LoadedConcept:
         window: when the residual is added.
         replacement: when rows that name the concept attend with the base stream's maps; None for "as it was trained".
         curve: further scale over the run; None stays at 1.
+
+    Raises:
+        InfusionError: a strength is not a number, or so large that it is a slip of the finger.
     """
 
     name: str
@@ -33,6 +39,14 @@ class LoadedConcept:
     window: Window = ALWAYS
     replacement: Window | None = None
     curve: Curve | None = None
+
+    def __post_init__(self) -> None:
+        for strength in (self.strength, *self.blocks.values()):
+            if not abs(strength) <= LARGEST_SCALE:
+                raise InfusionError(
+                    f"the strength of {self.name!r} must be a number up to {LARGEST_SCALE:g}, got {strength:g}; "
+                    "1 is as it was trained"
+                )
 
     @property
     def map_window(self) -> Window:

@@ -5,9 +5,17 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 Prediction = Literal["epsilon", "v_prediction"]
+
+
+SEEDS = 2**64  # as many seeds there are
+
+
+def seeded(seed: int) -> Generator:
+    """A generator of random numbers; seeds start again at 0 after the last one."""
+    return Generator().manual_seed(seed % SEEDS)
 
 
 def scaled_linear_sigmas(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Tensor:

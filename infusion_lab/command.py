@@ -7,14 +7,12 @@ from typing import Annotated, Optional
 
 import typer
 
-from infusion_cli.options import Config, Model, Seed
+from infusion_cli.options import Config, Model, Seed, place
 from infusion_core.errors import InfusionError
 
 
 def lab(
-    out: Annotated[Path, typer.Option(help="Folder to write; what is finished there is not done again.")] = Path(
-        "out/lab"
-    ),
+    out: Annotated[Path, place(help="Folder to write; what is finished there is not done again.")] = Path("out/lab"),
     quick: Annotated[bool, typer.Option("--quick", help="Under ten minutes on two cores, instead of hours.")] = False,
     tune: Annotated[
         bool, typer.Option("--tune", help="Choose the baselines' settings on other concepts; writes OUT/tuned.json.")
@@ -38,13 +36,13 @@ def lab(
     config: Config = None,
     dataset: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="With --model: the folder 'dataset' of DreamBooth's repository."),
+        place(help="With --model: the folder 'dataset' of DreamBooth's repository."),
     ] = None,
-    clip: Annotated[Optional[Path], typer.Option(help="With --model: folder of CLIP ViT-B/32.")] = None,  # noqa: UP045
-    dino: Annotated[Optional[Path], typer.Option(help="With --model: folder of DINO ViT-S/16.")] = None,  # noqa: UP045
+    clip: Annotated[Optional[Path], place(help="With --model: folder of CLIP ViT-B/32.")] = None,  # noqa: UP045
+    dino: Annotated[Optional[Path], place(help="With --model: folder of DINO ViT-S/16.")] = None,  # noqa: UP045
     token: Annotated[str, typer.Option(help="With --model: the rare word that stands for a subject.")] = "sks",
-    count: Annotated[int, typer.Option(help="With --model: pictures per prompt.")] = 5,
-    limit: Annotated[int, typer.Option(help="With --model: most subjects, prompts and steps; 0 for all.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="With --model: pictures per prompt.")] = 5,
+    limit: Annotated[int, typer.Option(min=0, help="With --model: most subjects, prompts and steps; 0 for all.")] = 0,
     bf16: Annotated[
         bool, typer.Option("--bf16", help="Draw in mixed precision: faster on a processor with bfloat16 units.")
     ] = False,

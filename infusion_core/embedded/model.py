@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InfusionError
-from ..noise import Prediction, sigmas_from_alphas
+from ..noise import Prediction, seeded, sigmas_from_alphas
 from .photos import square, to_images, to_tensor
 from .single_file import load_single_file
 from .text import ClipTokenizer, Encoder, TextPath, WordTokenizer
@@ -72,7 +72,7 @@ class EmbeddedModel:
 
     def noise(self, count: int, seed: int) -> Tensor:
         """Unit noise (count, C, h, w); picture i depends on `seed` + i alone."""
-        rows = [torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(count)]
+        rows = [torch.randn(self.latent_shape, generator=seeded(seed + i)) for i in range(count)]
         return torch.stack(rows).to(self.denoiser.device, self.denoiser.unet.dtype)
 
 

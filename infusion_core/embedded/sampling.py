@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..attention import MapsOfRows, Plan
-from ..concepts import LoadedConcept
+from ..concepts import LARGEST_SCALE, LoadedConcept
 from ..denoiser import Conditioning, EncodedPrompt, Named, stack
 from ..errors import InfusionError
 from ..injection import Injection, inject
@@ -42,6 +42,8 @@ class SampleSettings:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InfusionError(f"steps must be at least 1, got {self.steps}")
+        if not abs(self.guidance) <= LARGEST_SCALE:
+            raise InfusionError(f"the guidance must be a number up to {LARGEST_SCALE:g}, got {self.guidance}")
         if self.base_latent not in get_args(BaseLatent):
             raise InfusionError(f"unknown base latent {self.base_latent!r}; choose shared or own")
 
@@ -81,6 +83,9 @@ class Sampler:
         negative: conditioning of the unconditional half, as long as the prompt's.
         concepts: made for this base, in the order of the prompt's spans.
         settings: how to sample.
+
+    Raises:
+        InfusionError: more steps than the model has noise levels.
     """
 
     def __init__(
@@ -93,6 +98,9 @@ class Sampler:
         settings: SampleSettings | None = None,
     ) -> None:
         self.denoiser, self.scheduler, self.settings = denoiser, scheduler, settings or SampleSettings()
+        steps, most = self.settings.steps, len(denoiser.sigmas)
+        if steps > most:
+            raise InfusionError(f"{steps} steps are more than the {most} this model has; ask for fewer")
         self._prompt, self._negative = prompt, negative
         dtype = prompt.conditioning.context.dtype
         self._named = [(concept.to(denoiser.device, dtype), spans) for concept, spans in prompt.named(concepts)]

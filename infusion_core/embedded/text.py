@@ -7,13 +7,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from ..denoiser import Conditioning, EncodedPrompt
 from ..errors import InfusionError
+from ..spelling import ENDS, Pieces
 from ..tokens import Span, bind_prompt, occurrences, spans
 
 
@@ -27,6 +28,11 @@ class Tokenizer(Protocol):
 
     def split(self, text: str) -> tuple[list[int], list[bool]]:
         """Token ids without special tokens, and per token whether a word starts there."""
+        ...
+
+    @property
+    def pieces(self) -> Pieces | None:
+        """Of a CLIP's vocabulary; None where every token is a word."""
         ...
 
     def frame(self, ids: Sequence[int]) -> list[int]:
@@ -44,8 +50,11 @@ class ClipTokenizer:
     def split(self, text: str) -> tuple[list[int], list[bool]]:
         ids = list(self._tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids)
         pieces = self._tokenizer.convert_ids_to_tokens(ids)
-        # A CLIP token that ends a word ends in </w>.
-        return ids, [i == 0 or pieces[i - 1].endswith("</w>") for i in range(len(ids))]
+        return ids, [i == 0 or pieces[i - 1].endswith(ENDS) for i in range(len(ids))]
+
+    @property
+    def pieces(self) -> Pieces:
+        return cast(Pieces, self._tokenizer.convert_ids_to_tokens)
 
     def frame(self, ids: Sequence[int]) -> list[int]:
         tokenizer = self._tokenizer
@@ -90,6 +99,10 @@ class WordTokenizer:
                 near = difflib.get_close_matches(word, self.ids, 3, 0.5) or self.ids
                 raise InfusionError(f"this model does not know the word {word!r}; try: {', '.join(near)}")
         return [self.ids[word] for word in words], [True] * len(words)
+
+    @property
+    def pieces(self) -> None:
+        return None
 
     def frame(self, ids: Sequence[int]) -> list[int]:
         return [self.start, *ids, *[self.end] * (self.length - 1 - len(ids))]
@@ -163,11 +176,13 @@ class TextPath:
         """
         concepts = concepts or {}
         bound = bind_prompt(prompt, concepts)
-        ids, starts = self.encoders[0].tokenizer.split(bound.text)
+        tokenizer = self.encoders[0].tokenizer
+        ids, starts = tokenizer.split(bound.text)
+        pieces = None if bound.text.isascii() else tokenizer.pieces  # as `occurrences` finds out by itself, later
         found: list[tuple[Span, ...]] = []
-        for word, chosen in zip(bound.words, bound.chosen, strict=True):
-            where = occurrences(ids, starts, self.word_tokens(word))
-            found.append(spans(where, chosen, word, self.capacity, self.capacity + 2))
+        for word, chosen, seen in zip(bound.words, bound.chosen, bound.seen, strict=True):
+            where = occurrences(ids, starts, self.word_tokens(word), pieces)
+            found.append(spans(where, chosen, word, self.capacity, self.capacity + 2, seen))
         states, extras = [], dict(self.extras)
         for encoder in self.encoders:
             own, _ = encoder.tokenizer.split(bound.text)

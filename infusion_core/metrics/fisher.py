@@ -15,7 +15,7 @@ from ..concepts import LoadedConcept
 from ..denoiser import Denoiser, EncodedPrompt
 from ..errors import InfusionError
 from ..injection import inject
-from ..noise import as_epsilon, bin_of
+from ..noise import as_epsilon, bin_of, seeded
 from ..schedule import NEVER
 from ..streams import concept_stream
 from .interval import Interval, bootstrap_interval
@@ -126,7 +126,7 @@ def fisher_divergence(
         raise InfusionError("no prompts to compare the models on; give some that are not about the concept")
     if draws < prompts:
         raise InfusionError(f"{draws} draws are not enough for {prompts} prompts; ask for {prompts} or more")
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     times = ((torch.arange(draws) + torch.rand(draws, generator=generator)) * len(sigmas) / draws).long()
     images = torch.randperm(draws, generator=generator) % len(latents)
     noise = torch.randn(draws, *latents.shape[1:], generator=generator)

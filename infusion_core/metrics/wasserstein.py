@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InfusionError
+from ..noise import seeded
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def split_half(latents: Tensor, sizes: Sequence[int], repeats: int = 8, seed: in
     for size in sizes:
         if not 2 <= size <= len(latents) // 2:
             raise InfusionError(f"{len(latents)} latents have no halves of {size}; choose 2 to {len(latents) // 2}")
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         total = 0.0
         for _ in range(repeats):
             order = torch.randperm(len(latents), generator=generator)

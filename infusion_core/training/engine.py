@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..errors import InfusionError
+from ..noise import seeded
 from ..schedule import rate_at
 from .objective import Learned, Objective
 from .settings import TrainSettings
@@ -75,7 +76,7 @@ class Trainer(Generic[Learned]):
             rate = rate_at(self.step, settings.steps, settings.learning_rate, settings.schedule)
             for group, scale in zip(self._optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * scale
-            loss = self._gradients(Generator().manual_seed(self._seed(settings.first_step + self.step)))
+            loss = self._gradients(seeded(self._seed(settings.first_step + self.step)))
             self._optimizer.step()
             self._optimizer.zero_grad()
             self.step += 1

@@ -14,13 +14,13 @@ from ..concepts import LoadedConcept
 from ..denoiser import Denoiser, EncodedPrompt, stack
 from ..errors import InfusionError
 from ..injection import inject
-from ..noise import bin_of
+from ..noise import bin_of, seeded
 from ..residuals import ConceptResidual, Layout, zero_residual
 from ..schedule import RateSchedule
 from ..streams import concept_stream
 from .engine import Trainer
 from .objective import Noised, ParameterGroup, stratified_times
-from .settings import TrainSettings
+from .settings import MOST_AT_ONCE, TrainSettings
 from .state import TrainState
 
 Weighting = Literal["uniform", "velocity"]
@@ -53,7 +53,7 @@ class ResidualSettings(TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("batch_size", "bins", "validation_draws")
+        self._require(batch_size=MOST_AT_ONCE, bins=MOST_AT_ONCE, validation_draws=MOST_AT_ONCE)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -115,7 +115,7 @@ class ResidualObjective:
         """Unweighted losses (draws,); images and captions take turns, timesteps are spread evenly."""
         steps = len(self.denoiser.sigmas)
         times = ((torch.arange(draws) + 0.5) * steps / draws).long()
-        eps = torch.randn(draws, *self.latents.shape[1:], generator=Generator().manual_seed(seed))
+        eps = torch.randn(draws, *self.latents.shape[1:], generator=seeded(seed))
         losses = []
         for part in torch.split(torch.arange(draws), self.settings.batch_size):
             images, captions = (part % len(self.latents)).tolist(), (part % len(self.prompts)).tolist()

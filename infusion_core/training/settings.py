@@ -6,7 +6,11 @@ import math
 from dataclasses import dataclass
 
 from ..errors import InfusionError
+from ..noise import SEEDS
 from ..schedule import RateSchedule
+
+MOST_STEPS = 1_000_000
+MOST_AT_ONCE = 1000  # samples, bins, passes: more is a slip of the finger, and would fill the memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +45,17 @@ class TrainSettings:
     first_step: int = 0
 
     def __post_init__(self) -> None:
-        self._require("steps", "accumulation", "snapshot_every")
+        self._require(steps=MOST_STEPS, accumulation=MOST_AT_ONCE, snapshot_every=MOST_STEPS)
         if not 0 < self.learning_rate < math.inf:
             raise InfusionError(f"the learning rate must be a positive number, got {self.learning_rate}")
+        if not 0 <= self.seed < SEEDS:
+            raise InfusionError(f"the seed must be 0 to {SEEDS - 1}, got {self.seed}")
 
-    def _require(self, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) < 1:
-                raise InfusionError(f"{name} must be at least 1, got {getattr(self, name)}")
+    def _require(self, **most: int) -> None:
+        """Fields that must be at least 1, each with the most it may be."""
+        for name, limit in most.items():
+            value = getattr(self, name)
+            if value < 1:
+                raise InfusionError(f"{name} must be at least 1, got {value}")
+            if value > limit:
+                raise InfusionError(f"{name} must be at most {limit}, got {value}")

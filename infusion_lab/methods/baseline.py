@@ -17,6 +17,7 @@ from infusion_core.attention import Plan
 from infusion_core.captions import CAPTION_TEMPLATES
 from infusion_core.denoiser import Conditioning
 from infusion_core.embedded.model import EmbeddedModel
+from infusion_core.noise import seeded
 from infusion_core.training.engine import Trainer
 from infusion_core.training.objective import Noised, ParameterGroup, uniform_times
 from infusion_core.training.settings import TrainSettings
@@ -94,7 +95,7 @@ class BaselineObjective:
         return {"denoising": errors * weights * (len(examples) / self.batch_size)}
 
     def validation(self, draws: int, seed: int) -> Tensor:
-        generator = Generator().manual_seed(seed)
+        generator = seeded(seed)
         return self._errors(self._sample(draws, generator)[:draws], generator)
 
     def after_step(self) -> None:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from infusion_cli.pages import figure_png
 from infusion_core.metrics.wasserstein import latent_wasserstein
+from infusion_core.noise import seeded
 
 from ..bench import Bench
 from ..identity import digest_of_tensors
@@ -128,7 +129,7 @@ def train_base(world: World, seed: int) -> Attending:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = Attending()
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], 3e-3)
     for _ in range(BASE_STEPS):
         clean = torch.cat([world.points(c, BATCH // 2, generator) for c in (0, 1)])
@@ -142,7 +143,7 @@ def customise(net: Attending, world: World, whole: bool, seed: int) -> Attending
     trained = [p for p in net.parameters() if (p is not net.residual) == whole]
     for parameter in net.parameters():
         parameter.requires_grad_((parameter is not net.residual) == whole)
-    generator = torch.Generator().manual_seed(seed + 1)
+    generator = seeded(seed + 1)
     optimizer = torch.optim.Adam(trained, 1e-3 if whole else 2e-2)
     for _ in range(CUSTOM_STEPS):
         clean = world.samples[torch.randint(len(world.samples), (BATCH // 4,), generator=generator)]
@@ -157,7 +158,7 @@ def sample(net: Attending, label: int, seed: int, base: Attending | None = None)
     With a base model, maps come from that model's own trajectory from the same noise.
     """
     sigmas = [*torch.logspace(math.log10(SIGMAS[1]), math.log10(SIGMAS[0]), 40), torch.tensor(0.0)]
-    x = view = torch.randn(SAMPLES, 2, generator=torch.Generator().manual_seed(seed)) * SIGMAS[1]
+    x = view = torch.randn(SAMPLES, 2, generator=seeded(seed)) * SIGMAS[1]
     labels = torch.full((SAMPLES,), label)
     for now, then in pairwise(sigmas):
         sigma = now.expand(SAMPLES)

@@ -16,7 +16,7 @@ from typing import Any
 import comfy.sd
 
 from ...infusion_core.errors import InfusionError
-from ...infusion_core.tokens import BoundPrompt, bind_prompt, pick
+from ...infusion_core.tokens import BoundPrompt, bind_prompt, pick, standing
 from .memory import Memory
 from .mentions import MENTIONS, mentions_of, watched_key
 from .token_line import TokenLine, of_several_texts, text_chunks, texts_of
@@ -128,16 +128,17 @@ class InfusedCLIP(comfy.sd.CLIP):  # type: ignore[misc]
 
     def _bind(self, encoder: str, chunks: list[list[Any]], prompt: BoundPrompt) -> None:
         line = TokenLine.read(self._tokenizer(encoder), encoder, chunks)
-        for concept, chosen in zip(self.concepts, prompt.chosen, strict=True):
-            found = line.find(concept.word)
+        for concept, chosen, seen in zip(self.concepts, prompt.chosen, prompt.seen, strict=True):
+            found = pick(line.find(concept.word), chosen, concept.word, seen)
             if found and len(found[0]) != concept.tokens:
                 raise InfusionError(
                     f"{concept.word!r} is {len(found[0])} tokens here but the concept {concept.name!r} was trained "
                     f"with {concept.tokens}; train it again on this model"
                 )
-            line.bind(concept.key, pick(found, chosen, concept.word), _numbers)
+            line.bind(concept.key, found, _numbers)
         for word in self.watched:
-            line.bind(watched_key(word), line.find(word), _numbers)
+            chosen, seen = standing(prompt.text, word)
+            line.bind(watched_key(word), pick(line.find(word), chosen, word, seen), _numbers)
 
 
 def infuse_clip(clip: Any, concepts: Sequence[ConceptWord], memory: Memory) -> InfusedCLIP:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...infusion_core.errors import InfusionError
+from ...infusion_core.spelling import ENDS
 from ...infusion_core.tokens import occurrences
 
 
@@ -59,14 +60,19 @@ class TokenLine:
             for i, (token, _, word) in enumerate(chunk):
                 if word:
                     last = line.ids[-1] if line.ids else -1
-                    line.starts.append(last < 0 or tokenizer.inv_vocab[last].endswith("</w>"))
+                    line.starts.append(last < 0 or line.piece(last).endswith(ENDS))
                     line.slots.append((c, i))
                     line.ids.append(int(token) if isinstance(token, int) else -1)
         return line
 
     def find(self, word: str) -> list[range]:
-        """Where a word stands."""
-        return occurrences(self.ids, self.starts, word_ids(self.tokenizer, word))
+        """Where a word stands; an empty range where its letters do, but not in tokens of their own."""
+        return occurrences(self.ids, self.starts, word_ids(self.tokenizer, word), self.piece)
+
+    def piece(self, token: int) -> str:
+        """The piece of the vocabulary that a token is; a textual inversion's is no letter of any word."""
+        piece: str = self.tokenizer.inv_vocab.get(token, f"\0{ENDS}")
+        return piece
 
     def bind(self, key: str, found: Sequence[range], numbers: Any) -> None:
         """Bind tokens, in the chunks themselves; `numbers` yields one for each mention."""

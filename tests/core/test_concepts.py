@@ -162,3 +162,12 @@ def test_a_concept_of_another_model_is_refused_word_for_word():
     assert missing == f"{made} a UNet with input.1.0, which this model lacks; {remedy}"
     assert refusal(concept, replace(SD15, sites=tuple(wide))) == f"{made} width 320 at input.1.0, not 64; {remedy}"
     concept.check_fits(SD15)
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf"), -1e30])
+def test_a_strength_is_a_number_of_use(strength):
+    residual = zero_residual(SD15, "cat")
+    with pytest.raises(InfusionError, match="the strength of 'tom' must be a number up to 1000, got"):
+        LoadedConcept("tom", residual, strength)
+    with pytest.raises(InfusionError, match="the strength of 'tom' must be a number up to 1000, got"):
+        LoadedConcept("tom", residual, blocks={"mid": strength})

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from infusion_core.errors import InfusionError
+from infusion_core.noise import seeded
 from infusion_core.residual_file import save_concept
 from infusion_core.schedule import rate_at
 from infusion_core.training.engine import Trainer, sum_of_means
@@ -279,6 +280,25 @@ def test_a_resumed_run_does_not_blame_the_model():
 def test_settings_out_of_range_are_named(field):
     with pytest.raises(InfusionError, match=f"{field} must be at least 1, got 0"):
         ResidualSettings(**{field: 0})
+
+
+@pytest.mark.parametrize("field", ["steps", "batch_size", "bins", "snapshot_every", "accumulation", "validation_draws"])
+def test_settings_that_nothing_could_hold_are_named(field):
+    with pytest.raises(InfusionError, match=rf"{field} must be at most \d+, got 1000000000$"):
+        ResidualSettings(**{field: 10**9})
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 10**30])
+def test_a_seed_is_one_of_the_generators(seed):
+    with pytest.raises(InfusionError, match=f"the seed must be 0 to {2**64 - 1}, got {seed}"):
+        TrainSettings(seed=seed)
+
+
+def test_the_last_seeds_have_choices_of_their_own():
+    drawn = {torch.randn(1, generator=seeded(seed)).item() for seed in (0, 1, 2**64 - 1, 2**64 + 999_331)}
+    assert len(drawn) == 4
+    assert torch.equal(torch.randn(3, generator=seeded(7)), torch.randn(3, generator=torch.manual_seed(7)))
+    assert list(Trainer(Quadratic(), replace(FREE, seed=2**64 - 1)).run())
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, math.inf, math.nan])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from infusion_core.errors import InfusionError
-from infusion_core.tokens import bind_prompt, occurrences, spans
+from infusion_core.tokens import bind_prompt, occurrences, spans, standing
 
 
 def test_every_occurrence_of_the_word_without_a_placeholder():
@@ -107,3 +107,57 @@ def test_a_word_is_found_at_every_place():
         assert spans([range(at, at + 1)], None, "cat", 3, 5) == ((at // 3 * 5 + 1 + at % 3,),)
     with pytest.raises(InfusionError, match="does not see every 'cat' of the prompt as a word"):
         spans([range(1)], (0, 1), "cat", 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word", "expected"),
+    [
+        ("一只猫在看书", "猫", 1),
+        ("熊猫和猫", "猫", 2),
+        ("うちのねこが本を読む", "ねこ", 1),
+        ("แมวน่ารัก", "แมว", 1),
+        ("แม่น้ำ", "แม", 0),  # a tone mark belongs to the letter before it
+        ("可愛いcatです", "cat", 1),
+        ("고양이가", "고양이", 0),  # Korean has spaces
+        ("हिन्दी", "न", 0),  # a letter inside a word
+        ("gato cafe\u0301", "caf\u00e9", 1),
+        ("gato caf\u00e9", "cafe\u0301", 1),
+        ("cafe\u0301", "cafe", 0),
+        ("İSTANBUL", "İstanbul", 1),
+        ("İstanbul", "istanbul", 0),
+        ("STRASSE", "straße", 0),
+        ("STRAẞE", "straße", 1),
+        ("\u212aitten", "kitten", 1),  # the sign of Kelvin
+        ("cat²", "cat", 1),
+    ],
+)
+def test_letters_decide(prompt, word, expected):
+    bound = bind_prompt(prompt, {"tom": word})
+    chosen = bound.chosen[0]
+    assert (bound.seen[0] if chosen is None else len(chosen)) == expected
+    assert bound.mentions(0) is bool(expected)
+    assert standing(prompt, word) == (chosen, bound.seen[0])
+
+
+def test_a_placeholder_that_touches_letters_is_refused():
+    with pytest.raises(InfusionError, match="<tom> touches other letters in the prompt; put spaces around it"):
+        bind_prompt("three <tom>s", {"tom": "cat"})
+    assert bind_prompt("一只<tom>在看熊猫", {"tom": "猫"}).chosen == ((0,),)
+
+
+def test_a_placeholder_may_hold_accents_typed_either_way():
+    for name, typed in (("café", "cafe\u0301"), ("cafe\u0301", "CAFÉ"), ("แม่", "แม่")):
+        assert bind_prompt(f"a <{typed}>", {name: "cat"}).text == "a cat"
+    assert bind_prompt("a <lora:x:1> <my cat>", {"tom": "cat"}).text == "a <lora:x:1> <my cat>"
+
+
+def test_an_occurrence_is_never_taken_for_another():
+    """The tokenizer sees one more than the prompt's letters show, so nobody knows which is which."""
+    assert spans([range(0, 1), range(2, 3)], None, "cat", 75, 77) == ((1,), (3,))
+    with pytest.raises(InfusionError, match="put spaces around it"):
+        spans([range(0, 1), range(2, 3)], (0,), "cat", 75, 77, seen=1)
+
+
+def test_a_prompt_that_is_not_unicode_is_refused():
+    with pytest.raises(InfusionError, match=r"holds '\\udcff', which is no letter of Unicode"):
+        bind_prompt("a \udcff", {})

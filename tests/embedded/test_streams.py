@@ -219,6 +219,17 @@ def test_an_unknown_base_latent_and_no_steps_are_refused():
         SampleSettings(0)
 
 
+@pytest.mark.parametrize("guidance", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_guidance_is_a_number_of_use(guidance):
+    with pytest.raises(InfusionError, match="the guidance must be a number up to 1000, got"):
+        SampleSettings(2, guidance)
+
+
+def test_more_steps_than_the_model_has_are_refused(tinyworld):
+    with pytest.raises(InfusionError, match="1001 steps are more than the 1000 this model has; ask for fewer"):
+        run(tinyworld, PROMPT, [], SampleSettings(1001))
+
+
 def test_long_prompts_keep_the_word_in_the_second_chunk(tinyworld):
     long = "a big square and " * 20 + "a circle"
     encoded = tinyworld.text.encode(long, {"a": "circle"})

@@ -9,7 +9,7 @@ import folder_paths
 
 from ..infusion_core.concepts import LoadedConcept
 from ..infusion_core.errors import InfusionError
-from ..infusion_core.residual_file import Storage, load_concept, save_concept
+from ..infusion_core.residual_file import Storage, file_bytes, load_concept, save_concept
 from ..infusion_core.residuals import ConceptResidual
 
 FOLDER = "infusion"
@@ -39,32 +39,39 @@ def path_of(name: str) -> Path:
     """Where a listed concept file lies.
 
     Raises:
-        FileNotFoundError: it is gone.
+        InfusionError: it is gone.
     """
-    return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
+    found = folder_paths.get_full_path(FOLDER, name)
+    if found is None:
+        raise InfusionError(f"there is no concept file {name!r}; press R to refresh the list, and choose another")
+    return Path(found)
 
 
 def fingerprint(*names: str | None) -> str:
     """Changes when what is in listed files changes, whatever their dates say; None is a name that is not known yet.
 
     Raises:
-        FileNotFoundError: one is gone.
+        InfusionError: one is gone.
     """
-    return " ".join(digest(path_of(name)) for name in names if name is not None)
+    return " ".join(digest(path_of(name), name) for name in names if name is not None)
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def digest(path: Path, name: str) -> str:
+    """SHA-256 of a concept file; `name` is what errors call it.
+
+    Raises:
+        InfusionError: it cannot be read or is larger than any concept.
+    """
+    return hashlib.sha256(file_bytes(path, name)).hexdigest()
 
 
 def load(name: str, strength: float) -> LoadedConcept:
-    """Read a listed concept file.
+    """Read a listed concept file. Errors call it by its name in the list: where the server keeps it is nobody's concern.
 
     Raises:
-        InfusionError: it is damaged or not a concept.
+        InfusionError: it is gone, damaged or not a concept.
     """
-    return LoadedConcept(Path(name).stem, load_concept(path_of(name)), strength)
+    return LoadedConcept(Path(name).stem, load_concept(path_of(name), name), strength)
 
 
 def save(concept: ConceptResidual, prefix: str, storage: Storage = "fp16") -> Path:

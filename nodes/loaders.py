@@ -56,7 +56,7 @@ class InfusionLoadConcept(io.ComfyNode):  # type: ignore[misc]
         """Say before the run what is wrong with the file; a linked name is seen when it is loaded."""
         try:
             return concept_name is None or bool(library.load(concept_name, 1.0))
-        except (InfusionError, FileNotFoundError) as error:
+        except InfusionError as error:
             return str(error)
 
     @classmethod
@@ -165,7 +165,7 @@ class InfusionLoadSnapshot(io.ComfyNode):  # type: ignore[misc]
     @classmethod
     def fingerprint_inputs(cls, snapshot: str | None, **_: Any) -> str:
         """Load again when what is in the file has changed."""
-        return "" if snapshot is None else library.digest(snapshots.path_of(snapshot))
+        return "" if snapshot is None else library.digest(snapshots.path_of(snapshot), snapshot)
 
     @classmethod
     def execute(cls, snapshot: str, strength: float, previous: Stack = ()) -> io.NodeOutput:

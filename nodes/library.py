@@ -66,7 +66,7 @@ def digest(path: Path, name: str) -> str:
 
 
 def load(name: str, strength: float) -> LoadedConcept:
-    """Read a listed concept file. Errors call it by its name in the list: where the server keeps it is nobody's concern.
+    """Read a listed concept file. Errors call it by its name in the list, not by its path on the server.
 
     Raises:
         InfusionError: it is gone, damaged or not a concept.

@@ -16,7 +16,7 @@ from torch import Tensor
 from .atomic import write_atomic
 from .errors import InfusionError
 from .residual_metadata import FORMAT, HASH, VERSION, description_of, metadata_of
-from .residual_rules import MOST_PLACES, check_numbers, check_shapes, quoted
+from .residual_rules import check_numbers, check_shapes, quoted
 from .residuals import ConceptResidual
 from .tensor_file import UNREADABLE, Header, TensorInfo, read_bytes, read_header, tensor_bytes, with_metadata
 
@@ -164,8 +164,6 @@ def _parse(header: Header, data: bytes) -> ConceptResidual:
 
 def _shapes(header: Header) -> dict[str, tuple[int, ...]]:
     """The residuals' shapes by place; every integer residual has one scale, and no other has any."""
-    if len(header.tensors) > 2 * MOST_PLACES:
-        raise ValueError(f"more than {MOST_PLACES} residuals")
     shapes: dict[str, tuple[int, ...]] = {}
     for key, info in header.tensors.items():
         if key.startswith(_SCALE):

@@ -28,7 +28,10 @@ from infusion_core.residual_file import (
 from infusion_core.residual_rules import MOST_LETTERS
 from infusion_core.residuals import Base, ConceptResidual, zero_residual
 from infusion_core.sites import Site
+from infusion_core.tensor_file import UNREADABLE, read_tensors
 from infusion_core.thumbnails import LONGEST_EDGE, MOST_BYTES, check_picture, thumbnail_url
+
+from .explicit_file import assemble, with_header
 
 SITES = (Site("input.1.0", "down.0", 2), Site("middle.0.0", "mid", 2))
 PLACES = {"residual.down.0": torch.ones(1, 1, 4), "residual.mid": torch.ones(1, 1, 4)}
@@ -116,6 +119,8 @@ def test_pictures_are_measured_where_they_say_how_large_they_are(options):
         for edges in ((LONGEST_EDGE + 1, 3), (3, LONGEST_EDGE + 1)):
             with pytest.raises(ValueError, match="larger than 1024 x 1024 px"):
                 check_picture(picture(kind, edges, **options))
+    drawn = picture("JPEG", **options)
+    check_picture(drawn[:2] + b"\xff\xff" + drawn[2:])  # markers may be padded
 
 
 @pytest.mark.parametrize(
@@ -236,6 +241,41 @@ def test_other_files_are_refused_whole():
     assert re.fullmatch(r"x is damaged or not a safetensors file \(.+\); get it again", refusal(b"junk", where="x"))
 
 
+def tensor(dtype="I8", shape=(1,), data_offsets=(0, 1)) -> bytes:
+    """A file of one byte that is one tensor, or said to be."""
+    entry = {"dtype": dtype, "shape": list(shape), "data_offsets": list(data_offsets)}
+    return with_header(json.dumps({"a": entry}).encode(), b"x")
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        (b"1234567", "it has no header"),
+        (with_header(b"{}", b"")[:-1], "its header is cut off"),
+        (with_header(b" " * (2**20 + 1), b""), "its header is longer than 1048576 bytes"),
+        (
+            with_header("{}".encode("utf-16-le"), b""),
+            "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+        ),
+        (with_header(b"[]", b""), "its header is not a JSON object"),
+        (with_header(b'{"a": {}, "a": {}}', b""), "its JSON holds a name twice"),
+        (with_header(b'{"a": {}}', b""), "its header describes something that is not a tensor"),
+        (assemble({"word": 1}, {}), "its metadata are not strings"),
+        (tensor("I7"), "its header names an unknown data type"),
+        (tensor(shape=[-1]), "its header holds a shape or an offset that cannot be"),
+        (tensor(shape=[True]), "its header holds a shape or an offset that cannot be"),
+        (tensor(data_offsets=[0]), "its header holds a shape or an offset that cannot be"),
+        (tensor(shape=[2]), "its header gives a tensor another size than its shape has"),
+        (tensor(data_offsets=[1, 2]), "its tensors overlap or leave a gap"),
+        (with_header(b"{}", b"x"), "it is cut off, or longer than its tensors"),
+    ],
+)
+def test_bad_headers_are_refused_whole(file, reason):
+    assert refusal(file) == f"the file is damaged or not a safetensors file ({reason}); get it again"
+    with pytest.raises(UNREADABLE):
+        read_tensors(file if len(file) < 2**20 else b"")
+
+
 def test_words_of_200_letters_and_spaces_around_them_are_fine():
     assert concept_from_bytes(written(word=f" {'c' * 200} ")).word == "c" * 200
 
@@ -254,6 +294,7 @@ def test_unreadable_and_oversized_files_are_named(tmp_path):
     with pytest.raises(InfusionError) as refused:
         load_concept(path)
     assert str(refused.value) == f"{path} is larger than any concept file; choose a file that Infusion wrote"
+    assert refusal(bytes(MAX_BYTES + 1), where="x").startswith("x is larger than any concept file")
     with pytest.raises(InfusionError) as refused:
         load_concept(tmp_path / "gone")
     assert str(refused.value) == f"cannot read {tmp_path / 'gone'}: No such file or directory; check the path"

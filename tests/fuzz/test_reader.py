@@ -260,9 +260,7 @@ LARGE = MAX_BYTES - 1000
         lambda: assemble(PLAIN | {"training": '{"a":"' + '\\"' * (2**18 - 1000) + '"}'}, INT8),
         lambda: assemble(PLAIN | {"training": json.dumps({f"{i}": "" for i in range(50_000)})}, INT8),
         lambda: assemble(PLAIN, {f"residual.up.{i}": FP16 for i in range(9000)}),
-        lambda: with_header(
-            json.dumps({"a": {"dtype": "I8", "shape": [10**17] * 50_000, "data_offsets": [0, 1]}}).encode(), b"x"
-        ),
+        lambda: assemble(PLAIN, {"residual.mid": ("I8", [10**17] * 50_000, b"x")}),
         lambda: bytes(MAX_BYTES + 1),
     ],
 )

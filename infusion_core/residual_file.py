@@ -76,10 +76,10 @@ def load_concept(path: Path | str, name: str | None = None) -> ConceptResidual:
         InfusionError: the file is missing, truncated, hostile, of a newer version, not a concept, or holds NaN.
     """
     where = str(path) if name is None else name
-    return concept_from_bytes(file_bytes(Path(path), where), where)
+    return concept_from_bytes(_file_bytes(Path(path), where), where)
 
 
-def file_bytes(path: Path, where: str) -> bytes:
+def _file_bytes(path: Path, where: str) -> bytes:
     """What is in a file that may be a concept; `where` names it in errors.
 
     Raises:

@@ -9,7 +9,7 @@ import folder_paths
 
 from ..infusion_core.concepts import LoadedConcept
 from ..infusion_core.errors import InfusionError
-from ..infusion_core.residual_file import Storage, file_bytes, load_concept, save_concept
+from ..infusion_core.residual_file import Storage, load_concept, save_concept
 from ..infusion_core.residuals import ConceptResidual
 
 FOLDER = "infusion"
@@ -53,16 +53,16 @@ def fingerprint(*names: str | None) -> str:
     Raises:
         InfusionError: one is gone.
     """
-    return " ".join(digest(path_of(name), name) for name in names if name is not None)
+    return " ".join(digest(path_of(name)) for name in names if name is not None)
 
 
-def digest(path: Path, name: str) -> str:
-    """SHA-256 of a concept file; `name` is what errors call it.
-
-    Raises:
-        InfusionError: it cannot be read or is larger than any concept.
-    """
-    return hashlib.sha256(file_bytes(path, name)).hexdigest()
+def digest(path: Path) -> str:
+    """SHA-256 of a file of any size."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            found.update(part)
+    return found.hexdigest()
 
 
 def load(name: str, strength: float) -> LoadedConcept:

@@ -165,7 +165,7 @@ class InfusionLoadSnapshot(io.ComfyNode):  # type: ignore[misc]
     @classmethod
     def fingerprint_inputs(cls, snapshot: str | None, **_: Any) -> str:
         """Load again when what is in the file has changed."""
-        return "" if snapshot is None else library.digest(snapshots.path_of(snapshot), snapshot)
+        return "" if snapshot is None else library.digest(snapshots.path_of(snapshot))
 
     @classmethod
     def execute(cls, snapshot: str, strength: float, previous: Stack = ()) -> io.NodeOutput:

@@ -55,6 +55,11 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    @property
     def output(self) -> Path:
         """Its output folder."""
         return self.base / "output"

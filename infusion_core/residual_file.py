@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-from collections.abc import Mapping
+import hashlib
+import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
 from .atomic import write_atomic
-from .captions import LONGEST_WORD
 from .errors import InfusionError
-from .residuals import LAYOUTS, ConceptResidual, Layout
-from .tensor_file import UNREADABLE, read_tensors, tensor_bytes
+from .residual_metadata import FORMAT, HASH, VERSION, description_of, metadata_of
+from .residual_rules import check_numbers, check_shapes, quoted
+from .residuals import ConceptResidual
+from .tensor_file import UNREADABLE, Header, TensorInfo, read_bytes, read_header, tensor_bytes, with_metadata
 
-FORMAT = "infusion-concept"
-VERSION = "1"
-MAX_BYTES = 256 * 2**20
+MAX_BYTES = 32 * 2**20  # `residuals.MOST_NUMBERS` in 32 bits and the longest header
+LONGEST_HEADER = 2**20  # bytes; the largest thumbnail takes a third of it
 Storage = Literal["fp16", "int8"]
 
 _PREFIX, _SCALE = "residual.", "scale."
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.int8)
-_MODELSPEC_ARCHITECTURES = {
-    "sd1": "stable-diffusion-v1",
-    "sd2": "stable-diffusion-v2",
-    "sdxl": "stable-diffusion-xl-v1-base",
-}
+_DTYPES = ("F16", "BF16", "F32", "I8")
+_HALF_MAX = torch.finfo(torch.float16).max
 
 
 def save_concept(path: Path | str, concept: ConceptResidual, storage: Storage = "fp16") -> int:
@@ -42,7 +38,7 @@ def save_concept(path: Path | str, concept: ConceptResidual, storage: Storage = 
         storage: ``fp16``, or ``int8`` with one scale per place.
 
     Raises:
-        InfusionError: a residual is not finite or does not fit fp16, or the disk is full.
+        InfusionError: the concept cannot be stored, see `concept_bytes`, or the disk is full.
     """
     data = concept_bytes(concept, storage)
     write_atomic(Path(path), data)
@@ -53,137 +49,159 @@ def concept_bytes(concept: ConceptResidual, storage: Storage = "fp16") -> bytes:
     """The concept file's bytes; equal concepts give equal bytes.
 
     Raises:
-        InfusionError: unknown storage, or a residual is not finite or does not fit.
+        InfusionError: unknown storage, a residual is not finite or does not fit, or the reader would refuse the file.
     """
     if storage not in get_args(Storage):
         raise InfusionError(f"unknown storage {storage!r}; choose one of: {', '.join(get_args(Storage))}")
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in concept.tensors.items():
-        full = tensor.detach().cpu().float()
-        if not full.half().isfinite().all():
-            raise InfusionError(f"the residual at {name} is not finite; train again with a lower learning rate")
-        if storage == "int8":
-            scale = (full.abs().amax() / 127).clamp(min=1e-12)
-            tensors[_PREFIX + name] = (full / scale).round().to(torch.int8)
-            tensors[_SCALE + name] = scale.reshape(1)
-        else:
-            tensors[_PREFIX + name] = full.half().contiguous()
-    return tensor_bytes(tensors, _metadata(concept))
+    full = {name: tensor.detach().cpu().float() for name, tensor in concept.tensors.items()}
+    try:
+        metadata = metadata_of(concept)
+        check_shapes(concept, {name: tuple(tensor.shape) for name, tensor in full.items()})
+    except ValueError as error:
+        raise InfusionError(
+            f"the concept {concept.word!r} cannot be a file ({error}); change that and save again"
+        ) from error
+    data = tensor_bytes(_stored(full, storage), metadata)
+    return with_metadata(data, {**metadata, HASH: _content_hash(read_header(data), data)})
 
 
-def load_concept(path: Path | str) -> ConceptResidual:
+def load_concept(path: Path | str, name: str | None = None) -> ConceptResidual:
     """Read a concept file.
+
+    Args:
+        path: the file.
+        name: what to call it in errors, instead of its path.
 
     Raises:
         InfusionError: the file is missing, truncated, hostile, of a newer version, not a concept, or holds NaN.
     """
-    path = Path(path)
+    where = str(path) if name is None else name
+    return concept_from_bytes(_file_bytes(Path(path), where), where)
+
+
+def _file_bytes(path: Path, where: str) -> bytes:
+    """What is in a file that may be a concept; `where` names it in errors.
+
+    Raises:
+        InfusionError: it is missing, no file, or larger than any concept.
+    """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InfusionError(f"{path} is larger than any concept file; choose a file that Infusion wrote")
-        data = path.read_bytes()
+        data = read_bytes(path, MAX_BYTES)
     except OSError as error:
-        raise InfusionError(f"cannot read {path}: {error.strerror or error}; check the path") from error
-    return concept_from_bytes(data, str(path))
+        raise InfusionError(f"cannot read {where}: {error.strerror or error}; check the path") from error
+    if data is None:
+        raise _too_large(where)
+    return data
 
 
 def concept_from_bytes(data: bytes, where: str = "the file") -> ConceptResidual:
     """Parse a concept file's bytes; `where` names it in errors.
 
+    Whatever the bytes are, it takes less than a second and 300 MB.
+
     Raises:
         InfusionError: see `load_concept`.
     """
+    if len(data) > MAX_BYTES:
+        raise _too_large(where)
     try:
-        tensors, metadata = read_tensors(data)
+        header = read_header(data, LONGEST_HEADER)
     except UNREADABLE as error:
         raise InfusionError(f"{where} is damaged or not a safetensors file ({error}); get it again") from error
-    if metadata.get("format") != FORMAT:
+    if header.metadata.get("format") != FORMAT:
         raise InfusionError(f"{where} is a safetensors file but not an Infusion concept; choose a concept file")
-    if metadata.get("format_version") != VERSION:
-        version = metadata.get("format_version")
+    if header.metadata.get("format_version") != VERSION:
+        version = quoted(header.metadata.get("format_version", "none"))
         raise InfusionError(f"{where} has format version {version}, this software reads {VERSION}; update Infusion")
     try:
-        return _parse(tensors, metadata)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return _parse(header, data)
+    except UNREADABLE as error:
         raise InfusionError(f"{where} is not a valid concept file ({error}); get it again") from error
 
 
-def _metadata(concept: ConceptResidual) -> dict[str, str]:
-    base = _MODELSPEC_ARCHITECTURES.get(concept.architecture, concept.architecture)
-    metadata = {
-        "format": FORMAT,
-        "format_version": VERSION,
-        "word": concept.word,
-        "layout": concept.layout,
-        "base": concept.architecture,
-        "context_width": str(concept.context_width),
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{base}/infusion",
-        "modelspec.implementation": "infusion",
-        "modelspec.title": concept.training.get("title", concept.word),
-        "modelspec.trigger_phrase": concept.word,
-        "modelspec.prediction_type": "v" if concept.prediction == "v_prediction" else "epsilon",
-    }
-    for key in ("resolution", "date"):
-        if key in concept.training:
-            metadata[f"modelspec.{key}"] = concept.training[key]
-    rest = {k: v for k, v in concept.training.items() if k not in ("title", "resolution", "date")}
-    if rest:
-        metadata["training"] = json.dumps(rest, sort_keys=True, separators=(",", ":"))
-    if concept.thumbnail is not None:
-        metadata["modelspec.thumbnail"] = thumbnail_url(concept.thumbnail)
-    return metadata
+def _too_large(where: str) -> InfusionError:
+    return InfusionError(f"{where} is larger than any concept file; choose a file that Infusion wrote")
 
 
-def _parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> ConceptResidual:
-    word, layout = metadata["word"].strip(), metadata["layout"]
-    if not word or len(word) > LONGEST_WORD:
-        raise ValueError(f"the word is empty or longer than {LONGEST_WORD} letters")
-    if layout not in LAYOUTS:
-        raise ValueError(f"unknown layout {layout!r}")
-    prediction = {"epsilon": "epsilon", "v": "v_prediction"}[metadata["modelspec.prediction_type"]]
-    residuals: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
+def _stored(full: Mapping[str, Tensor], storage: Storage) -> dict[str, Tensor]:
+    """The residuals as the file holds them.
+
+    Raises:
+        InfusionError: one is not finite or does not fit 16 bits.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in full.items():
+        try:
+            check_numbers(name, tensor)
+        except ValueError as error:
+            raise InfusionError(
+                f"the residual at {name} is not finite; train again with a lower learning rate"
+            ) from error
+        if storage == "int8":
+            scale = (tensor.abs().amax().clamp(max=_HALF_MAX) / 127).clamp(min=1e-12)
+            tensors[_PREFIX + name] = (tensor / scale).round().to(torch.int8)
+            tensors[_SCALE + name] = scale.reshape(1)
+        else:
+            tensors[_PREFIX + name] = tensor.half().contiguous()
+    return tensors
+
+
+def _parse(header: Header, data: bytes) -> ConceptResidual:
+    """The concept; nothing is made of its tensors before their names, types, shapes and number are known to be good."""
+    concept = description_of(header.metadata)
+    shapes = _shapes(header)
+    check_shapes(concept, shapes)
+    if HASH in header.metadata and header.metadata[HASH] != _content_hash(header, data):
+        raise ValueError(f"its contents are not those that {HASH} was made of")
+    tensors, residuals = load(data), {}
+    for name in shapes:
+        residuals[name] = tensors[_PREFIX + name].float()
+        if _SCALE + name in tensors:
+            residuals[name] *= tensors[_SCALE + name]
+        check_numbers(name, residuals[name])
+    return replace(concept, tensors=residuals)
+
+
+def _shapes(header: Header) -> dict[str, tuple[int, ...]]:
+    """The residuals' shapes by place; every integer residual has one scale, and no other has any."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for key, info in header.tensors.items():
         if key.startswith(_SCALE):
+            _check_scale(info, header.tensors.get(_PREFIX + key.removeprefix(_SCALE)), key)
             continue
         if not key.startswith(_PREFIX):
-            raise ValueError(f"unexpected tensor {key!r}")
-        if tensor.dim() != 3 or not tensor.numel() or tensor.dtype not in _DTYPES:
-            raise ValueError(f"{key} is not a (bins, tokens, width) residual")
-        full = tensor.float()
-        if tensor.dtype == torch.int8:
-            full = full * tensors[_SCALE + key.removeprefix(_PREFIX)].float()
-        if not full.isfinite().all():
-            raise ValueError(f"{key} holds NaN or infinite numbers")
-        residuals[key.removeprefix(_PREFIX)] = full
-    if len({t.shape[:2] for t in residuals.values()}) != 1:
-        raise ValueError("no residuals, or bins and tokens differ between them")
-    training = json.loads(metadata.get("training", "{}"))
-    if not all(isinstance(v, str) for v in training.values()):
-        raise ValueError("training settings must be strings")
-    for key in ("title", "resolution", "date"):
-        if f"modelspec.{key}" in metadata and (key != "title" or metadata["modelspec.title"] != word):
-            training[key] = metadata[f"modelspec.{key}"]
-    known: Layout = next(name for name in get_args(Layout) if name == layout)
-    concept = ConceptResidual(
-        word, known, residuals, metadata["base"], int(metadata["context_width"]), prediction, training
-    )
-    return replace(concept, thumbnail=_thumbnail(metadata.get("modelspec.thumbnail")))
+            raise ValueError(f"unexpected tensor {quoted(key)}")
+        name = key.removeprefix(_PREFIX)
+        if info.dtype not in _DTYPES:
+            raise ValueError(f"{quoted(key)} is of type {info.dtype}")
+        if info.dtype == "I8" and _SCALE + name not in header.tensors:
+            raise ValueError(f"{quoted(key)} is of type I8 and has no scale")
+        shapes[name] = info.shape
+    return shapes
 
 
-def thumbnail_url(picture: bytes) -> str:
-    """PNG or JPEG bytes as a data URL."""
-    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+def _check_scale(scale: TensorInfo, residual: TensorInfo | None, key: str) -> None:
+    """A scale is one number beside an integer residual; any other shape would make a small file large."""
+    if (scale.dtype, scale.shape) != ("F32", (1,)) or residual is None or residual.dtype != "I8":
+        raise ValueError(f"{quoted(key)} is not one F32 number beside an I8 residual")
 
 
-def _thumbnail(url: str | None) -> bytes | None:
-    if url is None:
-        return None
-    head, _, encoded = url.partition(";base64,")
-    if head not in ("data:image/png", "data:image/jpeg"):
-        raise ValueError("the thumbnail is not a PNG or JPEG data URL")
-    try:
-        return base64.b64decode(encoded, validate=True)
-    except binascii.Error as error:
-        raise ValueError("the thumbnail is damaged") from error
+def _content_hash(header: Header, data: bytes) -> str:
+    """SHA-256 of everything that a file says and holds, whatever its order."""
+    digest = hashlib.sha256()
+    for item in _items(header, data):
+        digest.update(struct.pack("<Q", len(item)))
+        digest.update(item)
+    return digest.hexdigest()
+
+
+def _items(header: Header, data: bytes) -> Iterator[bytes | memoryview]:
+    for key in sorted(header.metadata.keys() - {HASH}):
+        yield key.encode()
+        yield header.metadata[key].encode()
+    for name in sorted(header.tensors):
+        info = header.tensors[name]
+        yield name.encode()
+        yield info.dtype.encode()
+        yield ",".join(map(str, info.shape)).encode()
+        yield memoryview(data)[info.start : info.end]

@@ -15,7 +15,8 @@ from .sites import Site
 
 Layout = Literal["block", "layer", "value"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
-
+# Of one concept. 10 bins of 5 tokens at each of SDXL's 70 sites are 7,168,000 numbers, in layout `value` 10 bins of 9.
+MOST_NUMBERS = 7_500_000
 
 _ARCHITECTURES = {128: "tinyworld", 768: "sd1", 1024: "sd2", 2048: "sdxl"}
 
@@ -130,11 +131,17 @@ def zero_residual(base: Base, word: str, layout: Layout = "block", bins: int = 1
     """The residual that changes nothing; training starts here.
 
     Raises:
-        InfusionError: unknown layout, or bins or tokens below 1.
+        InfusionError: unknown layout, bins or tokens below 1, or more numbers than a concept file holds.
     """
     if layout not in LAYOUTS:
         raise InfusionError(f"unknown layout {layout!r}; choose one of: {', '.join(LAYOUTS)}")
     if bins < 1 or tokens < 1:
         raise InfusionError(f"bins and tokens start at 1, got bins={bins} tokens={tokens}")
-    tensors = {name: torch.zeros(bins, tokens, width) for name, width in base.places(layout).items()}
+    places = base.places(layout)
+    if bins * tokens * sum(places.values()) > MOST_NUMBERS:
+        raise InfusionError(
+            f"{bins} bins of {tokens} tokens in layout {layout} are more than the {MOST_NUMBERS:,} numbers that a "
+            "concept file holds; take fewer bins, a shorter word or layout block"
+        )
+    tensors = {name: torch.zeros(bins, tokens, width) for name, width in places.items()}
     return ConceptResidual(word, layout, tensors, base.architecture, base.context_width, base.prediction)

@@ -39,32 +39,39 @@ def path_of(name: str) -> Path:
     """Where a listed concept file lies.
 
     Raises:
-        FileNotFoundError: it is gone.
+        InfusionError: it is gone.
     """
-    return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
+    found = folder_paths.get_full_path(FOLDER, name)
+    if found is None:
+        raise InfusionError(f"there is no concept file {name!r}; press R to refresh the list, and choose another")
+    return Path(found)
 
 
 def fingerprint(*names: str | None) -> str:
     """Changes when what is in listed files changes, whatever their dates say; None is a name that is not known yet.
 
     Raises:
-        FileNotFoundError: one is gone.
+        InfusionError: one is gone.
     """
     return " ".join(digest(path_of(name)) for name in names if name is not None)
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """SHA-256 of a file of any size."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            found.update(part)
+    return found.hexdigest()
 
 
 def load(name: str, strength: float) -> LoadedConcept:
-    """Read a listed concept file.
+    """Read a listed concept file. Errors call it by its name in the list, not by its path on the server.
 
     Raises:
-        InfusionError: it is damaged or not a concept.
+        InfusionError: it is gone, damaged or not a concept.
     """
-    return LoadedConcept(Path(name).stem, load_concept(path_of(name)), strength)
+    return LoadedConcept(Path(name).stem, load_concept(path_of(name), name), strength)
 
 
 def save(concept: ConceptResidual, prefix: str, storage: Storage = "fp16") -> Path:

@@ -56,7 +56,7 @@ class InfusionLoadConcept(io.ComfyNode):  # type: ignore[misc]
         """Say before the run what is wrong with the file; a linked name is seen when it is loaded."""
         try:
             return concept_name is None or bool(library.load(concept_name, 1.0))
-        except (InfusionError, FileNotFoundError) as error:
+        except InfusionError as error:
             return str(error)
 
     @classmethod

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import server
 from aiohttp import web
 
-from ..infusion_core.errors import InfusionError
-from ..infusion_core.residual_file import thumbnail_url
+from ..infusion_core.errors import InfusionError, printable
 from ..infusion_core.residuals import ConceptResidual
+from ..infusion_core.thumbnails import thumbnail_url
 from . import library
+
+# Whatever the page asks at once, two files are read at a time, and the host's own threads stay free.
+_READERS = ThreadPoolExecutor(2, "infusion-reader")
 
 
 def facts(concept: ConceptResidual) -> dict[str, Any]:
@@ -35,8 +39,15 @@ def register() -> None:
 
 async def _answer(request: web.Request) -> web.Response:
     name = request.query.get("name", "")
+    told, status = await asyncio.get_running_loop().run_in_executor(_READERS, _told_of, name)
+    return web.json_response(told, status=status)
+
+
+def _told_of(name: str) -> tuple[dict[str, Any], int]:
+    """What a listed file holds or why it cannot be read, and the HTTP status of that."""
+    if name not in library.names():
+        return {"error": f"there is no concept file '{printable(name)}' in the list; press R to refresh it"}, 404
     try:
-        loaded = await asyncio.to_thread(library.load, name, 1.0)
-        return web.json_response(facts(loaded.residual))
-    except (InfusionError, FileNotFoundError) as error:
-        return web.json_response({"error": str(error)}, status=404)
+        return facts(library.load(name, 1.0).residual), 200
+    except InfusionError as error:
+        return {"error": str(error)}, 422

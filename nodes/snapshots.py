@@ -74,7 +74,7 @@ def load(name: str, strength: float) -> LoadedConcept:
     Raises:
         InfusionError: it is gone, damaged or not a concept.
     """
-    return LoadedConcept(name.replace("/", "-"), load_concept(path_of(name)), strength)
+    return LoadedConcept(name.replace("/", "-"), load_concept(path_of(name), name), strength)
 
 
 def clear(keep: Path) -> None:

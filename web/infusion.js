@@ -25,29 +25,40 @@ function addPanel(node) {
   };
 }
 
-/** Ask the server what a listed concept file holds, and show it. */
-async function showFacts(show, name) {
-  if (!name) return show("Put concept files into models/infusion, or train one.");
-  const answer = await api.fetchApi(`/infusion/concept?name=${encodeURIComponent(name)}`);
-  const facts = await answer.json();
-  if (facts.error) return show(facts.error);
-  show(`"${facts.word}" · ${facts.base} · ${facts.steps} steps · layout ${facts.layout}`, facts.thumbnail);
+/** A line, and a picture if there is one, about a listed concept file; whatever goes wrong is the line. */
+async function factsOf(name) {
+  if (!name) return ["Put concept files into models/infusion, or train one."];
+  try {
+    const answer = await api.fetchApi(`/infusion/concept?name=${encodeURIComponent(name)}`);
+    const facts = await answer.json().catch(() => null);
+    if (facts?.error) return [String(facts.error)];
+    if (!answer.ok || !facts?.word) return [`The server could not read ${name} (HTTP ${answer.status}); see its log.`];
+    return [`"${facts.word}" · ${facts.base} · ${facts.steps} steps · layout ${facts.layout}`, facts.thumbnail];
+  } catch {
+    return [`The server does not answer about ${name}; see whether it is running.`];
+  }
 }
 
 function watchLoader(node) {
   const show = addPanel(node);
   const dropdown = node.widgets.find((w) => w.name === "concept_name");
+  let asked = 0;
+  const refresh = async () => {
+    const mine = ++asked;
+    const facts = await factsOf(dropdown.value);
+    if (mine === asked) show(...facts); // a late answer is about a file that is no longer chosen
+  };
   const before = dropdown.callback;
   dropdown.callback = function (...values) {
     before?.apply(this, values);
-    showFacts(show, dropdown.value);
+    refresh();
   };
   const configure = node.onConfigure;
   node.onConfigure = function (...values) {
     configure?.apply(this, values);
-    showFacts(show, dropdown.value);
+    refresh();
   };
-  showFacts(show, dropdown.value);
+  refresh();
 }
 
 function watchSaver(node) {

@@ -17,9 +17,11 @@ from infusion_core.residual_file import concept_bytes, concept_from_bytes, load_
 from infusion_core.residuals import Base, ConceptResidual, zero_residual
 from infusion_core.sites import Site
 
+from .explicit_file import assemble, content_sha256, disassemble
 from .sd15 import SD15
 
-GOLDEN = Path(__file__).parent / "golden" / "concept-v1.safetensors"
+GOLDEN = Path(__file__).parent / "golden" / "concept-v1.safetensors"  # as written before files had a hash
+HASHED = Path(__file__).parent / "golden" / "concept-v1-sha256.safetensors"
 
 
 def tiny() -> ConceptResidual:
@@ -80,8 +82,29 @@ def test_the_file_says_how_it_was_trained():
 
 
 def test_golden_bytes():
-    assert concept_bytes(tiny()) == GOLDEN.read_bytes()
-    assert concept_bytes(concept_from_bytes(GOLDEN.read_bytes())) == GOLDEN.read_bytes()
+    assert concept_bytes(tiny()) == HASHED.read_bytes()
+    for golden in (GOLDEN, HASHED):
+        assert concept_bytes(concept_from_bytes(golden.read_bytes())) == HASHED.read_bytes()
+
+
+def test_the_hash_is_the_format_pages():
+    metadata, parts = disassemble(HASHED.read_bytes())
+    assert metadata["content_sha256"] == content_sha256(metadata, parts)
+    before, _ = disassemble(GOLDEN.read_bytes())
+    assert metadata == {**before, "content_sha256": metadata["content_sha256"]}
+    backwards = {"content_sha256": metadata["content_sha256"], **dict(reversed(before.items()))}
+    concept_from_bytes(assemble(backwards, dict(reversed(parts.items()))))  # order is no content
+
+
+@pytest.mark.parametrize("storage", ["fp16", "int8"])
+def test_every_flipped_bit_of_the_data_is_noticed(storage):
+    file = concept_bytes(tiny(), storage)
+    start = 8 + struct.unpack_from("<Q", file)[0]
+    for bit in range(8 * start, 8 * len(file)):
+        flipped = bytearray(file)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(InfusionError, match="not those that content_sha256 was made of"):
+            concept_from_bytes(bytes(flipped))
 
 
 def test_the_header_is_what_the_format_page_says(tmp_path):
@@ -122,7 +145,7 @@ def edited(**changes):
         ({"format": "other"}, "not an Infusion concept"),
         ({"format_version": "2"}, "update Infusion"),
         ({"layout": "spiral"}, "unknown layout"),
-        ({"word": " "}, "word is empty"),
+        ({"word": " "}, "cannot be a concept's word"),
         ({"context_width": "wide"}, "not a valid concept"),
         ({"training": "[1]"}, "not a valid concept"),
         ({"training": '{"a": {"b": 1}}'}, "not a valid concept"),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from comfyui_process.server import Server
 from infusion_core.residual_file import save_concept
@@ -24,7 +25,8 @@ def page(server: Server, request: pytest.FixtureRequest) -> Iterator[Any]:
     """The page, once per way to draw nodes. 0.8.0's Nodes 2.0 do not show widgets that come after the node."""
     if request.param == "vue" and not server.get("/object_info/CurveEditor"):
         pytest.skip(f"{LACKING} finished Nodes 2.0")
-    foreign = replace(residual("circle", 1), architecture="sd1")
+    tensors = {place: torch.ones(1, 1, 768) for place in ("down.1", "mid")}
+    foreign = replace(residual("circle", 1), architecture="sd1", context_width=768, tensors=tensors)
     save_concept(server.base / "models" / "infusion" / "foreign.safetensors", foreign)
     server.post("/settings/Comfy.VueNodes.Enabled", request.param == "vue")
     with open_page(server) as opened:

@@ -132,7 +132,7 @@ def test_help(command):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("train", "--images", "{gone}", "--word", "circle", "--out", "{out}"), "there is no folder"),
+        (("train", "--images", "{gone}", "--word", "circle", "--out", "{out}"), "there is no such folder"),
         (("train", "--images", "{photos}", "--word", "../circle", "--out", "{out}"), "cannot be a concept's word"),
         (("train", "--images", "{photos}", "--word", "dragon", "--out", "{out}"), "does not know the word 'dragon'"),
         (("train", "--images", "{photos}", "--word", "circle", "--out", "{gone}"), r"must end in \.safetensors"),

@@ -183,10 +183,10 @@ def _require_file(found: os.stat_result) -> None:
         raise InfusionError("not a file but a pipe or a device")
 
 
-def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
+def _natural(name: str) -> tuple[list[tuple[bool, int, str]], str]:
     """2.jpg before 10.jpg; names that differ in case alone have an order too."""
     parts = re.findall(r"\d+|\D+", name.casefold())
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
+    return [(False, int(part), "") if part.isdecimal() else (True, 0, part) for part in parts], name
 
 
 # -- One photo ------------------------------------------------------------------------------------------------------

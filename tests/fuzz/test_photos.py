@@ -81,7 +81,8 @@ def whole_file(chance: random.Random) -> bytes:
     buffer = BytesIO()
     try:
         first.save(buffer, kind, **{name: value for name, value in options.items() if value})
-    except OSError:  # older writers have no room for all of that
+    except (OSError, ValueError):  # older writers cannot do all of that
+        buffer = BytesIO()
         first.save(buffer, kind)
     return buffer.getvalue()
 

@@ -211,6 +211,18 @@ def test_ctrl_c_leaves_a_snapshot_and_resume_repeats_the_run(photos, sd1_folder,
     assert all(torch.equal(resumed[k], v) for k, v in load_concept(whole).tensors.items())
 
 
+def test_what_is_no_photo_is_skipped_with_a_word(photos, tmp_path):
+    mixed = shutil.copytree(photos, tmp_path / "[/red]")
+    shutil.copy(mixed / "0.png", mixed / "[red]9.png")
+    (mixed / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    done = infusion("train", "--images", mixed, "--word", "circle", "--out", tmp_path / "a.safetensors", "--steps", 1)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert "Skipped [red]9.png (the same as 0.png)" in said
+    assert "Skipped phone.heic (a HEIC picture; save it as JPEG)" in said
+    assert json.loads((tmp_path / "report.json").read_text())["images"] == 3
+
+
 def test_unseen_pictures_are_not_the_training_pictures(photos):
     concept = CONCEPTS["ember"]
     shown = {Image.open(p).tobytes() for p in photos.iterdir()}

@@ -202,6 +202,12 @@ def test_a_photo_of_the_largest_telephones_is_taken_smaller_and_a_progressive_on
         read_photo(tmp_path / "b.jpg", 1024)
 
 
+def test_a_webp_counts_twice(tmp_path):
+    body = b"\x2f" + struct.pack("<I", (8000 - 1) | (8000 - 1) << 14) + bytes(7)
+    data = b"WEBPVP8L" + struct.pack("<I", len(body)) + body
+    assert why(b"RIFF" + struct.pack("<I", len(data)) + data, tmp_path).startswith("8000x8000 px are too many")
+
+
 def test_a_run_length_bmp_is_refused(tmp_path):
     header = struct.pack("<IiiHHIIiiII", 40, 8, 8, 1, 8, 1, 4, 0, 0, 256, 0)
     data = b"BM" + struct.pack("<IHHI", 1082, 0, 0, 1078) + header + bytes(1024) + b"\0\2\xff\xff"
@@ -259,6 +265,7 @@ def test_orientations_that_stand_elsewhere(tmp_path):
 
 def test_of_a_long_animation_the_first_picture_is_read(tmp_path):
     first, second = noise((16, 16), 1, 1), noise((16, 16), 2, 1)
+    first.putpixel((0, 0), 7)
     data = encoded(first, "GIF", save_all=True, append_images=[second], transparency=int(first.getpixel((0, 0))))
     frame = data[data.rindex(b"!\xf9") : -1]
     (tmp_path / "a.gif").write_bytes(data[:-1] + frame * 100_000 + b";")

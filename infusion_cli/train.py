@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from rich.markup import escape
 
 from infusion_core.captions import CAPTION_TEMPLATES, class_word
 from infusion_core.embedded.model import EmbeddedModel, load_model
-from infusion_core.embedded.photos import load_photos, thumbnail
+from infusion_core.embedded.photos import find_photos, load_photos, thumbnail
 from infusion_core.embedded.tasks import trainer_for
 from infusion_core.errors import InfusionError
+from infusion_core.photos import Skipped, by_name
 from infusion_core.residual_file import Storage, load_concept, save_concept
 from infusion_core.residuals import ConceptResidual
 from infusion_core.training.engine import Trainer
@@ -123,7 +125,7 @@ class _Run:
         if request.out.suffix != ".safetensors":
             raise InfusionError(f"--out names the concept file and must end in .safetensors, got {request.out}")
         class_word(request.word)
-        photos = load_photos(request.images)
+        find_photos(request.images)
         first = load_concept(request.start) if request.start else None
         if request.resume and not request.state.is_file():
             raise InfusionError(f"nothing to resume: there is no {request.state}; leave --resume out")
@@ -132,6 +134,7 @@ class _Run:
         if before:
             _require_same(before.get("settings", {}), request.must_stay)
         model = model or load_model(request.model, config=request.config)
+        photos = _load(request.images, model.resolution)
         trainer = trainer_for(model, photos, request.word, request.settings, request.templates, first, state)
         record = RunRecord(request.settings, len(photos), model.resolution)
         if before:
@@ -181,6 +184,15 @@ class _Run:
             "seconds": time.monotonic() - self.started,
             "peak_rss_mb": peak_rss_mb(),
         }
+
+
+def _load(folder: Path, edge: int) -> list[Image.Image]:
+    """The photos of a folder, as large as training needs them; what is skipped is said."""
+    skipped: list[Skipped] = []
+    photos = load_photos(folder, edge, skipped)
+    for file in by_name(skipped):
+        say(escape(f"Skipped {file}"))
+    return photos
 
 
 def _require_same(before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -1,20 +1,195 @@
-"""Photo files as RGB pictures, the same in every host. The one module of the core that needs Pillow."""
+"""Photos, the same in every host: which files of a folder are taken, and each as an RGB picture.
+
+The one boundary of what a stranger's picture file may do: out comes a picture or one `InfusionError`. Only regular
+files of up to `MOST_BYTES` are opened, whose first bytes are those of a format we promise; the name does not count.
+What they say beside the picture never reaches a decoder (`picture_files.py`).
+
+The one module of the core that needs Pillow.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
+from threading import Lock
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 
-from .errors import InfusionError
+from .errors import InfusionError, printable
+from .picture_files import HEAD, PictureFile, format_of, picture_file
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # no other decoder ever sees a user's file
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-_DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what decoders raise
+MOST_FILES = 200  # of a folder; one that holds more is not the folder of a subject
+MOST_BYTES = 128 << 20  # of a file
+MOST_PIXELS = 200_000_000  # of a photo that can be decoded smaller; the largest telephones make so many
+MOST_AT_ONCE = 100_000_000  # pixels that are held in memory, 4 bytes each
+LONGEST_EDGE = 65_535  # px; JPEG has no longer one
+_STRIP = 1 << 22  # pixels whose colours are seen to at once
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_LOCK = Lock()  # what Pillow keeps for the whole process is ours while we decode
+
+
+# -- Which files ----------------------------------------------------------------------------------------------------
+
+
+class Skipped(NamedTuple):
+    """A file that is not taken.
+
+    Attributes:
+        name: printable.
+        why: with what to do, where something can be done.
+    """
+
+    name: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.why})"
+
+
+class Photo(NamedTuple):
+    """A file that is taken.
+
+    Attributes:
+        name: printable.
+        picture: RGB.
+        digest: SHA-256 of the file.
+    """
+
+    name: str
+    picture: Image.Image
+    digest: str
+
+
+def list_photos(folder: Path) -> list[Path]:
+    """Everything in a folder, in natural order, for `read_photos` to take or skip. What is no folder is a list of one.
+
+    Raises:
+        InfusionError: there is no such folder, it cannot be read, or it holds too much; without its name.
+    """
+    try:
+        if not stat.S_ISDIR(folder.stat().st_mode):
+            return [folder]
+        with os.scandir(folder) as entries:
+            found = [folder / entry.name for entry in islice(entries, MOST_FILES + 1)]
+    except (FileNotFoundError, ValueError):  # ValueError: a name that no system has
+        raise InfusionError("there is no such folder") from None
+    except OSError as error:
+        raise InfusionError(f"the folder cannot be read: {error.strerror}") from None
+    if len(found) > MOST_FILES:
+        raise InfusionError(f"more than {MOST_FILES} files; name a folder with 3-6 photos of one subject")
+    return sorted(found, key=lambda path: _natural(path.name))
+
+
+def by_name(skipped: Sequence[Skipped]) -> list[Skipped]:
+    """In the order of their names, as a folder shows them."""
+    return sorted(skipped, key=lambda file: _natural(file.name))
+
+
+def begins_as_photo(path: Path) -> bool:
+    """Whether a file's first bytes are those of a photo; it may still be damaged."""
+    try:
+        with _opened(path):
+            return True
+    except InfusionError:
+        return False
+
+
+def read_photos(paths: Sequence[Path], skipped: list[Skipped], shortest: int | None = None) -> Iterator[Photo]:
+    """Read files one after another; what cannot be used, or was there before, is skipped with a word.
+
+    Args:
+        paths: of the files.
+        skipped: grows by the files that are not taken.
+        shortest: see `read_photo`.
+    """
+    seen: dict[str, str] = {}
+    for path in paths:
+        name = printable(path.name)
+        try:
+            data = photo_bytes(path)
+            digest = hashlib.sha256(data).hexdigest()
+            if digest in seen:
+                raise InfusionError(f"the same as {seen[digest]}")
+            picture = picture_of(data, shortest)
+        except InfusionError as error:
+            skipped.append(Skipped(name, str(error)))
+            continue
+        seen[digest] = name
+        del data  # the caller may be at work for long
+        yield Photo(name, picture, digest)
+
+
+def photo_bytes(path: Path) -> bytes:
+    """What is in a file that may be a photo; of another kind of file a few bytes are read.
+
+    Raises:
+        InfusionError: why it cannot be a photo, without its name.
+    """
+    with _opened(path) as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise InfusionError(f"more than {MOST_BYTES >> 20} MB; save it as JPEG")
+    return data
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file that begins like a photo. A pipe or a device is never opened, which may hang or wind a tape.
+
+    Raises:
+        InfusionError: why it cannot be a photo, or be read.
+    """
+    if path.name.startswith("."):
+        raise InfusionError("a hidden file")
+    try:
+        _require_file(path.stat())
+        with os.fdopen(os.open(path, _READ), "rb") as file:
+            _require_file(os.fstat(file.fileno()))  # it may be another one by now
+            format_of(file.read(HEAD))
+            file.seek(0)
+            yield file
+    except InfusionError:
+        raise
+    except (FileNotFoundError, ValueError):  # ValueError: a name that no system has
+        raise InfusionError("there is no such file") from None
+    except OSError as error:
+        raise InfusionError(f"it cannot be read: {error.strerror}") from None
+
+
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+def _require_file(found: os.stat_result) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise InfusionError("a folder; its photos are not taken")
+    if not stat.S_ISREG(found.st_mode):
+        raise InfusionError("not a file but a pipe or a device")
+
+
+def _natural(name: str) -> tuple[list[tuple[bool, int, str]], str]:
+    """2.jpg before 10.jpg; names that differ in case alone have an order too."""
+    parts = re.findall(r"\d+|\D+", name.casefold())
+    return [(False, int(part), "") if part.isdecimal() else (True, 0, part) for part in parts], name
+
+
+# -- One photo ------------------------------------------------------------------------------------------------------
 
 
 def read_photo(path: Path, shortest: int | None = None) -> Image.Image:
@@ -22,66 +197,111 @@ def read_photo(path: Path, shortest: int | None = None) -> Image.Image:
 
     Args:
         path: the file.
-        shortest: decode no more of a large JPEG than leaves at least this many px on its shorter edge.
+        shortest: px. A photo whose shorter edge has twice as many, or more, is made smaller by a whole number as it is
+            read (a JPEG by its decoder), to an edge of no less than this. Every other one keeps its size and its bits.
 
     Raises:
         InfusionError: why it cannot be read, without its name.
     """
+    return picture_of(photo_bytes(path), shortest)
+
+
+def picture_of(data: bytes, shortest: int | None = None) -> Image.Image:
+    """`read_photo` of a file's content.
+
+    Raises:
+        InfusionError: why it is no photo.
+    """
+    file = picture_file(data)
     try:
-        with _whole_files_only(), Image.open(path, formats=FORMATS) as file:
-            if shortest is not None:
-                file.draft("RGB", (shortest, shortest))
-            file.load()
-            photo = ImageOps.exif_transpose(file)
+        with _pillow_as_we_need_it():
+            photo = _in_rgb(_decoded(file, shortest), file.profile, shortest)
+        turn = _TURNS.get(file.orientation)
+        return photo if turn is None else photo.transpose(turn)
+    except InfusionError:
+        raise
+    except Exception as error:  # on strange bytes decoders raise whatever their parsing trips over
+        why = str(error) if type(error) in (OSError, SyntaxError, ValueError) else "its content makes no sense"
+        raise InfusionError(f"damaged: {why}") from error
+
+
+def _decoded(file: PictureFile, shortest: int | None) -> Image.Image:
+    """Raises InfusionError: too large, or what Pillow raises."""
+    try:
+        photo = Image.open(BytesIO(file.data), formats=(file.format,))
     except UnidentifiedImageError:
-        raise InfusionError("not a JPEG, PNG, WebP, BMP or GIF picture") from None
-    except FileNotFoundError:
-        raise InfusionError("there is no such file") from None
-    except _DAMAGE as error:
-        raise InfusionError(f"damaged: {error}") from error
-    return _over_white(_to_srgb(_to_8_bit(photo)))
+        raise InfusionError(f"damaged: it begins like a {file.format} picture and goes on as none") from None
+    whole = photo.size
+    if shortest is not None:
+        photo.draft("RGB", (shortest, shortest))
+    width, height = whole if file.at_once else photo.size
+    held = width * height * (2 if file.format == "WEBP" else 1)  # whose decoder keeps two copies
+    if whole[0] * whole[1] > MOST_PIXELS or held > MOST_AT_ONCE or max(whole) > LONGEST_EDGE:
+        raise InfusionError(f"{whole[0]}x{whole[1]} px are too many; save it smaller, 4000 px are plenty")
+    photo.load()
+    return photo
 
 
 @contextmanager
-def _whole_files_only() -> Iterator[None]:
-    """Some node packs tell Pillow to fill truncated files with gray, for the whole process."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+def _pillow_as_we_need_it() -> Iterator[None]:
+    """Some packs tell Pillow to fill truncated files with gray, for the whole process. Pixels we count ourselves."""
+    with _LOCK:
+        before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+        ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, None
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = before
 
 
-def _to_8_bit(photo: Image.Image) -> Image.Image:
-    """16-bit greyscale with its whole range kept."""
+# -- Colours --------------------------------------------------------------------------------------------------------
+
+
+def _in_rgb(photo: Image.Image, profile: bytes, shortest: int | None) -> Image.Image:
+    """A decoded photo in sRGB over white, smaller where it is large; by strips, which need little memory."""
+    factor = max(1, min(photo.size) // shortest) if shortest else 1
+    width, height = photo.size
+    brightest = _brightest(photo)
+    out = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    rows = max(1, _STRIP // (width * factor)) * factor
+    for top in range(0, height, rows):
+        strip = _plain(photo.crop((0, top, width, min(top + rows, height))), brightest)
+        if factor > 1:
+            strip = strip.reduce(factor)
+        out.paste(_over_white(_to_srgb(strip, profile)), (0, top // factor))
+    return out
+
+
+def _brightest(photo: Image.Image) -> float:
+    """The largest value of a greyscale with more than 8 bits; 255 of all else."""
     if not (photo.mode.startswith("I") or photo.mode == "F"):
-        return photo
-    depth = np.asarray(photo, dtype=np.float32)
-    return Image.fromarray((depth * (255 / max(255.0, float(depth.max())))).astype(np.uint8))
+        return 255.0
+    return max(255.0, float(photo.getextrema()[1]))  # type: ignore[arg-type]
 
 
-def _to_srgb(photo: Image.Image) -> Image.Image:
-    """The colours that the photo's profile means; as they are where there is none, or one that does not fit."""
-    profile = photo.info.get("icc_profile")
+def _plain(photo: Image.Image, brightest: float) -> Image.Image:
+    """L, RGB, RGBA or CMYK; 16-bit greyscale with its whole range kept."""
+    if photo.mode.startswith("I") or photo.mode == "F":
+        depth = np.asarray(photo, dtype=np.float32)
+        return Image.fromarray((depth * (255 / brightest)).astype(np.uint8))
+    if "A" in photo.getbands() or "transparency" in photo.info:
+        return photo.convert("RGBA")
+    return photo if photo.mode in ("L", "RGB", "CMYK") else photo.convert("RGB")
+
+
+def _to_srgb(photo: Image.Image, profile: bytes) -> Image.Image:
+    """The colours that a profile means; as they are where there is none, or one that does not fit."""
     if not profile:
         return photo
-    if photo.mode not in ("RGB", "RGBA", "CMYK", "L"):
-        photo = photo.convert("RGBA" if _has_alpha(photo) else "RGB")
-    mode = photo.mode if photo.mode == "RGBA" else "RGB"
+    mode = "RGBA" if photo.mode == "RGBA" else "RGB"
     try:
         turned = ImageCms.profileToProfile(photo, BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode=mode)
-    except (ImageCms.PyCMSError, OSError):
+    except Exception:  # a profile breaks in many ways, none of which is the photo's fault
         return photo
     return photo if turned is None else turned
 
 
 def _over_white(photo: Image.Image) -> Image.Image:
-    if not _has_alpha(photo):
+    if photo.mode != "RGBA":
         return photo.convert("RGB")
-    rgba = photo.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-
-
-def _has_alpha(photo: Image.Image) -> bool:
-    return "A" in photo.getbands() or "transparency" in photo.info
+    return Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")

@@ -88,7 +88,7 @@ class Store:
         kept = json.loads(path.read_text())
         pictures = {}
         for index, caption in enumerate(kept["pictures"]):
-            with Image.open(_picture(path, index)) as file:
+            with Image.open(_picture(path, index), formats=("PNG",)) as file:
                 pictures[caption] = file.convert("RGB")
         return Result([Row(**row) for row in kept["rows"]], kept["costs"], pictures)
 

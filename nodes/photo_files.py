@@ -1,9 +1,14 @@
-"""The user's photo files: which there are, which of them can be used, and the square of each."""
+"""The user's photo files: which there are, which of them can be used, and the square of each.
+
+What a folder holds is the core's to say (`infusion_core/photos.py`); here is what a page may learn of it. Whoever has
+the page open can name any folder of this machine. Below ComfyUI's input folder every file is named. Of a folder
+elsewhere come photos, and the names of files that look like some; that it is missing, closed or without a photo is one
+and the same answer.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +17,11 @@ import folder_paths
 from torch import Tensor
 
 from ..infusion_core.errors import InfusionError
-from ..infusion_core.photos import read_photo
-from . import library
+from ..infusion_core.photos import MOST_FILES, Skipped, begins_as_photo, by_name, list_photos, photo_bytes, read_photos
 from .subject import Box, Square, square_of
 
-MOST = 200  # files of a folder; one that holds more is not the folder of a subject
+TOLD = 5  # skipped files that an error names
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".heic", ".heif", ".avif", ".tif", ".tiff")
 Given = Tensor | Sequence[Box | None] | None  # masks or boxes: one per photo, or one for all
 
 
@@ -27,23 +32,27 @@ class Taken:
     Attributes:
         names: of the files that were taken, in order.
         squares: what was taken of each.
-        skipped: the names of the others, with the reason.
+        skipped: the others, with the reason.
+        unnamed: further files that are not taken, which a page need not know.
     """
 
     names: list[str] = field(default_factory=list)
     squares: list[Square] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    unnamed: int = 0
 
     def told(self) -> str:
         """For the user."""
         lines = [f"{len(self.names)} photos: {', '.join(self.names)}"]
         if self.skipped:
-            lines.append(f"{len(self.skipped)} skipped: {'; '.join(self.skipped)}")
+            lines.append(f"{len(self.skipped)} skipped: {'; '.join(map(str, self.skipped))}")
+        if self.unnamed:
+            lines.append(f"{self.unnamed} other files")
         return "\n".join(lines)
 
 
 def files(folder: str, uploads: Sequence[str]) -> list[Path]:
-    """The files of a folder in natural order, then those that were uploaded.
+    """What is in a folder, in natural order, then what was uploaded.
 
     Args:
         folder: below ComfyUI's input folder, or an absolute path; empty for none.
@@ -52,10 +61,12 @@ def files(folder: str, uploads: Sequence[str]) -> list[Path]:
     Raises:
         InfusionError: there is no such folder, it holds too much, or nothing at all was given.
     """
-    listed = _listed(_folder(folder.strip())) if folder.strip() else []
-    found = [*listed, *(_below_input(name) for name in uploads)]
+    folder = folder.strip()
+    if len(uploads) > MOST_FILES:
+        raise InfusionError(f"{len(uploads)} photos are chosen; 3-6 of one subject are enough")
+    found = [*(_listed(folder) if folder else []), *(_below_input(name) for name in uploads)]
     if not found:
-        where = f"in {_folder(folder.strip())}" if folder.strip() else "chosen"
+        where = f"in {folder}" if folder else "chosen"
         raise InfusionError(f"there are no photos {where}; upload 3-6 of the subject, or name the folder that has them")
     return found
 
@@ -78,35 +89,36 @@ def take(paths: Sequence[Path], edge: int, masks: Given, boxes: Given, follow: b
     Raises:
         InfusionError: nothing can be used, or there are other numbers of masks or boxes than photos.
     """
-    taken, seen = Taken(), dict[str, str]()
-    for path in paths:
-        content = _content(path)
-        if content in seen:
-            taken.skipped.append(f"{path.name} (the same as {seen[content]})")
-            continue
-        try:
-            photo = read_photo(path, None if follow or boxes is not None else 2 * edge)
-        except InfusionError as error:
-            taken.skipped.append(f"{path.name} ({error})")
-            continue
-        seen[content], index = path.name, len(taken.names)
-        mask, box = _each(masks, index), _each(boxes, index)
-        taken.names.append(path.name)
-        taken.squares.append(square_of(path.name, photo, edge, mask, box, follow))  # type: ignore[arg-type]
+    taken = Taken()
+    for photo in read_photos(paths, taken.skipped, None if follow or boxes is not None else 2 * edge):
+        mask, box = _each(masks, len(taken.names)), _each(boxes, len(taken.names))
+        taken.names.append(photo.name)
+        taken.squares.append(square_of(photo.name, photo.picture, edge, mask, box, follow))  # type: ignore[arg-type]
     _check(taken, paths, masks, boxes)
-    return taken
+    return _tellable(taken, paths)
 
 
 def _check(taken: Taken, paths: Sequence[Path], masks: Given, boxes: Given) -> None:
     """Raises InfusionError as `take` says."""
     if not taken.names:
+        elsewhere = [path.parent for path in paths if not _is_below_input(path)]
+        if elsewhere:
+            raise _nothing_in("the folder")
         raise InfusionError(
-            f"none of {len(paths)} files in {paths[0].parent} can be used: {'; '.join(taken.skipped[:5])}; give JPEG, "
-            "PNG, WebP, BMP or GIF pictures"
+            f"none of {len(paths)} files can be used: {'; '.join(map(str, taken.skipped[:TOLD]))}; give JPEG, PNG, "
+            "WebP, BMP or GIF pictures"
         )
     for given, name in ((masks, "masks"), (boxes, "boxes")):
         if given is not None and len(given) not in (1, len(taken.names)):
             raise InfusionError(f"{len(given)} {name} for {len(taken.names)} photos; give one each, or one for all")
+
+
+def _tellable(taken: Taken, paths: Sequence[Path]) -> Taken:
+    """Without the names of files that are no pictures where a page has no business to know them."""
+    told = by_name(taken.skipped)
+    if not all(_is_below_input(path) for path in paths):
+        told = [skipped for skipped in told if skipped.name.lower().endswith(PICTURES)]
+    return Taken(taken.names, taken.squares, told, len(taken.skipped) - len(told))
 
 
 def _each(given: Given, index: int) -> Tensor | Box | None:
@@ -116,38 +128,52 @@ def _each(given: Given, index: int) -> Tensor | Box | None:
     return given[0] if len(given) == 1 else given[index]
 
 
-def _listed(folder: Path) -> list[Path]:
-    found = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    if len(found) > MOST:
-        raise InfusionError(f"{folder} holds {len(found)} files; name a folder with 3-6 photos of one subject")
-    return sorted(found, key=_natural)
+def _listed(folder: str) -> list[Path]:
+    """The files of a folder.
+
+    Raises:
+        InfusionError: it is missing or holds too much; of a folder that is not ComfyUI's, only that there is no photo.
+    """
+    if not Path(folder).is_absolute() and not folder.startswith("~"):
+        try:
+            return list_photos(_below_input(folder))
+        except InfusionError as error:
+            raise InfusionError(f"{folder}: {error}") from None
+    try:
+        found = list_photos(Path(folder).expanduser())
+    except (InfusionError, RuntimeError):  # RuntimeError: there is no such user
+        raise _nothing_in(folder) from None
+    if not any(map(begins_as_photo, found)):
+        raise _nothing_in(folder)
+    return found
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """2.jpg before 10.jpg."""
-    parts = re.findall(r"\d+|\D+", path.name.casefold())
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
-
-
-def _folder(name: str) -> Path:
-    path = Path(name).expanduser()
-    path = path if path.is_absolute() else _below_input(name)
-    if not path.is_dir():
-        raise InfusionError(f"there is no folder {path}; name one below ComfyUI's input folder, or a whole path")
-    return path
+def _nothing_in(folder: str) -> InfusionError:
+    return InfusionError(
+        f"there are no photos in {folder} that can be used; name a folder with JPEG, PNG, WebP, BMP or GIF pictures, "
+        "below ComfyUI's input folder or as a whole path"
+    )
 
 
 def _below_input(name: str) -> Path:
     root = Path(folder_paths.get_input_directory())
     path = root / name
-    if not path.resolve().is_relative_to(root.resolve()):
+    try:
+        below = path.resolve().is_relative_to(root.resolve())
+    except (OSError, ValueError, RuntimeError):  # no name of a file, or links that go round
+        below = False
+    if not below:
         raise InfusionError(f"{name!r} is not below ComfyUI's input folder; give a whole path as the folder instead")
     return path
 
 
+def _is_below_input(path: Path) -> bool:
+    return path.parent.resolve().is_relative_to(Path(folder_paths.get_input_directory()).resolve())
+
+
 def _content(path: Path) -> str:
-    """A digest of a file, or its path where it cannot be read."""
+    """A digest of a file, or why there is none."""
     try:
-        return library.digest(path)
-    except OSError:
-        return str(path)
+        return hashlib.sha256(photo_bytes(path)).hexdigest()
+    except InfusionError as error:
+        return str(error)

@@ -12,23 +12,56 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import InfusionError
-from ..photos import SUFFIXES, read_photo
+from ..photos import Skipped, begins_as_photo, list_photos, read_photos
 
 THUMBNAIL_PX = 96
+TOLD = 5  # skipped files that an error names
 
 
-def load_photos(folder: Path) -> list[Image.Image]:
-    """Every photo of a folder (or the one file), by name, as `read_photo` reads it.
+def find_photos(folder: Path) -> list[Path]:
+    """What is in a folder (or the one file), with at least one that begins like a photo.
 
     Raises:
-        InfusionError: the folder is missing, holds no photo, or a photo cannot be read.
+        InfusionError: the folder is missing, or holds no photo or too much.
     """
-    if not folder.exists():
-        raise InfusionError(f"there is no folder {folder}; give the folder that holds your photos (--images)")
-    paths = [folder] if folder.is_file() else sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise InfusionError(f"no photos in {folder}; put JPEG, PNG, WebP, BMP or GIF files there")
-    return [_load(p) for p in paths]
+    try:
+        paths = list_photos(folder)
+    except InfusionError as error:
+        raise InfusionError(f"{folder}: {error}; give the folder that holds your photos (--images)") from None
+    if not any(begins_as_photo(path) for path in paths):
+        skipped: list[Skipped] = []
+        list(read_photos(paths, skipped))
+        raise InfusionError(_none_in(folder, skipped))
+    return paths
+
+
+def load_photos(folder: Path, edge: int | None = None, skipped: list[Skipped] | None = None) -> list[Image.Image]:
+    """Every photo of a folder (or the one file), in natural order.
+
+    Args:
+        folder: of the photos.
+        edge: px of the squares that are wanted: of larger photos nothing else is kept; without it they are whole.
+        skipped: grows by the files that cannot be used, or hold what another one holds, with the reason.
+
+    Raises:
+        InfusionError: the folder is missing, or no photo in it can be used.
+    """
+    skipped = [] if skipped is None else skipped
+    photos = read_photos(find_photos(folder), skipped, None if edge is None else 2 * edge)
+    taken = [photo.picture if edge is None else _no_larger(photo.picture, edge) for photo in photos]
+    if not taken:
+        raise InfusionError(_none_in(folder, skipped))
+    return taken
+
+
+def _no_larger(photo: Image.Image, edge: int) -> Image.Image:
+    """A photo of up to twice the edge as it is, the middle square of a larger one."""
+    return photo if max(photo.size) <= 2 * edge else square(photo, edge)
+
+
+def _none_in(folder: Path, skipped: Sequence[Skipped]) -> str:
+    told = f" ({'; '.join(map(str, skipped[:TOLD]))})" if skipped else ""
+    return f"no photos in {folder} can be used{told}; put JPEG, PNG, WebP, BMP or GIF files there"
 
 
 def square(photo: Image.Image, size: int) -> Image.Image:
@@ -54,10 +87,3 @@ def thumbnail(photo: Image.Image) -> bytes:
     buffer = BytesIO()
     small.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
-
-
-def _load(path: Path) -> Image.Image:
-    try:
-        return read_photo(path)
-    except InfusionError as error:
-        raise InfusionError(f"{path} is not a readable picture ({error}); remove it or save it again") from error

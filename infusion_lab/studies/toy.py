@@ -214,7 +214,7 @@ def _plot(world: World, drawn: dict[str, list[Tensor]]) -> Image.Image:
         axes.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", title=name, xticks=[], yticks=[])
     figure.axes[0].legend(frameon=False, loc="lower left", fontsize=8)
     figure.supxlabel("class A orange, class B blue", fontsize=9)
-    return Image.open(BytesIO(figure_png(figure))).convert("RGB")
+    return Image.open(BytesIO(figure_png(figure)), formats=("PNG",)).convert("RGB")
 
 
 def _density(axes: Axes, points: Tensor, colours: str) -> None:

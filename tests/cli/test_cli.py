@@ -133,7 +133,7 @@ def test_help(command):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("train", "--images", "{gone}", "--word", "circle", "--out", "{out}"), "there is no folder"),
+        (("train", "--images", "{gone}", "--word", "circle", "--out", "{out}"), "there is no such folder"),
         (("train", "--images", "{photos}", "--word", "../circle", "--out", "{out}"), "cannot be a concept's word"),
         (("train", "--images", "{photos}", "--word", "dragon", "--out", "{out}"), "does not know the word 'dragon'"),
         (("train", "--images", "{photos}", "--word", "circle", "--out", "{gone}"), r"must end in \.safetensors"),
@@ -210,6 +210,18 @@ def test_ctrl_c_leaves_a_snapshot_and_resume_repeats_the_run(photos, sd1_folder,
     assert losses == json.loads((tmp_path / "report.json").read_text())["losses"]  # those before the stop included
     resumed = load_concept(out).tensors
     assert all(torch.equal(resumed[k], v) for k, v in load_concept(whole).tensors.items())
+
+
+def test_what_is_no_photo_is_skipped_with_a_word(photos, tmp_path):
+    mixed = shutil.copytree(photos, tmp_path / "[/red]")
+    shutil.copy(mixed / "0.png", mixed / "[red]9.png")
+    (mixed / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    done = infusion("train", "--images", mixed, "--word", "circle", "--out", tmp_path / "a.safetensors", "--steps", 1)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert "Skipped [red]9.png (the same as 0.png)" in said
+    assert "Skipped phone.heic (a HEIC picture; save it as JPEG)" in said
+    assert json.loads((tmp_path / "report.json").read_text())["images"] == 3
 
 
 def test_unseen_pictures_are_not_the_training_pictures(photos):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +76,17 @@ def test_what_cannot_be_used_is_skipped_and_named(server: Server) -> None:
     (made / "cut.png").write_bytes((made / "c.png").read_bytes()[:-2000])
     (made / "notes.txt").write_text("not a photo")
     photo.save(made / "old.tif")
+    os.mkfifo(made / "pipe.jpg")
     graph = Graph()
     squares, _, names, ran = run(server, graph, add(graph, folder="mixed", photos="gone.png"), "mixed")
     assert names.splitlines() == ["a.png", "c.png"]
     assert len(squares) == 2
     (text,) = ran.outputs["1"]["text"]
-    assert "5 skipped: b.png (the same as a.png); cut.png (damaged: " in text
+    assert "6 skipped: b.png (the same as a.png); cut.png (damaged: " in text
     for bad in (
         "notes.txt (not a JPEG",
-        "old.tif (not a JPEG, PNG, WebP, BMP or GIF picture)",
+        "old.tif (a TIFF picture or raw photo; save it as JPEG)",
+        "pipe.jpg (not a file but a pipe or a device)",
         "gone.png (there is no such file)",
     ):
         assert bad in text
@@ -146,12 +149,14 @@ def test_a_box_is_obeyed_where_the_host_has_boxes(server: Server) -> None:
 
 
 BAD = {
-    "no folder": ({"folder": "nowhere"}, "there is no folder .*nowhere"),
+    "no folder": ({"folder": "nowhere"}, "nowhere: there is no such folder"),
     "outside": ({"folder": "../output"}, "is not below ComfyUI's input folder"),
     "nothing": ({}, "there are no photos chosen; upload 3-6"),
     "empty": ({"folder": "empty"}, "there are no photos in .*empty"),
-    "useless": ({"folder": "useless"}, r"none of 1 files in .*useless can be used: notes\.txt \(not a JPEG"),
+    "useless": ({"folder": "useless"}, r"none of 1 files can be used: notes\.txt \(not a JPEG"),
     "no subject": ({"folder": "one", "crop": "subject"}, "crop is 'subject' without a mask or box; connect one"),
+    "uploads": ({"photos": "x.png\n" * 201}, "201 photos are chosen; 3-6 of one subject are enough"),
+    "round": ({"folder": "a\0b"}, "is not below ComfyUI's input folder|there is no such folder"),
     "masks": ({"folder": "one", "mask": 2}, "2 masks for 1 photos"),
 }
 
@@ -174,6 +179,40 @@ def test_what_is_wrong_is_named(server: Server, case: str) -> None:
         changed = {**changed, "mask": graph.add("ImageToMask", image=images, channel="red")}
     with pytest.raises(PromptError, match=message):
         run(server, graph, add(graph, **changed), "bad")
+
+
+def test_a_page_learns_of_other_folders_only_what_their_photos_show(server: Server, tmp_path: Path) -> None:
+    for name in ("none", "some", "closed"):
+        (tmp_path / name).mkdir()
+    for name in ("none", "some"):
+        (tmp_path / name / "id_rsa").write_text("secret")
+        (tmp_path / name / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    noise((EDGE, EDGE), 16).save(tmp_path / "some" / "b.png")
+    (tmp_path / "closed" / "cut.png").write_bytes((tmp_path / "some" / "b.png").read_bytes()[:-2000])
+    said = set()
+    for given in (
+        tmp_path / "none",
+        tmp_path / "gone",
+        tmp_path / "none" / "id_rsa",
+        tmp_path / ("x" * 300),
+        "~nobody-such",
+    ):
+        with pytest.raises(PromptError) as caught:
+            run(server, graph := Graph(), add(graph, folder=str(given)), "other")
+        found = re.findall(r"there are no photos in .*? that can be used; name a folder with", str(caught.value))
+        said.add(found[0].replace(str(given), "") if found else str(caught.value))
+        assert "secret" not in str(caught.value)
+        assert "heic" not in str(caught.value)
+    assert len(said) == 1
+    with pytest.raises(PromptError, match="there are no photos in the folder that can be used") as caught:
+        run(server, graph := Graph(), add(graph, folder=str(tmp_path / "closed")), "other")
+    assert "cut.png" not in str(caught.value)
+    graph = Graph()
+    *_, names, ran = run(server, graph, add(graph, folder=str(tmp_path / "some")), "other")
+    assert names == "b.png"
+    assert ran.outputs["1"]["text"] == [
+        "1 photos: b.png\n1 skipped: a.heic (a HEIC picture; save it as JPEG)\n1 other files"
+    ]
 
 
 def test_only_another_content_loads_again(server: Server) -> None:

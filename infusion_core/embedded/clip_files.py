@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,25 +115,29 @@ def _made(files: ClipFiles) -> Any:
 
 
 def _words_and_merges(folder: Path) -> tuple[Path, dict[str, Any], list[tuple[str, ...]], dict[str, Any]]:
-    """The file that holds the words, the words, the merges, and tokens added in the same file."""
-    vocabulary, whole_file = folder / "vocab.json", folder / "tokenizer.json"
-    if vocabulary.is_file() or not whole_file.is_file():
-        lines = _text(folder / "merges.txt").split("\n") if vocabulary.is_file() else []
-        pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-        return vocabulary, read_json(vocabulary, TOKENIZER_BYTES), pairs, {}
-    told = read_json(whole_file, TOKENIZER_BYTES)
-    model = told.get("model")
+    """The file that holds the words, the words, the merges, and the tokens that ``tokenizer.json`` adds to them."""
+    vocabulary, everything = folder / "vocab.json", folder / "tokenizer.json"
+    told = read_json(everything, TOKENIZER_BYTES) if everything.is_file() else {}
+    tokens = told.get("added_tokens") or []
+    if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
+        raise InfusionError(f"{everything}: added_tokens is not a list of tokens; {REMEDY}")
+    added = _checked_added(everything, [(token.get("content"), token.get("id")) for token in tokens])
+    if told and not vocabulary.is_file():
+        return everything, *_of_model(everything, told.get("model")), added
+    words = read_json(vocabulary, TOKENIZER_BYTES)
+    lines = _text(folder / "merges.txt").split("\n")
+    return vocabulary, words, [tuple(line.split()) for line in lines if line and not line.startswith("#version")], added
+
+
+def _of_model(file: Path, model: Any) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
+    """Words and merges of a ``tokenizer.json``; merges are pairs or, in older files, text."""
     words, merges = (model.get("vocab"), model.get("merges")) if isinstance(model, dict) else (None, None)
     if not isinstance(words, dict) or not isinstance(merges, list):
-        raise InfusionError(f"{whole_file} holds no words and merges; {REMEDY}")
+        raise InfusionError(f"{file} holds no words and merges; {REMEDY}")
     split = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
     if not all(isinstance(pair, list) and all(isinstance(part, str) for part in pair) for pair in split):
-        raise InfusionError(f"{whole_file} has merges that are not two tokens each; {REMEDY}")
-    added = told.get("added_tokens") or []
-    if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
-        raise InfusionError(f"{whole_file}: added_tokens is not a list of tokens; {REMEDY}")
-    grown = _checked_added(whole_file, {token.get("content"): token.get("id") for token in added})
-    return whole_file, words, [tuple(pair) for pair in split], grown
+        raise InfusionError(f"{file} has merges that are not two tokens each; {REMEDY}")
+    return words, [tuple(pair) for pair in split]
 
 
 def _text(file: Path) -> str:
@@ -183,19 +187,20 @@ def _content(folder: Path, name: str, token: Any) -> str:
 def _added(folder: Path, options: Mapping[str, Any]) -> dict[str, int]:
     """Tokens that the vocabulary grew by, newer files first in line."""
     file = folder / "added_tokens.json"
-    older = _checked_added(file, read_json(file)) if file.is_file() else {}
+    older = _checked_added(file, read_json(file).items()) if file.is_file() else {}
     config, newer = folder / "tokenizer_config.json", options.get("added_tokens_decoder") or {}
     if not isinstance(newer, dict) or not all(isinstance(t, dict) and i.isdecimal() for i, t in newer.items()):
         raise InfusionError(f"{config}: added_tokens_decoder is not a list of tokens; {REMEDY}")
-    return older | _checked_added(config, {token.get("content"): int(i[:9]) for i, token in newer.items()})
+    return older | _checked_added(config, [(token.get("content"), int(i[:9])) for i, token in newer.items()])
 
 
-def _checked_added(file: Path, added: Mapping[Any, Any]) -> dict[str, int]:
-    if not all(
-        isinstance(token, str) and 0 < len(token) <= LONGEST_TOKEN and type(i) is int for token, i in added.items()
-    ):
-        raise InfusionError(f"{file} adds tokens that are no text with a number; {REMEDY}")
-    return dict(added)
+def _checked_added(file: Path, added: Iterable[tuple[Any, Any]]) -> dict[str, int]:
+    found = {}
+    for token, number in added:
+        if not isinstance(token, str) or not 0 < len(token) <= LONGEST_TOKEN or type(number) is not int:
+            raise InfusionError(f"{file} adds tokens that are no text with a number; {REMEDY}")
+        found[token] = number
+    return found
 
 
 def _length(folder: Path, options: Mapping[str, Any], positions: int) -> int:

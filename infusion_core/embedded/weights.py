@@ -21,7 +21,8 @@ from .model_json import Rule, check, read_json
 HEADER_BYTES = 32 * 2**20  # of one file; XL's has 0.4 MB, training programs add metadata
 MOST_TENSORS = 16_384  # in one file; XL with a second copy of its UNet holds 4,300
 MOST_SHARDS = 64
-CALLS, CALLS_OF_A_TENSOR = 1000, 40  # of torch while a network is made: at most 9 for each of its tensors were seen
+NETWORK_TENSORS = 4096  # in one network; XL's UNet has 1,680
+CALLS, CALLS_OF_A_TENSOR = 200, 16  # of torch while a network is made: at most 7 for each of its tensors were seen
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 FLOATS = re.compile(r"B?F\d+(_.*)?")  # safetensors' names of floating-point types
 # Old names of attention in autoencoders, as diffusers translates them.
@@ -173,12 +174,17 @@ def empty_network(kind: Any, config: Mapping[str, Any], rules: Mapping[str, Rule
         InfusionError: the config breaks a rule or describes no network, or one with far more layers than tensors.
     """
     check(file, config, rules)
+    if tensors > NETWORK_TENSORS:
+        raise InfusionError(
+            f"the weights for {file} are {tensors:,} tensors, more than any network has; get them again"
+        )
     made = getattr(kind, "config_class", None)
     told = {key: value for key, value in config.items() if key in rules and not key.startswith("_")}
     if not made:
         _refuse_unknown(kind, config, rules, file)
     try:
-        with torch.device("meta"), _Budget(file, tensors):
+        # no_grad outermost: what it restores holds even if the budget ends in the middle of one of torch's own.
+        with torch.no_grad(), torch.device("meta"), _Budget(file, tensors):
             return kind(made(**told)) if made else kind(**told)
     except InfusionError:
         raise

@@ -124,6 +124,7 @@ def works_or_is_refused(model: Path, folder: Path, config: Path | None, must_wor
     assert time.process_time() - started < CPU
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < MEMORY
     assert not (refused and must_work), refused
+    assert torch.is_grad_enabled()  # nothing of a broken-off load stays behind
     if refused:
         assert refused.isprintable()
         assert str(folder) in refused

@@ -117,7 +117,9 @@ def test_every_tensor_is_accounted_for(folder, part, fault):
         says = rf"{file.name} holds 1 tensors that .* \(the first: 'another\.weight'\)"
     elif fault == "shape":
         tensors[name] = tensors[name][None]
-        says = rf"{file.name}: 1 tensors are of another shape .*'(text_model\.)?{name.removeprefix('text_model.')}', \[1, "
+        says = (
+            rf"{file.name}: 1 tensors are of another shape .*'(text_model\.)?{name.removeprefix('text_model.')}', \[1, "
+        )
     else:
         tensors[name] = tensors[name].to(torch.int64)
         says = rf"{file.name}: '{name}' is of type I64, weights are floating-point"

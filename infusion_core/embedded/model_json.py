@@ -132,7 +132,7 @@ TEXT = {
     "layer_norm_eps": SMALL,
     "attention_dropout": real(0, 1),
     "bos_token_id": either(NOTHING, whole(0, 2**20)),
-    "eos_token_id": either(NOTHING, whole(0, 2**20)),
+    "eos_token_id": whole(0, 2**20),  # where text is pooled
     "pad_token_id": either(NOTHING, whole(0, 2**20)),
 }
 SCHEDULERS = (

@@ -226,6 +226,7 @@ def test_json_that_is_none(folder, file, data, says):
         ("text_encoder/config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
         ("text_encoder/config.json", {"num_hidden_layers": 64}, "asks for many more layers than the|lacks"),
         ("text_encoder/config.json", {"vocab_size": 2**20}, "another shape"),
+        ("text_encoder/config.json", {"eos_token_id": None}, "eos_token_id is null"),
         ("text_encoder/config.json", {"layer_norm_eps": -1}, "layer_norm_eps is -1"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**9}, "num_train_timesteps is 1000000000"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": True}, "num_train_timesteps is true"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,16 +12,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import InfusionError
+from ..errors import InfusionError, printable
 from ..noise import Prediction, seeded, sigmas_from_alphas
+from .clip_files import clip_tokenizer
+from .model_json import AUTOENCODERS, SCHEDULER, TEXT, UNET, Rule, check, one_of, read_json
+from .model_json import WISHES as WISHES_RULES
 from .photos import square, to_images, to_tensor
-from .single_file import load_single_file
+from .single_file import open_single_file
 from .text import ClipTokenizer, Encoder, TextPath, WordTokenizer
 from .unet import UNetDenoiser
+from .weights import account, empty_network, fill, folder_files, weights_of
 
 BUILT_IN = {"tinyworld": Path(__file__).parent / "tinyworld" / "weights"}  # models that ship with the project, by name
 WISHES = "infusion.json"  # beside a model: what to sample it with, and where it belongs
-Load = Callable[[Any, str], Any]  # a network by its class and diffusers' name of it
+TIME_IDS = 6  # numbers that XL is told of a picture's size
+Load = Callable[[Any, str, Mapping[str, Rule]], Any]  # a network by its class, diffusers' name and its config's rules
 
 
 @dataclass
@@ -102,75 +107,156 @@ def load_model(name: str, device: str | None = None, config: Path | None = None)
     if config and not path.is_file():
         raise InfusionError(f"--config is for single-file checkpoints and {name} is none; leave it out")
     target = _device(device, _wishes(path))
-    options = {"torch_dtype": torch.float16 if target.type == "cuda" else torch.float32, "local_files_only": True}
-
-    def pretrained(kind: Any, part: str) -> Any:
-        return kind.from_pretrained(path, subfolder=part, **options)
-
+    dtype = torch.float16 if target.type == "cuda" else torch.float32
     try:
         if path.is_file():
-            folder, networks = load_single_file(path, config, options)
-            return _build(path.stem, folder, lambda _, part: networks[part], target)
-        return _build(name if name in BUILT_IN else path.name, path, pretrained, target)
+            single = open_single_file(path, config, dtype)
+            return _build(path.stem, single.folder, single.load, target)
+        return _build(name if name in BUILT_IN else path.name, path, partial(_load_part, path, dtype), target)
     except InfusionError:
         raise
     except Exception as error:  # diffusers and transformers raise of every kind for a broken model
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = printable(str(error) or type(error).__name__, 300)
         raise InfusionError(
-            f"cannot load the model in {path} ({reason}); check that it is complete, and for one file that the config "
-            "is of its kind"
+            f"cannot load the model in {path} ({reason}); check that it is a whole Stable Diffusion 1.x, 2.x or XL "
+            "model and fits into memory"
         ) from error
+
+
+def _load_part(folder: Path, dtype: torch.dtype, kind: Any, part: str, rules: Mapping[str, Rule]) -> Any:
+    """A network of a model's folder, every tensor accounted for before one is read."""
+    config = folder / part / "config.json"
+    told = read_json(config)
+    stem = "diffusion_pytorch_model" if part in ("unet", "vae") else "model"
+    files = folder_files(folder / part, stem)
+    held = weights_of(files)
+    network = empty_network(kind, told, rules, config, len(held.shapes))
+    where = str(files[0]) + (f" and {len(files) - 1} other shards" if len(files) > 1 else "")
+    return fill(network, held.read(account(network, held.shapes, where, config), dtype))
 
 
 def _build(name: str, folder: Path, load: Load, device: torch.device) -> EmbeddedModel:
     """Put a model together from the configs in a folder and its networks."""
     import diffusers
 
-    def part(kind: Any, subfolder: str) -> Any:
-        return load(kind, subfolder).to(device).requires_grad_(False).eval()
+    def part(kind: Any, subfolder: str, rules: Mapping[str, Rule]) -> Any:
+        return load(kind, subfolder, rules).to(device).requires_grad_(False).eval()
 
-    scheduler = diffusers.DDIMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
-    prediction = scheduler.config["prediction_type"]
-    if prediction not in ("epsilon", "v_prediction"):
-        raise InfusionError(f"models that predict {prediction!r} are not supported; use an epsilon or v-prediction one")
-    unet = part(diffusers.UNet2DConditionModel, "unet")
-    if unet.config["in_channels"] != 4:
-        raise InfusionError(
-            f"this UNet takes {unet.config['in_channels']} channels; inpainting models are not supported"
-        )
-    denoiser = UNetDenoiser(unet, sigmas_from_alphas(scheduler.alphas_cumprod), cast(Prediction, prediction))
-    kind = json.loads((folder / "vae" / "config.json").read_text())["_class_name"]
-    vae = part(getattr(diffusers, kind), "vae")
-    channels = vae.config.get("block_out_channels") or vae.config["decoder_block_out_channels"]
-    resolution = int(unet.config["sample_size"]) * 2 ** (len(channels) - 1)
+    scheduler, sigmas, prediction = _schedule(folder / "scheduler" / "scheduler_config.json")
+    unet_config = folder / "unet" / "config.json"
+    told = read_json(unet_config)
+    check(unet_config, told, UNET, needed=("sample_size", "cross_attention_dim", "block_out_channels"))
+    if told.get("in_channels", 4) != 4:
+        raise InfusionError(f"{unet_config}: in_channels is {told['in_channels']}; inpainting models are not supported")
+    if told.get("out_channels", 4) != 4:
+        raise InfusionError(f"{unet_config}: out_channels is {told['out_channels']}; use a model that predicts 4")
+    vae_config = folder / "vae" / "config.json"
+    vae_kind = str(read_json(vae_config).get("_class_name"))
+    check(vae_config, {"_class_name": vae_kind}, {"_class_name": one_of(*AUTOENCODERS)})
     wishes = {k: v for k, v in _wishes(folder).items() if k in ("guidance", "steps")}
-    return EmbeddedModel(name, denoiser, vae, _text(folder, part, unet, resolution), scheduler, resolution, **wishes)
+    text = _encoders(folder, part, told)
+    denoiser = UNetDenoiser(part(diffusers.UNet2DConditionModel, "unet", UNET), sigmas, prediction)
+    vae = part(getattr(diffusers, vae_kind), "vae", AUTOENCODERS[vae_kind])
+    channels = vae.config.get("block_out_channels") or vae.config["decoder_block_out_channels"]
+    resolution = int(told["sample_size"]) * 2 ** (len(channels) - 1)
+    path = _text_path(text, resolution, denoiser.unet)
+    return EmbeddedModel(name, denoiser, vae, path, scheduler, resolution, **wishes)
+
+
+def _schedule(file: Path) -> tuple[Any, Tensor, Prediction]:
+    """A model's scheduler as DDIM, its noise levels (T,) and what its network says."""
+    import diffusers
+
+    told = read_json(file)
+    prediction = told.get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction"):
+        raise InfusionError(
+            f"models that predict {printable(repr(prediction))} are not supported ({file}: prediction_type); "
+            "use an epsilon or v-prediction one"
+        )
+    check(file, told, SCHEDULER)
+    scheduler = diffusers.DDIMScheduler.from_config(told)
+    sigmas = sigmas_from_alphas(scheduler.alphas_cumprod)
+    if (
+        len(sigmas) != scheduler.config["num_train_timesteps"]
+        or not sigmas.isfinite().all()
+        or not (sigmas.diff() > 0).all()
+    ):
+        raise InfusionError(
+            f"{file} describes noise levels that are not {scheduler.config['num_train_timesteps']:,} finite, rising "
+            "numbers; get this file of the model again, or set rescale_betas_zero_snr to false"
+        )
+    return scheduler, sigmas, cast(Prediction, prediction)
 
 
 def _wishes(folder: Path) -> dict[str, Any]:
     """What a model's folder says of itself: ``guidance``, ``steps``, ``device``; nothing for most."""
     file = folder / WISHES
-    return json.loads(file.read_text()) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    told = read_json(file)
+    check(file, told, WISHES_RULES)
+    return told
 
 
 def _device(asked: str | None, wishes: dict[str, Any]) -> torch.device:
-    return torch.device(asked or wishes.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if asked:
+        return torch.device(asked)
+    return torch.device("cuda" if torch.cuda.is_available() and wishes.get("device") != "cpu" else "cpu")
 
 
-def _text(folder: Path, part: Load, unet: Any, resolution: int) -> TextPath:
+def _encoders(folder: Path, part: Load, unet: Mapping[str, Any]) -> list[Encoder]:
+    """The text encoders with their tokenizers, checked against each other and against the UNet's config."""
     import transformers
 
     words = folder / "tokenizer" / "words.json"
     if words.is_file():
-        return TextPath([Encoder(WordTokenizer.read(words), part(transformers.CLIPTextModel, "text_encoder"))])
+        model = part(transformers.CLIPTextModel, "text_encoder", TEXT)
+        _check_width(folder, [model.config], unet)
+        tokenizer = WordTokenizer.read(words, model.config.vocab_size, model.config.max_position_embeddings)
+        return [Encoder(tokenizer, model)]
     two = (folder / "text_encoder_2").is_dir()
-    encoders = []
+    encoders, tokenizers = [], []
     for suffix in ("", "_2") if two else ("",):
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / f"tokenizer{suffix}", local_files_only=True)
         projected = two and suffix == "_2"
         kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
-        encoders.append(Encoder(ClipTokenizer(tokenizer), part(kind, f"text_encoder{suffix}"), two, projected))
-    if not two:
+        model = part(kind, f"text_encoder{suffix}", TEXT)
+        sizes = model.config.vocab_size, model.config.max_position_embeddings
+        tokenizers.append(ClipTokenizer(*clip_tokenizer(folder / f"tokenizer{suffix}", *sizes)))
+        encoders.append(Encoder(tokenizers[-1], model, two, projected))
+    _check_width(folder, [encoder.model.config for encoder in encoders], unet)
+    if two and not tokenizers[0].splits_like(tokenizers[1]):
+        raise InfusionError(f"{folder / 'tokenizer_2'} has other words than {folder / 'tokenizer'}; get both again")
+    return encoders
+
+
+def _check_width(folder: Path, texts: Sequence[Any], unet: Mapping[str, Any]) -> None:
+    """Refuse text encoders whose states or pooled text the UNet does not take."""
+    file = folder / "unet" / "config.json"
+    width = sum(text.hidden_size for text in texts)
+    if unet["cross_attention_dim"] != width:
+        raise InfusionError(
+            f"{file}: cross_attention_dim is {unet['cross_attention_dim']}, the text encoders beside it give {width}; "
+            "they are of different models: get the model again"
+        )
+    pooled = texts[-1].projection_dim if len(texts) > 1 else None
+    taken = None
+    if unet.get("addition_embed_type") == "text_time":
+        times, taken = unet.get("addition_time_embed_dim"), unet.get("projection_class_embeddings_input_dim")
+        if times is None or taken is None:
+            raise InfusionError(
+                f"{file} does not say how wide its pooled text and sizes are; get this file of the model again"
+            )
+        taken -= TIME_IDS * times
+    if taken != pooled:
+        raise InfusionError(
+            f"{file} asks for pooled text of width {taken}, the text encoders beside it give {pooled}; "
+            "they are of different models: get the model again"
+        )
+
+
+def _text_path(encoders: Sequence[Encoder], resolution: int, unet: Any) -> TextPath:
+    if len(encoders) == 1:
         return TextPath(encoders)
     time_ids = torch.tensor([[resolution, resolution, 0, 0, resolution, resolution]])
     return TextPath(encoders, {"time_ids": time_ids.to(unet.device, unet.dtype)})

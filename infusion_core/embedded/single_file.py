@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
+from torch import Tensor
 
-from ..errors import InfusionError
-
-PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+from ..errors import InfusionError, printable
+from .model_json import Rule, read_json
+from .weights import PICKLES, Weights, account, empty_network, fill, weights_of
 
 
 @dataclass(frozen=True)
@@ -45,61 +47,108 @@ KINDS = (
 NETWORKS = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
 
 
-def load_single_file(file: Path, config: Path | None, options: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """Load the networks of a checkpoint.
+def open_single_file(file: Path, config: Path | None, dtype: torch.dtype) -> SingleFile:
+    """Look at a checkpoint's header and find the configs that belong to it.
 
     Args:
         file: safetensors, in the original layout.
         config: a diffusers folder of the same kind of model, for its configs and tokenizer; by default the one
             that lies in the local hub cache.
-        options: for diffusers' loader: dtype, local files only.
-
-    Returns:
-        The config folder, and the networks by diffusers' names: ``unet``, ``vae``, ``text_encoder``, ...
+        dtype: of the networks.
 
     Raises:
         InfusionError: not such a file, no config on this machine, or the two do not fit together.
     """
-    import diffusers
-
-    sizes = _sizes(file)
-    kind = _kind(file, sizes)
+    if file.suffix.lower() in PICKLES:
+        raise InfusionError(f"{file} is a pickle, which can run code when it is opened; give a .safetensors version")
+    held = weights_of([file])
+    kind = _kind(file, held.shapes)
     folder = config or _cached_config(file, kind)
     if not (folder / "model_index.json").is_file():
         raise InfusionError(
             f"{folder} is not a diffusers folder (it has no model_index.json); give one of {kind.name} (--config)"
         )
-    scheduler = diffusers.DDIMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
-    if "v_pred" in sizes and scheduler.config["prediction_type"] != "v_prediction":
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    if "v_pred" in held.shapes and scheduler.get("prediction_type") != "v_prediction":
         raise InfusionError(f"{file} predicts v, the config in {folder} does not; give a config that does (--config)")
-    two = "text_encoder_2" in kind.text
-    pipeline = diffusers.StableDiffusionXLPipeline if two else diffusers.StableDiffusionPipeline
-    unused = ["tokenizer", "feature_extractor", "image_encoder", "tokenizer_2" if two else "safety_checker"]
-    loaded = pipeline.from_single_file(
-        str(file), config=str(folder), scheduler=scheduler, **dict.fromkeys(unused), **options
-    )
-    prefixes = NETWORKS | kind.text
-    networks = {name: getattr(loaded, name) for name in prefixes}
-    for name, network in networks.items():
-        _check_filled(file, folder, name, network, sum(n for k, n in sizes.items() if k.startswith(prefixes[name])))
-    return folder, networks
+    if (folder / "text_encoder_2").is_dir() != ("text_encoder_2" in kind.text):
+        raise InfusionError(f"{file} is of {kind.name}, the config in {folder} is not; give one that is (--config)")
+    return SingleFile(file, folder, kind, held, dtype)
 
 
-def _sizes(file: Path) -> dict[str, int]:
-    """How many numbers each tensor of a file holds."""
-    if file.suffix.lower() in PICKLES:
-        raise InfusionError(f"{file} is a pickle, which can run code when it is opened; give a .safetensors version")
-    try:
-        with safe_open(file, "pt") as opened:
-            return {key: math.prod(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InfusionError(f"{file} is damaged or not a safetensors file ({error}); get it again") from error
+@dataclass(frozen=True)
+class SingleFile:
+    """A checkpoint whose header has been read.
+
+    Attributes:
+        file: the checkpoint.
+        folder: of its configs and tokenizers.
+        kind: of model.
+        held: its tensors.
+        dtype: of the networks.
+    """
+
+    file: Path
+    folder: Path
+    kind: Kind
+    held: Weights
+    dtype: torch.dtype
+
+    def load(self, kind: Any, part: str, rules: Mapping[str, Rule]) -> Any:
+        """A network of the checkpoint, every tensor accounted for before one is read.
+
+        Args:
+            kind: its class.
+            part: diffusers' name of it.
+            rules: of its config.
+
+        Raises:
+            InfusionError: the config is broken or another model's, or the file does not hold the network.
+        """
+        config = self.folder / part / "config.json"
+        prefix = (NETWORKS | self.kind.text)[part]
+        names = [name for name in self.held.shapes if name.startswith(prefix)]
+        network = empty_network(kind, read_json(config), rules, config, len(names))
+        wanted = sum(parameter.numel() for parameter in network.parameters())
+        numbers = sum(math.prod(self.held.shapes[name]) for name in names)
+        if numbers < wanted or (part == "unet" and numbers > wanted):
+            raise InfusionError(
+                f"the {part} in {self.file} holds {numbers:,} numbers, {config} asks for {wanted:,}; "
+                "give the config of this model (--config), or get the file again"
+            )
+        shapes = {name: torch.empty(self.held.shapes[name], device="meta") for name in names}
+        found = {name: tuple(tensor.shape) for name, tensor in self._converted(network, part, shapes).items()}
+        own = account(network, found, f"{self.file} ({part})", config)
+        tensors = self._converted(network, part, self.held.read({name: name for name in names}, self.dtype))
+        return fill(network, {name: tensors[converted].contiguous() for name, converted in own.items()})
+
+    def _converted(self, network: Any, part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of one network by diffusers' names, as its single-file loading converts them."""
+        from diffusers.loaders import single_file_utils as convert
+
+        prefix = (NETWORKS | self.kind.text)[part]
+        converted: dict[str, Tensor]
+        try:
+            if part == "unet":
+                converted = convert.convert_ldm_unet_checkpoint(tensors, network.config)
+            elif part == "vae":
+                converted = convert.convert_ldm_vae_checkpoint(tensors, network.config)
+            elif prefix.endswith("transformer."):
+                converted = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+            else:
+                converted = convert.convert_open_clip_checkpoint(network, tensors, prefix=prefix)
+        except Exception as error:  # it expects every name and shape of such a checkpoint
+            raise InfusionError(
+                f"the {part} in {self.file} cannot be converted ({printable(f'{type(error).__name__}: {error}')}); "
+                "get the file again, or give the config of this model (--config)"
+            ) from error
+        return converted
 
 
-def _kind(file: Path, sizes: dict[str, int]) -> Kind:
+def _kind(file: Path, names: Collection[str]) -> Kind:
     for kind in KINDS:
         wanted = (*NETWORKS.values(), *kind.text.values())
-        if all(any(key.startswith(prefix) for key in sizes) for prefix in wanted):
+        if all(any(key.startswith(prefix) for key in names) for prefix in wanted):
             return kind
     raise InfusionError(
         f"{file} is not a whole Stable Diffusion 1.x, 2.x or XL checkpoint (UNet, autoencoder and text encoder in the "
@@ -125,13 +174,3 @@ def _cached_config(file: Path, kind: Kind) -> Path:
             f"run: hf download {kind.repository} --include '*.json' '*.txt'"
         )
     return folder
-
-
-def _check_filled(file: Path, folder: Path, name: str, network: Any, held: int) -> None:
-    """Refuse a network of which the file left a part at its random start (the loader does not say so)."""
-    wanted = sum(parameter.numel() for parameter in network.parameters())
-    if held < wanted or (name == "unet" and held > wanted):
-        raise InfusionError(
-            f"the {name} in {file} holds {held:,} numbers, the config in {folder} asks for {wanted:,}; "
-            "give the config of this model (--config)"
-        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,13 @@ from ..denoiser import Conditioning, EncodedPrompt
 from ..errors import InfusionError
 from ..spelling import ENDS, Pieces
 from ..tokens import Span, bind_prompt, occurrences, spans
+from .model_json import Rule, check, read_json, whole
+
+MOST_WORDS = 2**20
+WORDS = Rule(
+    "an object of words in small letters",
+    lambda v: isinstance(v, dict) and len(v) > 1 and all(_split(word) == [word] for word in v),
+)
 
 
 class Tokenizer(Protocol):
@@ -41,11 +47,16 @@ class Tokenizer(Protocol):
 
 
 class ClipTokenizer:
-    """A CLIP tokenizer of transformers."""
+    """A CLIP tokenizer of transformers.
 
-    def __init__(self, tokenizer: Any) -> None:
+    Args:
+        tokenizer: of transformers.
+        length: tokens of one chunk, with start and end.
+    """
+
+    def __init__(self, tokenizer: Any, length: int) -> None:
         self._tokenizer = tokenizer
-        self.length = min(int(tokenizer.model_max_length), 77)
+        self.length = length
 
     def split(self, text: str) -> tuple[list[int], list[bool]]:
         ids = list(self._tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids)
@@ -55,6 +66,11 @@ class ClipTokenizer:
     @property
     def pieces(self) -> Pieces:
         return cast(Pieces, self._tokenizer.convert_ids_to_tokens)
+
+    def splits_like(self, other: ClipTokenizer) -> bool:
+        """Whether both know the same words and give chunks of one length."""
+        same: bool = self._tokenizer.get_vocab() == other._tokenizer.get_vocab()
+        return same and self.length == other.length
 
     def frame(self, ids: Sequence[int]) -> list[int]:
         tokenizer = self._tokenizer
@@ -78,10 +94,29 @@ class WordTokenizer:
     length: int
 
     @classmethod
-    def read(cls, file: Path) -> WordTokenizer:
-        """The tokenizer that a model's ``tokenizer/words.json`` describes."""
-        told = json.loads(file.read_text())
-        return cls(told["words"], told["start"], told["end"], told["length"])
+    def read(cls, file: Path, vocabulary: int = MOST_WORDS, positions: int = MOST_WORDS) -> WordTokenizer:
+        """The tokenizer that a model's ``tokenizer/words.json`` describes.
+
+        Args:
+            file: to read.
+            vocabulary: tokens that the text encoder has an embedding for.
+            positions: tokens that it reads at once.
+
+        Raises:
+            InfusionError: the file is missing or damaged, or its numbers are not the text encoder's.
+        """
+        told = read_json(file)
+        number, start = whole(0, vocabulary - 1), told.get("start", -1)
+        other = Rule(f"{number.says} and not {start!r}", lambda v: number.holds(v) and v != start)
+        rules = {"start": number, "end": other, "length": whole(3, positions), "words": WORDS}
+        check(file, told, rules, needed=[*rules])
+        taken = [start, told["end"], *told["words"].values()]
+        if not all(map(number.holds, taken)) or len(set(taken)) < len(taken):
+            raise InfusionError(
+                f"{file} does not give each word a number of its own below {vocabulary:,}; "
+                "get this file of the model again"
+            )
+        return cls(told["words"], start, told["end"], told["length"])
 
     def with_words(self, extra: Mapping[str, int]) -> WordTokenizer:
         """A tokenizer that knows more words."""
@@ -93,7 +128,7 @@ class WordTokenizer:
         Raises:
             InfusionError: a word is not in the list; names it and the nearest that are.
         """
-        words = text.lower().replace(",", " ").replace(".", " ").split()
+        words = _split(text)
         for word in words:
             if word not in self.ids:
                 near = difflib.get_close_matches(word, self.ids, 3, 0.5) or self.ids
@@ -106,6 +141,10 @@ class WordTokenizer:
 
     def frame(self, ids: Sequence[int]) -> list[int]:
         return [self.start, *ids, *[self.end] * (self.length - 1 - len(ids))]
+
+
+def _split(text: str) -> list[str]:
+    return text.lower().replace(",", " ").replace(".", " ").split()
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,9 @@ def _locked(path: Path, out: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
         if hold(descriptor) == "others":
-            holder = _read(descriptor)
+            holder = _read(descriptor) or "it has only just begun"
             os.close(descriptor)
-            raise InfusionError(
-                f"another run is writing {out} ({holder or 'it has only just begun'}); wait for it, or choose another --out"
-            )
+            raise InfusionError(f"another run is writing {out} ({holder}); wait for it, or choose another --out")
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor

@@ -54,7 +54,8 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 def _difference(name: str, before: Any, now: Any) -> str:
     """What differs, in words; empty where nothing does."""
     if name == MODEL:  # the name is for people: a model that was moved or renamed is the same
-        return "" if before["hash"] == now["hash"] else f"the model was another: {before['name']}, not {now['name']}"
+        other = "other weights of that name" if before["name"] == now["name"] else before["name"]
+        return "" if before["hash"] == now["hash"] else f"the model was {other}"
     if before == now:
         return ""
     if name == "photos":

@@ -159,7 +159,7 @@ def toy_model() -> Any:
             return pixels.permute(0, 3, 1, 2) / 127.5 - 1
 
     denoiser = ToyDenoiser()
-    denoiser.unet = torch.nn.ModuleList([denoiser.q, denoiser.k, denoiser.v])
+    denoiser.unet = torch.nn.ModuleList(list(denoiser.children()))
     encoded = iter(prompts(100))
     text = SimpleNamespace(word_tokens=lambda _: [], encode=lambda *_: next(encoded), encoders=())
     return Toy("toy", denoiser, torch.nn.Linear(2, 2), text, None, 2)  # type: ignore[arg-type]

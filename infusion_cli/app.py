@@ -59,7 +59,10 @@ def train(
     continue_from: Annotated[
         Optional[Path], typer.Option("--continue", help="A concept file to continue from.")  # noqa: UP045
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of the same --out, photos, model and settings.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with an interrupted run of the same --out, photos, model and settings."),
+    ] = False,
     storage: Annotated[Storage, typer.Option(help="How to store the numbers.")] = "fp16",
     seed: Seed = _DEFAULT.seed,
 ) -> None:

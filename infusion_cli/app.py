@@ -68,8 +68,8 @@ def train(
 ) -> None:
     """Learn a concept from photos; write NAME.safetensors, and beside it NAME.report.json and report.json.
 
-    Both reports say the same; report.json is the newest run's in the folder. Snapshots, and the state that --resume goes
-    on from, are in the folder NAME.snapshots.
+    Both reports say the same; report.json is the newest run's in the folder. Snapshots, and the state that --resume
+    goes on from, are in the folder NAME.snapshots.
     """
     from .train import TrainRequest, run_train
 

@@ -25,7 +25,7 @@ from infusion_core.training.state import TrainState, load_state, save_state
 from .alone import alone
 from .console import Interrupt, progress, say
 from .given import given_before_loading, given_model, require_same
-from .output import peak_rss_mb, write_report
+from .output import peak_rss_mb
 from .places import Places
 from .scoring import FIGURES, JUDGES
 

@@ -58,7 +58,7 @@ def test_a_name_of_the_greatest_length_is_written_and_a_longer_one_is_an_error(t
     longest = "a" * 255
     write_atomic(tmp_path / longest, b"x")
     for path in (tmp_path / (longest + "a"), tmp_path / longest / "below"):
-        with pytest.raises(InfusionError, match="^cannot write .*; free some space or choose another place"):
+        with pytest.raises(InfusionError, match=r"^cannot write .*; free some space or choose another place"):
             write_atomic(path, b"x")
     assert names(tmp_path) == [longest]
 
@@ -118,7 +118,7 @@ def test_a_folder_is_tried_before_it_is_needed(tmp_path):
     check_writable(tmp_path / "new" / "folder")
     assert names(tmp_path / "new" / "folder") == []
     (tmp_path / "file").touch()
-    with pytest.raises(InfusionError, match="cannot write .*file.*; free some space"):
+    with pytest.raises(InfusionError, match=r"cannot write .*file.*; free some space"):
         check_writable(tmp_path / "file")
 
 

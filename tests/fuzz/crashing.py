@@ -90,8 +90,9 @@ def _serve() -> None:
 
 def _warm_up() -> None:
     """Whatever a run imports or sets up at its first step, so that no child has to."""
-    from infusion_cli.train import run_train
     from PIL import Image
+
+    from infusion_cli.train import run_train
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         photo, out = Path(folder) / "photo.png", Path(folder) / "warm.safetensors"
@@ -149,6 +150,7 @@ def toy_request(photos: Path, out: Path, resume: bool = False, **changed: Any) -
 def toy_model() -> Any:
     """The core tests' network as a base model; a photo's latent is its four corners."""
     import torch
+
     from infusion_core.embedded.model import EmbeddedModel
     from tests.core.toy import ToyDenoiser, prompts
 

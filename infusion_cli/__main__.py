@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
 
 def main() -> None:
     """Run the command line; say what to install if its libraries are missing."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
     try:
         from .app import run
     except ModuleNotFoundError as error:
         sys.exit(f"Error: {error.name} is not installed; run: pip install 'infusion[standalone]'")
     run()
+
+
+def _leave(number: int, _: object) -> None:
+    """End at once and without a word. Nothing is unwound, so no library that is being imported can answer.
+
+    What must not be lost at Ctrl-C is for `console.Interrupt`; files are whole at any moment (`infusion_core.atomic`).
+    """
+    if os.isatty(1):
+        os.write(1, b"\x1b[?25h\n")  # a progress bar may have hidden the cursor
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":

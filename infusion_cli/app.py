@@ -62,11 +62,18 @@ def train(
     continue_from: Annotated[
         Optional[Path], place("--continue", help="A concept file to continue from.")  # noqa: UP045
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of the same --out.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with an interrupted run of the same --out, photos, model and settings."),
+    ] = False,
     storage: Annotated[Storage, typer.Option(help="How to store the numbers.")] = "fp16",
     seed: Seed = _DEFAULT.seed,
 ) -> None:
-    """Learn a concept from photos; write a concept file and a report.json beside it."""
+    """Learn a concept from photos; write NAME.safetensors, and beside it NAME.report.json and report.json.
+
+    Both reports say the same; report.json is the newest run's in the folder. Snapshots, and the state that --resume
+    goes on from, are in the folder NAME.snapshots.
+    """
     from .train import TrainRequest, run_train
 
     settings = ResidualSettings(

@@ -24,7 +24,7 @@ from infusion_core.errors import InfusionError, printable
 console = Console(highlight=False)
 LONGEST_LINE = 5000  # letters: any path, and what goes with it
 LONGEST_CELL = 1000
-INTERRUPTED = 130  # exit code of a command stopped by Ctrl-C
+STOPPED = 128  # exit code of a command stopped by a signal, beside the signal's number
 
 
 @contextmanager
@@ -45,21 +45,32 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
 
 
 class Interrupt:
-    """Turns the first Ctrl-C into a flag, so that work stops between two steps; a second one stops at once."""
+    """Turns the first Ctrl-C or SIGTERM into a flag, so that work stops between two steps; a second stops at once."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self._number: int | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal has come."""
+        return self._number is not None
+
+    @property
+    def exit_code(self) -> int:
+        """What a command ends with that such a signal stopped: 130 or 143."""
+        return STOPPED + (self._number or 0)
 
     def __enter__(self) -> Interrupt:
-        self._before = signal.signal(signal.SIGINT, self._ask)
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-    def _ask(self, *_: object) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, self._before)
+    def _ask(self, number: int, _: object) -> None:
+        self._number = number
+        self.__exit__()
 
 
 def show_anything() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import fields
@@ -21,11 +21,12 @@ from infusion_core.embedded.tinyworld.world import SIZE
 from infusion_core.errors import InfusionError
 from infusion_core.training.residual import ResidualSettings
 
+from .alone import alone
 from .console import say
-from .output import peak_rss_mb, save_picture, write_report
+from .output import peak_rss_mb, save_picture
 from .pages import inline_figure, inline_picture, render_page
 from .scoring import SEEDS, Comparison, compare
-from .train import TrainRequest, run_train
+from .train import TrainRequest, train_alone
 
 TITLES = ("base model", "with the concept", "base model, look in words")  # of a comparison's three parts
 MEASURES = tuple(f.name for f in fields(Score))
@@ -35,23 +36,27 @@ def run_demo(out: Path, name: str, settings: ResidualSettings) -> None:
     """Write photos, concept.safetensors, report.json, overview.png and index.html to `out`.
 
     Raises:
-        InfusionError: unknown concept, or the disk is full.
+        InfusionError: unknown concept, another demo is writing there, pictures that are none of ours lie in the way,
+            or the disk is full.
     """
-    started = time.monotonic()
     if name not in CONCEPTS:
         raise InfusionError(f"TinyWorld has no concept {name!r}; choose one of: {', '.join(CONCEPTS)}")
     concept = CONCEPTS[name]
-    model = load_model("tinyworld")
-    shutil.rmtree(out / "photos", ignore_errors=True)
-    for index, picture in enumerate(training_images(concept)):
-        save_picture(out / "photos" / f"{index}.png", picture)
     request = TrainRequest("tinyworld", out / "photos", concept.shape, out / "concept.safetensors", settings)
-    trained = run_train(request, model, score=False)
+    request.check()
+    with alone(request.out):
+        _learn_and_show(request, name, concept)
 
+
+def _learn_and_show(request: TrainRequest, name: str, concept: Concept) -> None:
+    started, out = time.monotonic(), request.out.parent
+    _write_photos(request.images, training_images(concept))
+    model = load_model("tinyworld")
+    trained = train_alone(request, model, score=False)
     comparison = compare(model, concept, trained.concept)
     report = {**trained.report, **comparison.figures, "concept": name, "seeds": list(SEEDS)}
     report |= {"seconds": time.monotonic() - started, "peak_rss_mb": peak_rss_mb()}
-    write_report(out / "report.json", report)
+    request.places.write_reports(report)
     save_picture(out / "overview.png", _overview(trained.photos, comparison))
     write_atomic(out / "index.html", _page(concept, trained.photos, comparison, report).encode())
     say(
@@ -59,6 +64,22 @@ def run_demo(out: Path, name: str, settings: ResidualSettings) -> None:
         f"{report['gap_closed']:.0%} of the gap to describing the look in words."
     )
     say(f"Open {(out / 'index.html').resolve()}")
+
+
+def _write_photos(folder: Path, pictures: Sequence[Image.Image]) -> None:
+    """Write 0.png, 1.png and so on, in place of those of an earlier demo.
+
+    Raises:
+        InfusionError: anything else lies in the folder; it would be learned, or lost.
+    """
+    before = list(folder.iterdir()) if folder.is_dir() else []
+    for path in before:
+        if not re.fullmatch(r"\d\d?\.png", path.name):
+            raise InfusionError(f"{path} is no picture of the demo's; choose another folder (--out)")
+    for path in before:
+        path.unlink()
+    for index, picture in enumerate(pictures):
+        save_picture(folder / f"{index}.png", picture)
 
 
 def _overview(photos: Sequence[Image.Image], comparison: Comparison) -> Image.Image:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from rich.markup import escape
 
-from infusion_core.captions import CAPTION_TEMPLATES, class_word
+from infusion_core.captions import CAPTION_TEMPLATES, class_word, fill
 from infusion_core.embedded.model import EmbeddedModel, load_model
 from infusion_core.embedded.photos import find_photos, load_photos, thumbnail
 from infusion_core.embedded.tasks import trainer_for
@@ -23,10 +21,13 @@ from infusion_core.residuals import ConceptResidual
 from infusion_core.training.engine import Trainer
 from infusion_core.training.record import RunRecord
 from infusion_core.training.residual import ResidualSettings
-from infusion_core.training.state import load_state, save_state
+from infusion_core.training.state import TrainState, load_state, save_state
 
-from .console import INTERRUPTED, Interrupt, progress, say
-from .output import peak_rss_mb, write_report
+from .alone import alone
+from .console import Interrupt, progress, say
+from .given import given_before_loading, given_model, given_photos, require_same
+from .output import peak_rss_mb
+from .places import Places
 from .scoring import FIGURES, JUDGES
 
 
@@ -46,25 +47,18 @@ class TrainRequest:
     config: Path | None = None
 
     @property
-    def snapshots(self) -> Path:
-        """The folder of snapshots, beside the concept file."""
-        return self.out.with_suffix(".snapshots")
+    def places(self) -> Places:
+        """Where the run writes."""
+        return Places(self.out)
 
-    @property
-    def state(self) -> Path:
-        """Where the training state lies while a run is not finished."""
-        return self.snapshots / "state.safetensors"
+    def check(self) -> None:
+        """See what can be seen without reading or writing anything.
 
-    @property
-    def history(self) -> Path:
-        """Losses and snapshots of the steps before `state`, and what they were trained with."""
-        return self.snapshots / "history.json"
-
-    @property
-    def must_stay(self) -> dict[str, Any]:
-        """What a resumed run must share with the run it goes on with; snapshots change nothing that is learned."""
-        settings = {k: v for k, v in asdict(self.settings).items() if k not in ("snapshot_every", "validation_draws")}
-        return {"word": self.word, "template": list(self.templates), **settings}
+        Raises:
+            InfusionError: the word, a template or the place cannot be.
+        """
+        fill(self.templates, class_word(self.word))
+        self.places.check()
 
 
 @dataclass(frozen=True)
@@ -76,29 +70,31 @@ class Trained:
     photos: list[Image.Image]
 
 
-def run_train(request: TrainRequest, model: EmbeddedModel | None = None, score: bool = True) -> Trained:
-    """Train, with a progress bar, snapshots beside the concept file, and a `report.json`.
+def run_train(request: TrainRequest, model: EmbeddedModel | None = None) -> Trained:
+    """Train, with a progress bar, snapshots and reports beside the concept file; on TinyWorld the oracle scores it.
 
-    On TinyWorld the oracle scores the concept too, unless `score` is False. Ctrl-C writes a snapshot and exits with
-    code 130; ``--resume`` goes on from there.
+    Ctrl-C and SIGTERM write a snapshot and exit with code 130 or 143; ``--resume`` goes on from there.
 
     Raises:
-        InfusionError: bad input, or the disk is full.
+        InfusionError: bad input, another run is writing the same file, or the disk is full.
     """
+    request.check()
+    with alone(request.out):
+        return train_alone(request, model)
+
+
+def train_alone(request: TrainRequest, model: EmbeddedModel | None = None, score: bool = True) -> Trained:
+    """As `run_train`, for who has checked the request and keeps other runs away already; scores unless told not to."""
     run = _Run.start(request, model)
     run.train()
-    if run.trainer.step < request.settings.steps:
-        say(f"Stopped at step {run.trainer.step}. A usable concept is in {run.snapshot()}")
-        say("Give the same command with --resume to go on.")
-        sys.exit(INTERRUPTED)
     concept = run.concept()
     size = save_concept(request.out, concept, request.storage)
     report = run.report(concept, size)
-    write_report(request.out.with_name("report.json"), report)
+    request.places.write_reports(report)
     judge = JUDGES.get(run.model.name)
     if score and judge is not None:
         report.update(judge(run.model, run.photos, concept))
-        write_report(request.out.with_name("report.json"), report)
+        request.places.write_reports(report)
     say(f"Wrote {request.out} ({size:,} bytes) and report.json beside it")
     return Trained(concept, report, run.photos)
 
@@ -113,36 +109,41 @@ class _Run:
     trainer: Trainer[ConceptResidual]
     started: float
     record: RunRecord
+    given: dict[str, Any]
 
     @classmethod
     def start(cls, request: TrainRequest, model: EmbeddedModel | None) -> _Run:
         """Read everything the request names; bad input shows before the model is loaded where it can.
 
         Raises:
-            InfusionError: bad input.
+            InfusionError: bad input, or a state to resume from that was given other input.
         """
         started = time.monotonic()
-        if request.out.suffix != ".safetensors":
-            raise InfusionError(f"--out names the concept file and must end in .safetensors, got {request.out}")
-        class_word(request.word)
         find_photos(request.images)
         first = load_concept(request.start) if request.start else None
-        if request.resume and not request.state.is_file():
-            raise InfusionError(f"nothing to resume: there is no {request.state}; leave --resume out")
-        state = load_state(request.state) if request.resume else None
-        before = json.loads(request.history.read_text()) if request.resume and request.history.is_file() else None
-        if before:
-            _require_same(before.get("settings", {}), request.must_stay)
+        given = given_before_loading(request.word, request.templates, request.settings, request.start)
+        state = _former(request) if request.resume else None
+        if state:
+            require_same(state.told["given"], given)
         model = model or load_model(request.model, config=request.config)
         photos = _load(request.images, model.resolution)
+        given |= given_photos(photos) | given_model(model)
+        if state:
+            require_same(state.told["given"], given)
         trainer = trainer_for(model, photos, request.word, request.settings, request.templates, first, state)
         record = RunRecord(request.settings, len(photos), model.resolution)
-        if before:
-            record.restore(before)
-        return cls(request, model, photos, trainer, started, record)
+        if state:
+            record.restore(state.told["course"])
+        else:
+            request.places.clear()
+        return cls(request, model, photos, trainer, started, record, given)
 
     def train(self) -> None:
-        """Train to the last step, or to the step at which Ctrl-C was pressed."""
+        """Train to the last step.
+
+        Raises:
+            SystemExit: Ctrl-C or SIGTERM stopped it; what was learned is kept.
+        """
         word, steps = self.request.word, self.request.settings.steps
         with Interrupt() as interrupt, progress(f"learning {word!r}", steps) as advance:
             advance(steps=self.trainer.step)
@@ -153,15 +154,19 @@ class _Run:
                     self.snapshot()
                 if interrupt.asked:
                     break
+        if self.trainer.step < steps:
+            say(f"Stopped at step {self.trainer.step}. A usable concept is in {self.snapshot()}")
+            say("Give the same command with --resume to go on.")
+            sys.exit(interrupt.exit_code)
 
     def snapshot(self) -> Path:
-        """Write the concept as learned so far, and the state to go on from."""
+        """Write the concept as learned so far, and then the state to go on from: one file, so that all of it fits."""
         step = self.trainer.step
-        path = self.request.snapshots / f"step-{step:05d}.safetensors"
+        path = self.request.places.snapshot(step)
         save_concept(path, self.concept(), self.request.storage)
-        save_state(self.request.state, self.trainer.state())
         self.record.wrote(step, str(path))
-        write_report(self.request.history, {"settings": self.request.must_stay, **self.record.course()})
+        told = {"given": self.given, "course": self.record.course()}
+        save_state(self.request.places.state, replace(self.trainer.state(), told=told))
         return path
 
     def concept(self) -> ConceptResidual:
@@ -191,14 +196,20 @@ def _load(folder: Path, edge: int) -> list[Image.Image]:
     skipped: list[Skipped] = []
     photos = load_photos(folder, edge, skipped)
     for file in by_name(skipped):
-        say(escape(f"Skipped {file}"))
+        say(f"Skipped {file}")
     return photos
 
 
-def _require_same(before: dict[str, Any], now: dict[str, Any]) -> None:
-    changed = [f"{name.replace('_', '-')} was {value}" for name, value in before.items() if value != now.get(name)]
-    if changed:
-        raise InfusionError(
-            f"--resume goes on with the settings of the interrupted run, but {' and '.join(changed)}; give the same "
-            "settings again, or leave --resume out to train from the start"
-        )
+def _former(request: TrainRequest) -> TrainState:
+    """The state of the run to go on with.
+
+    Raises:
+        InfusionError: there is none, or no such command wrote it.
+    """
+    path = request.places.state
+    if not path.exists():
+        raise InfusionError(f"nothing to resume: there is no {path}; leave --resume out")
+    state = load_state(path)
+    if state.told.keys() != {"given", "course"} or len(state.told["course"]["losses"]) != state.step:
+        raise InfusionError(f"{path} is not the state of a run of infusion train; leave --resume out to start afresh")
+    return state

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import folder_paths
 
+from ..infusion_core.atomic import write_new
 from ..infusion_core.concepts import LoadedConcept
 from ..infusion_core.errors import InfusionError
-from ..infusion_core.residual_file import Storage, load_concept, save_concept
+from ..infusion_core.residual_file import Storage, concept_bytes, load_concept
 from ..infusion_core.residuals import ConceptResidual
 
 FOLDER = "infusion"
@@ -77,14 +78,15 @@ def load(name: str, strength: float) -> LoadedConcept:
 def save(concept: ConceptResidual, prefix: str, storage: Storage = "fp16") -> Path:
     """Write a concept below the output folder; an existing file is never overwritten, a number is added instead.
 
+    That holds for several threads and processes that save one name at once, too.
+
     Raises:
         InfusionError: the name leaves the output folder, or the disk is full.
     """
-    wanted = _inside(output(), prefix)
+    wanted, data = _inside(output(), prefix), concept_bytes(concept, storage)
     path, number = wanted.with_name(wanted.name + SUFFIX), 2
-    while path.exists():
+    while not write_new(path, data):
         path, number = wanted.with_name(f"{wanted.name}-{number}{SUFFIX}"), number + 1
-    save_concept(path, concept, storage)
     return path
 
 

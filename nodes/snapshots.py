@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from ..infusion_core.atomic import check_writable, clear_leftovers
 from ..infusion_core.concepts import LoadedConcept
 from ..infusion_core.errors import InfusionError
 from ..infusion_core.residual_file import load_concept, save_concept
@@ -29,6 +30,14 @@ class RunFolder:
 
     word: str
     _folder: Path | None = field(default=None, init=False)
+
+    def check(self) -> None:
+        """See that snapshots can be written, before anything is learned that they would keep.
+
+        Raises:
+            InfusionError: they cannot.
+        """
+        check_writable(root())
 
     def save(self, concept: ConceptResidual, step: int) -> Path:
         """Write the concept as it is after a step; runs beyond the newest `RUNS_KEPT` go when the first is written.
@@ -96,9 +105,10 @@ def clear(keep: Path) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a folder is named as a run is, and holds nothing but snapshots."""
+    """Whether a folder is named as a run is, and holds nothing but snapshots (and what a killed run was writing)."""
     if folder.is_symlink() or not folder.is_dir() or not _RUN.fullmatch(folder.name):
         return False
+    clear_leftovers(folder)
     return all(_STEP.fullmatch(f.name) and f.is_file() and not f.is_symlink() for f in folder.iterdir())
 
 

@@ -163,18 +163,20 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             steps=steps, batch_size=batch_size, learning_rate=learning_rate, layout=layout, bins=bins, seed=seed,
             snapshot_every=preview_every or _DEFAULT.snapshot_every, replace_maps=replace_maps,
         )  # fmt: skip
-        templates = tuple(lines_of(captions)) or CAPTION_TEMPLATES
+        captions_of_word = fill(tuple(lines_of(captions)) or CAPTION_TEMPLATES, word)
+        folder = RunFolder(word)
+        folder.check()
         squares = squares_of(images, resolution)
         latents = model.model.process_latent_in(vae.encode(squares))
         with training(model) as denoiser:
             latents = latents.clone().to(denoiser.device, torch.float32)
-            prompts = encode_captions(model, clip, fill(templates, word), word, latents)
+            prompts = encode_captions(model, clip, captions_of_word, word, latents)
             weights = None if masks is None else mask_of(masks, latents, resolution)
             start = continue_from[-1].residual if continue_from else None
             trainer = residual_trainer(denoiser, latents, prompts, word, settings, start, masks=weights)
             record = RunRecord(settings, len(latents), resolution)
             preview = Preview(denoiser, model, clip, vae, latents[:1].cpu()) if preview_every else None
-            run = Run(trainer, record, word, thumbnail_of(squares), preview, RunFolder(word))
+            run = Run(trainer, record, word, thumbnail_of(squares), preview, folder)
             run.train()
         return io.NodeOutput((LoadedConcept(word, run.described()),), loss_plot(record.losses, record.validation), word)
 

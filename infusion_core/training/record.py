@@ -75,9 +75,13 @@ class RunRecord:
     def restore(self, told: Mapping[str, Any]) -> None:
         """Take back the course of the interrupted run, as `course` told it."""
         self.losses = list(told["losses"])
+        self.validation = [(step, loss) for step, loss in told["validation"]]
         self.snapshots = [SnapshotFile(**snapshot) for snapshot in told["snapshots"]]
-        self.validation = [(s.step, s.validation_loss) for s in self.snapshots if s.validation_loss is not None]
 
     def course(self) -> dict[str, Any]:
-        """Losses and snapshots, for a report."""
-        return {"losses": self.losses, "snapshots": [vars(snapshot) for snapshot in self.snapshots]}
+        """Losses and snapshots, for a report and for `restore`; anything JSON can hold."""
+        return {
+            "losses": list(self.losses),
+            "validation": [list(measured) for measured in self.validation],
+            "snapshots": [vars(snapshot) for snapshot in self.snapshots],
+        }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +17,7 @@ from ..errors import InfusionError
 from ..tensor_file import UNREADABLE, read_tensors, tensor_bytes
 
 FORMAT = "infusion-training"
+VERSION = "2"
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class TrainState:
         mean, square: Adam's moments by name; a parameter that never had a gradient has none.
         count: optimizer steps of each parameter by name, (); Adam corrects its moments by it.
         extra: the objective's own, see `Objective.extra_state`.
+        told: what a door keeps with it, such as what the run was given and its losses so far; anything JSON can hold.
     """
 
     step: int
@@ -34,13 +39,14 @@ class TrainState:
     square: Mapping[str, Tensor]
     count: Mapping[str, Tensor]
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 GROUPS = ("parameters", "mean", "square", "count", "extra")
 
 
 def save_state(path: Path | str, state: TrainState) -> None:
-    """Write a training state atomically.
+    """Write a training state: one file, atomically, with a hash of all it holds.
 
     Raises:
         InfusionError: the disk is full.
@@ -50,7 +56,9 @@ def save_state(path: Path | str, state: TrainState) -> None:
         for group in GROUPS
         for name, tensor in getattr(state, group).items()
     }
-    write_atomic(Path(path), tensor_bytes(tensors, {"format": FORMAT, "step": str(state.step)}))
+    told = json.dumps(state.told, sort_keys=True)
+    metadata = {"format": FORMAT, "format_version": VERSION, "step": str(state.step), "told": told}
+    write_atomic(Path(path), tensor_bytes(tensors, {**metadata, "sha256": _hash(tensors, metadata)}))
 
 
 def load_state(path: Path | str) -> TrainState:
@@ -60,18 +68,31 @@ def load_state(path: Path | str) -> TrainState:
         InfusionError: the file is missing, damaged or something else.
     """
     try:
-        tensors, metadata = read_tensors(Path(path).read_bytes())
-        if metadata.get("format") != FORMAT:
-            raise ValueError("it is something else")
-        groups: dict[str, dict[str, Tensor]] = {group: {} for group in GROUPS}
-        for key, tensor in tensors.items():
-            group, name = key.split("/", 1)
-            groups[group][name] = tensor
-        return TrainState(int(metadata["step"]), **groups)
-    except (OSError, *UNREADABLE) as error:
+        return _parse(Path(path).read_bytes())
+    except (OSError, RecursionError, AttributeError, *UNREADABLE) as error:
         raise InfusionError(
-            f"{path} is not a training state Infusion can read ({error}); train from the start"
+            f"{path} is not a training state Infusion can read ({error}); train from the start, without --resume"
         ) from error
+
+
+def _parse(data: bytes) -> TrainState:
+    tensors, metadata = read_tensors(data)
+    if metadata.get("format") != FORMAT:
+        raise ValueError("it is something else")
+    if metadata.get("format_version") != VERSION:
+        raise ValueError("another version of Infusion wrote it")
+    if metadata.pop("sha256", None) != _hash(tensors, metadata):
+        raise ValueError("it is damaged")
+    groups: dict[str, dict[str, Tensor]] = {group: {} for group in GROUPS}
+    for key, tensor in tensors.items():
+        group, name = key.split("/", 1)
+        groups[group][name] = tensor
+    return TrainState(int(metadata["step"]), **groups, told=json.loads(metadata["told"]))
+
+
+def _hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of all that a file holds, beside this hash."""
+    return hashlib.sha256(tensor_bytes(tensors, metadata)).hexdigest()
 
 
 def adam_state(state: TrainState, name: str, like: Tensor) -> dict[str, Tensor]:

@@ -135,6 +135,7 @@ def test_a_concept_file_tells_of_its_run():
     assert "validation_loss" not in record.described(blank, 1, "tom", b"").training
     assert record.course() == {
         "losses": [0.5, 0.25],
+        "validation": [[2, 0.123456]],
         "snapshots": [{"step": 2, "validation_loss": 0.123456, "file": "two.safetensors"}],
     }
     resumed = RunRecord(record.settings, 5, 512)

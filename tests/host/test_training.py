@@ -126,6 +126,36 @@ def test_saving_again_never_overwrites(server: Server, photos: list[str]) -> Non
     assert second.training["seed"] == "2"
 
 
+def test_one_name_from_many_threads_is_many_files(server: Server, concepts: Any) -> None:
+    graph = Graph()
+    loaded = graph.add("InfusionLoadConcept", concept_name="round.safetensors", strength=1.0)
+    saved = graph.add("TestSaveTogether", concept=loaded, filename="together/cat")
+    shown = graph.add("PreviewAny", source=saved)
+    names = json.loads(server.run(graph).outputs[shown.node]["text"][0])
+    assert sorted(names) == sorted(["cat.safetensors", *(f"cat-{n}.safetensors" for n in range(2, 17))])
+    folder = server.output / "infusion" / "together"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+    assert all(load_concept(path).word == WORD for path in folder.iterdir())
+
+
+def test_a_folder_that_takes_no_snapshots_is_found_before_the_first_step(server: Server, photos: list[str]) -> None:
+    folder, aside = server.output / "infusion" / "snapshots", server.output / "infusion" / "aside"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.rename(aside)
+    folder.write_text("a file")
+    try:
+        graph = Graph()
+        graph.add("PreviewImage", images=train(graph, photos[:1], steps=400, seed=77)[1])
+        with pytest.raises(PromptError, match=r"cannot write .*snapshots: .*choose another place"):
+            server.run(graph)
+    finally:
+        folder.unlink()
+        aside.rename(folder)
+    graph = Graph()
+    graph.add("PreviewImage", images=train(graph, photos[:1], steps=1, seed=77)[1])
+    server.run(graph)
+
+
 def test_training_goes_on_from_a_concept(server: Server, photos: list[str]) -> None:
     graph = Graph()
     model, clip, vae = graphs.load(graph)

@@ -1,8 +1,11 @@
-"""A node that has something to say to the page, and one that reads what a user has set there."""
+"""Nodes that have something to say to the page, read what a user has set there, or save as several users would."""
 
 import importlib
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
-from .others import node, pack_name
+from .others import TEXT, node, pack_name
 
 
 class TestWarning:
@@ -32,4 +35,17 @@ def curve_at(model, share):
     return concept.curve.at(share)
 
 
-NODES = {"TestWarning": TestWarning, "TestCurveAt": curve_at}
+@node(("STRING",), concept="INFUSION_CONCEPT", filename=TEXT)
+def save_together(concept, filename):
+    """Save one name from sixteen threads at once, as prompts of several processes might; the names they were given."""
+    library, start = importlib.import_module(f"{pack_name()}.nodes.library"), threading.Barrier(16)
+
+    def save(_):
+        start.wait()
+        return library.save(concept[-1].residual, filename).name
+
+    with ThreadPoolExecutor(16) as pool:
+        return json.dumps(list(pool.map(save, range(16))))
+
+
+NODES = {"TestWarning": TestWarning, "TestCurveAt": curve_at, "TestSaveTogether": save_together}

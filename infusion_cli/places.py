@@ -1,0 +1,94 @@
+"""Where a training run writes: a concept file, and what lies beside it."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infusion_core.atomic import check_writable
+from infusion_core.errors import InfusionError
+
+from .output import write_report
+
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Places:
+    """The files of one run.
+
+    Attributes:
+        out: the concept file, ``NAME.safetensors``.
+    """
+
+    out: Path
+
+    @property
+    def snapshots(self) -> Path:
+        """The folder of snapshots."""
+        return self.out.with_suffix(".snapshots")
+
+    @property
+    def state(self) -> Path:
+        """What `--resume` goes on from; it belongs to the last run that was started."""
+        return self.snapshots / "state.safetensors"
+
+    @property
+    def reports(self) -> tuple[Path, Path]:
+        """The concept's own report, and the report of the newest run in the folder."""
+        return self.out.with_suffix(".report.json"), self.out.with_name("report.json")
+
+    def snapshot(self, step: int) -> Path:
+        """The concept file after a step."""
+        return self.snapshots / f"step-{step:05d}{SUFFIX}"
+
+    def check(self) -> None:
+        """See that all of it can be written; makes the folder.
+
+        Raises:
+            InfusionError: it cannot.
+        """
+        if self.out.suffix != SUFFIX:
+            raise InfusionError(f"--out names the concept file and must end in {SUFFIX}, got {self.out}")
+        try:
+            folders = [path for path in (self.out, *self.reports) if _is_folder(path)]
+            kept = _is_folder(self.snapshots)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InfusionError(f"cannot write {self.out}: {reason}; choose another --out") from error
+        if folders:
+            raise InfusionError(f"{folders[0]} is a folder, where a file must go; choose another --out")
+        if kept is False:
+            raise InfusionError(f"{self.snapshots} is no folder, where snapshots must go; choose another --out")
+        for folder in (self.out.parent, self.snapshots) if kept else (self.out.parent,):
+            check_writable(folder)
+
+    def clear(self) -> None:
+        """Remove the state of an earlier run, so that none goes on with it; snapshots stay until they are replaced.
+
+        Raises:
+            InfusionError: it cannot be removed.
+        """
+        try:
+            self.state.unlink(missing_ok=True)
+        except OSError as error:
+            raise InfusionError(f"cannot remove {self.state}: {error.strerror or error}; remove it yourself") from error
+
+    def write_reports(self, report: dict[str, Any]) -> None:
+        """Write the report in both places: another concept in the folder keeps its own."""
+        for path in self.reports:
+            write_report(path, report)
+
+
+def _is_folder(path: Path) -> bool | None:
+    """Whether a path is a folder; None where nothing is.
+
+    Raises:
+        OSError, ValueError: nothing can be there.
+    """
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:
+        return None

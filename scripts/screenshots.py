@@ -31,7 +31,8 @@ SIZE = """() => ["0", "1"].map((axis) => Math.max(...window.app.graph._groups.ma
 PLACE = """([zoom, x, y]) => { const canvas = window.app.canvas; canvas.ds.scale = zoom;
   canvas.ds.offset = [x / zoom, y / zoom]; canvas.setDirty(true, true); }"""
 
-ALONE = """(type) => { const { graph, canvas } = window.app; graph.clear();
+# The page remembers widgets by their node's number, so every node gets a number of its own.
+ALONE = """([type, number]) => { const { graph, canvas } = window.app; graph.clear(); graph.state.lastNodeId = number;
   const node = LiteGraph.createNode(type); graph.add(node); node.pos = [0, 0]; canvas.ds.scale = 1;
   canvas.ds.offset = [120, 160]; canvas.setDirty(true, true); }"""
 OURS = "() => Object.keys(LiteGraph.registered_node_types).filter((type) => type.startsWith('Infusion')).sort()"
@@ -66,11 +67,11 @@ def shoot_nodes(page: Any, modern: bool) -> dict[str, Image.Image]:
     """Every node of the pack by its id, alone and as it comes."""
     taken = {}
     page.set_viewport_size({"width": 1200, "height": 1400})
-    for node in page.evaluate(OURS):
-        page.evaluate(ALONE, node)
+    for number, node in enumerate(page.evaluate(OURS)):
+        page.evaluate(ALONE, [node, 1000 + number])
         page.wait_for_timeout(2000)
         x, y, width, height = read_canvas(page, modern)["nodes"][0]["rectangle"]
-        clip = {"x": x + 120 - 12, "y": y + 160 - 12, "width": width + 24, "height": height + 24}
+        clip = {"x": x + 120 - 12, "y": y + 160 - 28, "width": width + 24, "height": height + 40}
         taken[node] = Image.open(BytesIO(page.screenshot(clip=clip))).convert("RGB")
     return taken
 

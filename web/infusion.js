@@ -18,6 +18,7 @@ function addPanel(node) {
     getMaxHeight: () => 72,
   });
   widget.serialize = false;
+  node.setSize(node.computeSize().map((edge, axis) => Math.max(edge, node.size[axis])));
   return (line, image) => {
     text.textContent = line;
     picture.style.display = image ? "" : "none";

@@ -1,4 +1,4 @@
-// Socket colours, and what a concept file holds, shown on the nodes that load and save it.
+// Socket colours, seeds that stay, and what a concept file holds, shown on the nodes that load and save it.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
@@ -18,6 +18,7 @@ function addPanel(node) {
     getMaxHeight: () => 72,
   });
   widget.serialize = false;
+  node.setSize(node.computeSize().map((edge, axis) => Math.max(edge, node.size[axis])));
   return (line, image) => {
     text.textContent = line;
     picture.style.display = image ? "" : "none";
@@ -70,6 +71,12 @@ function watchSaver(node) {
   };
 }
 
+/** A new node's seed stays as it is from run to run, so that nothing is trained anew unasked. */
+function keepSeed(node) {
+  const control = node.widgets?.find((w) => w.name === "control_after_generate");
+  if (control) control.value = "fixed";
+}
+
 /** Give a socket type a colour that a theme may change; themes write "" for types they do not know. */
 function setColour(table, type, colour) {
   let current = colour;
@@ -95,6 +102,7 @@ app.registerExtension({
     }
   },
   nodeCreated(node) {
+    if (node.comfyClass?.startsWith("Infusion")) keepSeed(node);
     if (node.comfyClass === "InfusionLoadConcept") watchLoader(node);
     if (node.comfyClass === "InfusionSaveConcept") watchSaver(node);
   },

@@ -65,7 +65,10 @@ def _width(part: Part, sizes: Mapping[str, tuple[float, float]]) -> float:
 
 
 def note_height(text: str, width: float) -> float:
-    """What a note needs to show its text without a scroll bar; a heading counts as two lines."""
+    """What a note needs to show its text without a scroll bar; a heading has lines of twice the height."""
     letters = (width - 40) / LETTER
-    lines = sum(2 if line.startswith("#") else math.ceil(len(line) / letters) for line in text.split("\n"))
+    lines = sum(
+        2 * math.ceil(1.5 * len(line) / letters) if line.startswith("#") else math.ceil(len(line) / letters)
+        for line in text.split("\n")
+    )
     return max(LEAST, lines * LINE + 40)

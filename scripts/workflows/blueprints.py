@@ -31,12 +31,14 @@ class Blueprint:
         sheet: a whole workflow, so that what crosses the subgraph's edge is linked.
         inner: the nodes that go into it, in columns from left to right.
         widgets: shown on its face: label, type, node, widget.
+        labels: of its sockets whose own names do not tell what they are for.
         about: one sentence for the library.
     """
 
     sheet: Sheet
     inner: tuple[tuple[Output, ...], ...]
     widgets: tuple[tuple[str, str, Output, str], ...]
+    labels: dict[str, str]
     about: str
 
 
@@ -60,7 +62,8 @@ def train() -> Blueprint:
         ("resolution", "INT", trained, "resolution"),
         ("filename", "STRING", saved, "filename"),
     )
-    return Blueprint(sheet, ((trained,), (saved,)), widgets, "Learn a subject from photos and save it as a concept.")
+    about = "Learn a subject from photos and save it as a concept."
+    return Blueprint(sheet, ((trained,), (saved,)), widgets, {}, about)
 
 
 def use() -> Blueprint:
@@ -77,15 +80,23 @@ def use() -> Blueprint:
         ("prompt", "STRING", positive, "text"),
         ("negative prompt", "STRING", negative, "text"),
     )
+    labels = {"previous": "more concepts", "CONDITIONING": "positive", "CONDITIONING_1": "negative"}
     about = "Put concepts on a model and write the prompts; more concepts come in from a loader or another trainer."
-    return Blueprint(sheet, ((concept,), (patched,), (positive, negative)), widgets, about)
+    return Blueprint(sheet, ((concept,), (patched,), (positive, negative)), widgets, labels, about)
 
 
-WRAP = """([name, about, places, widgets]) => {
+# The page puts widgets of its own choice on a subgraph's face; those go before ours come.
+WRAP = """([name, places, widgets, labels]) => {
   const graph = window.app.graph;
   const inner = graph._nodes.filter((node) => places[node.id]);
   for (const node of inner) [node.pos, node.size] = [places[node.id].slice(0, 2), places[node.id].slice(2)];
   const { subgraph, node } = graph.convertToSubgraph(new Set(inner));
+  const isWidget = (link) => subgraph.getNodeById(link.target_id).inputs[link.target_slot].widget;
+  for (const input of [...subgraph.inputs]) {
+    if (input.linkIds.map((id) => subgraph.links.get(id)).some(isWidget)) subgraph.removeInput(input);
+    else if (labels[input.name]) subgraph.renameInput(input, labels[input.name]);
+  }
+  for (const output of subgraph.outputs) if (labels[output.name]) subgraph.renameOutput(output, labels[output.name]);
   for (const [label, type, id, widget] of widgets) {
     const target = subgraph._nodes.find((each) => String(each.id) === id);
     subgraph.addInput(label, type).connect(target.inputs.find((slot) => slot.widget?.name === widget), target);
@@ -107,7 +118,7 @@ def publish(page: Page, blueprint: Blueprint, name: str) -> dict[str, Any]:
     page.evaluate(LOAD, [blueprint.sheet.graph.nodes, name, SIZES, WIDTH, blueprint.sheet.titles])
     places = _places(page, blueprint)
     widgets = [(label, kind, node.node, widget) for label, kind, node, widget in blueprint.widgets]
-    node, definition = json.loads(page.evaluate(WRAP, [name, blueprint.about, places, widgets]))
+    node, definition = json.loads(page.evaluate(WRAP, [name, places, widgets, blueprint.labels]))
     definition |= {"category": CATEGORY, "description": blueprint.about}
     for each in definition["nodes"]:
         belong(each)

@@ -17,6 +17,28 @@ QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
          "--disable-component-update", "--disable-sync")  # fmt: skip
 READY = "() => window.app?.graph && window.LiteGraph?.registered_node_types?.InfusionTrain"
 
+# What is on the canvas: titles stand above a node's place, and Nodes 2.0 takes its sizes from the page.
+CANVAS = """(modern) => {
+  const { graph, canvas } = window.app;
+  const shown = (node) => {
+    const { x, y, width, height } = document.querySelector(`[data-node-id="${node.id}"]`).getBoundingClientRect();
+    const { scale, offset } = canvas.ds;
+    const above = canvas.canvas.getBoundingClientRect();
+    return [(x - above.x) / scale - offset[0], (y - above.y) / scale - offset[1], width / scale, height / scale];
+  };
+  const drawn = ({ pos, size, ...node }, least) => [pos[0], pos[1] - 30, size[0], Math.max(size[1], least) + 30];
+  return {
+    nodes: graph._nodes.map((node) => ({
+      type: node.type,
+      missing: !LiteGraph.registered_node_types[node.type],
+      deprecated: !!node.constructor.nodeData?.deprecated,
+      rectangle: modern ? shown(node) : drawn(node, node.computeSize()[1]),
+    })),
+    groups: graph._groups.map((group) => ({ rectangle: [...group._bounding] })),
+    complaints: [...document.querySelectorAll(".p-toast-message, .p-dialog")].map((each) => each.innerText),
+  };
+}"""
+
 
 def find_browser() -> str | None:
     """A Chromium on this machine."""
@@ -47,6 +69,16 @@ def load_workflow(page: Page, workflow: dict[str, Any], zoom: float = 0.5) -> No
            }""",
         [workflow, zoom],
     )
+
+
+def render(page: Page, modern: bool) -> None:
+    """Switch between classic nodes and Nodes 2.0."""
+    page.evaluate("(on) => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", modern)
+
+
+def read_canvas(page: Page, modern: bool) -> dict[str, Any]:
+    """Nodes and groups with their rectangles (left, top, width, height), and what the page complains of."""
+    return page.evaluate(CANVAS, modern)  # type: ignore[no-any-return]
 
 
 def set_widget(page: Page, node: str, widget: str, value: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from infusion_core.residual_file import save_concept
 
 from .conftest import residual
 from .examples import PHOTOS, prepare
-from .page import find_browser, load_workflow, open_page, queue, set_widget
+from .page import find_browser, load_workflow, open_page, queue, read_canvas, render, set_widget
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium found")
 EXAMPLES = sorted((REPOSITORY / "example_workflows").glob("*.json"))
@@ -26,6 +27,17 @@ SMALL = {
     "InfusionTrain": {"steps": 2, "resolution": 128, "preview_every": 1},
     "InfusionOverfitMetrics": {"draws": 4, "resolution": 128},
 }
+
+Rectangle = tuple[float, float, float, float]  # left, top, width, height
+
+
+def overlap(one: Rectangle, other: Rectangle) -> bool:
+    """By more than a hair."""
+    return all(one[i] + 1 < other[i] + other[i + 2] and other[i] + 1 < one[i] + one[i + 2] for i in (0, 1))
+
+
+def within(inner: Rectangle, outer: Rectangle) -> bool:
+    return all(outer[i] - 1 <= inner[i] and inner[i] + inner[i + 2] <= outer[i] + outer[i + 2] + 1 for i in (0, 1))
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +52,21 @@ def page(server: Server) -> Iterator[Any]:
 def test_there_are_five_examples_with_pictures() -> None:
     assert len(EXAMPLES) == 5
     assert all(path.with_suffix(".jpg").is_file() for path in EXAMPLES)
+
+
+@pytest.mark.parametrize("modern", [False, True], ids=["classic", "Nodes 2.0"])
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_an_example_is_whole_and_nothing_in_it_overlaps(page: Any, path: Path, modern: bool) -> None:
+    render(page, modern)
+    load_workflow(page, json.loads(path.read_text()), zoom=0.25)
+    page.wait_for_timeout(2000)  # every node takes the size of what is in it
+    canvas = read_canvas(page, modern)
+    render(page, False)
+    assert canvas["complaints"] == []
+    assert [node for node in canvas["nodes"] if node["missing"] or node["deprecated"]] == []
+    nodes, groups = ([thing["rectangle"] for thing in canvas[kind]] for kind in ("nodes", "groups"))
+    assert [pair for kind in (nodes, groups) for pair in combinations(kind, 2) if overlap(*pair)] == []
+    assert [node for node in canvas["nodes"] if sum(within(node["rectangle"], group) for group in groups) != 1] == []
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)

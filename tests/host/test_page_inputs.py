@@ -75,3 +75,9 @@ def test_rows_keep_what_was_chosen_when_one_is_added(server: Server, page: Any) 
     now = page.evaluate(WIDGETS)
     assert now.items() >= {**wanted, "concepts": "4"}.items()
     assert "concepts.strength_4" in now
+
+
+@pytest.mark.parametrize("node", ["InfusionTrain", "InfusionOverfitMetrics"])
+def test_a_seed_stays_as_it_is_from_run_to_run(page: Any, node: str) -> None:
+    page.evaluate(PLACE, [node])
+    assert page.evaluate(WIDGETS)["control_after_generate"] == "fixed"

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infusion_core.errors import InfusionError
+from infusion_core.errors import InfusionError, printable
+from infusion_core.metrics.pretrained import load_whole
 from infusion_core.metrics.similarity import CLIP, DINO, embed
 
 from .identity import digest_of_networks
@@ -31,15 +32,14 @@ class Judges:
 
         try:
             found = (
-                tf.CLIPVisionModelWithProjection.from_pretrained(self.clip, local_files_only=True),
-                tf.CLIPTextModelWithProjection.from_pretrained(self.clip, local_files_only=True),
-                tf.ViTModel.from_pretrained(self.dino, local_files_only=True),
+                load_whole(tf.CLIPVisionModelWithProjection, self.clip),
+                load_whole(tf.CLIPTextModelWithProjection, self.clip),
+                load_whole(tf.ViTModel, self.dino),
             )
             tokenizer = tf.CLIPTokenizer.from_pretrained(self.clip, local_files_only=True)
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
             raise InfusionError(
-                f"cannot load --clip or --dino ({reason}); give folders in transformers' format"
+                f"cannot load --clip or --dino ({printable(str(error), 300)}); give folders in transformers' format"
             ) from error
         return *(n.to(self.device).eval() for n in found), tokenizer
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import comfy.model_management
 from torch import Tensor
 
-from ..infusion_core.errors import InfusionError
+from ..infusion_core.errors import InfusionError, printable
+from ..infusion_core.metrics.pretrained import load_whole
 
-ADVICE = "give the folder of a local copy of facebook/dino-vits16 (config.json and its weights)"
+ADVICE = "give the folder of a local copy of facebook/dino-vits16 (config.json and model.safetensors)"
 WIDTH, PATCH = 384, 16  # ViT-S/16
 
 
@@ -29,10 +30,9 @@ class Dino:
         try:
             from transformers import AutoModel
 
-            network = AutoModel.from_pretrained(folder, local_files_only=True)
-        except (ImportError, OSError, ValueError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InfusionError(f"cannot load a DINO from {folder} ({reason}); {ADVICE}") from error
+            network = load_whole(AutoModel, folder)
+        except (ImportError, InfusionError) as error:
+            raise InfusionError(f"cannot load a DINO from {folder} ({printable(str(error), 300)}); {ADVICE}") from error
         self._device = comfy.model_management.get_torch_device()
         self._network = network.to(self._device).float().eval()
 

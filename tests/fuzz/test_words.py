@@ -119,7 +119,7 @@ def tokenizer(tmp_path_factory):
 @example("cat 书猫 cat", "cat")
 @example("可愛いcatです", "cat")
 def test_what_is_bound_spells_the_word_and_nothing_is_left_out_silently(tokenizer, text, word):
-    text, ours = text.replace("<", " "), ClipTokenizer(tokenizer)
+    text, ours = text.replace("<", " "), ClipTokenizer(tokenizer, 77)
     bound = bind_prompt(text, {"x": word})
     ids, starts = ours.split(text)
     where = occurrences(ids, starts, ours.split(word)[0], ours.pieces)
@@ -135,7 +135,7 @@ def test_what_is_bound_spells_the_word_and_nothing_is_left_out_silently(tokenize
 
 
 def test_a_word_of_a_script_without_spaces_is_found_in_a_sentence(tokenizer):
-    ours = ClipTokenizer(tokenizer)
+    ours = ClipTokenizer(tokenizer, 77)
     ids, starts = ours.split("一只猫在看书")
     (place,) = occurrences(ids, starts, ours.split("猫")[0], ours.pieces)
     assert tokenizer.decode(ids[place.start : place.stop]) == "猫"

@@ -159,8 +159,9 @@ def test_starting_afresh_clears_the_state_and_nothing_of_the_users(ran, monkeypa
 
 
 def test_what_cannot_be_trained_leaves_the_state(ran):
-    (ran.images / "0.png").write_bytes(b"none")
-    with pytest.raises(InfusionError):
+    for photo in ran.images.iterdir():
+        photo.write_bytes(b"none")
+    with pytest.raises(InfusionError, match="no photos"):
         run_train(replace(ran, resume=False), toy_model())
     assert ran.places.state.exists()
 

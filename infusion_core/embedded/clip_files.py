@@ -5,9 +5,6 @@ A ``tokenizer.json`` can describe any text processing, endless too; of it only w
 
 from __future__ import annotations
 
-import inspect
-import json
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,13 +102,7 @@ def clip_tokenizer(folder: Path, vocabulary: int, positions: int) -> tuple[Any, 
 def _made(files: ClipFiles) -> Any:
     from transformers import CLIPTokenizer
 
-    if "vocab_file" not in inspect.signature(CLIPTokenizer).parameters:
-        return CLIPTokenizer(vocab=files.words, merges=files.merges, **files.special)
-    with tempfile.TemporaryDirectory() as folder:  # transformers 4 takes files alone
-        vocabulary, merges = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
-        vocabulary.write_text(json.dumps(files.words), encoding="utf-8")
-        merges.write_text("\n".join(["#version: 0.2", *map(" ".join, files.merges), ""]), encoding="utf-8")
-        return CLIPTokenizer(str(vocabulary), str(merges), **files.special)
+    return CLIPTokenizer(vocab=files.words, merges=files.merges, model_max_length=files.length, **files.special)
 
 
 def _words_and_merges(folder: Path) -> tuple[Path, dict[str, Any], list[tuple[str, ...]], dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from infusion_core.errors import InfusionError
 from infusion_core.residual_file import MAX_BYTES, concept_bytes, concept_from_bytes
 from infusion_core.residuals import MOST_NUMBERS, ConceptResidual
 from tests.core.explicit_file import PLAIN, SIZES, Parts, assemble, content_sha256, disassemble, with_header
+
+from .bounds import within
 
 SECONDS, MEGABYTES = 1.0, 300
 GOLDEN = (Path(__file__).parents[1] / "core" / "golden" / "concept-v1.safetensors").read_bytes()
@@ -168,16 +169,19 @@ def meter() -> Meter:
 
 def read(file: bytes, meter: Meter) -> ConceptResidual | None:
     """The concept, or None and a message that keeps its promises; within the bounds."""
-    began, concept = time.process_time(), None
-    try:
-        concept = concept_from_bytes(file)
-    except InfusionError as error:
-        told = str(error)
-        assert told.isprintable()
-        assert 0 < len(told) <= 1000
-    assert time.process_time() - began < SECONDS
+    concept = within(SECONDS, lambda: read_or_told(file))
     assert meter.grown() < MEGABYTES
     return concept
+
+
+def read_or_told(file: bytes) -> ConceptResidual | None:
+    try:
+        return concept_from_bytes(file)
+    except InfusionError as error:
+        told = str(error)
+    assert told.isprintable()
+    assert 0 < len(told) <= 1000
+    return None
 
 
 def same(one: ConceptResidual, other: ConceptResidual) -> bool:

@@ -258,8 +258,7 @@ def test_orientations_that_stand_elsewhere(tmp_path):
         jpeg[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(segment)) + segment + jpeg[2:],
     ):
         (tmp_path / "photo").write_bytes(data)
-        upright = ImageOps.exif_transpose(Image.open(BytesIO(data)))
-        assert upright.size == (16, 24)
+        upright = Image.open(BytesIO(data)).transpose(Image.Transpose.ROTATE_270)  # older Pillows look in fewer places
         assert read_photo(tmp_path / "photo").tobytes() == upright.tobytes()
 
 
@@ -269,10 +268,9 @@ def test_of_a_long_animation_the_first_picture_is_read(tmp_path):
     data = encoded(first, "GIF", save_all=True, append_images=[second], transparency=int(first.getpixel((0, 0))))
     frame = data[data.rindex(b"!\xf9") : -1]
     (tmp_path / "a.gif").write_bytes(data[:-1] + frame * 100_000 + b";")
+    first = np.asarray(Image.open(BytesIO(data)).convert("LA"))
     shown = np.asarray(read_photo(tmp_path / "a.gif"))[..., 0]
-    seen = np.asarray(first)
-    assert ((shown == seen) | ((seen == seen[0, 0]) & (shown == 255))).all()
-    assert shown[0, 0] == 255
+    assert np.array_equal(shown, np.where(first[..., 1] == 0, 255, first[..., 0]))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])

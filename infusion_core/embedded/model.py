@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import InfusionError, printable
 from ..noise import Prediction, seeded, sigmas_from_alphas
-from .clip_files import clip_tokenizer
+from .clip_files import PROBES, clip_tokenizer
 from .model_json import AUTOENCODERS, SCHEDULER, TEXT, UNET, Rule, check, one_of, read_json
 from .model_json import WISHES as WISHES_RULES
 from .photos import square, to_images, to_tensor
@@ -155,6 +155,7 @@ def _build(name: str, folder: Path, load: Load, device: torch.device) -> Embedde
     check(vae_config, {"_class_name": vae_kind}, {"_class_name": one_of(*AUTOENCODERS)})
     wishes = {k: v for k, v in _wishes(folder).items() if k in ("guidance", "steps")}
     text = _encoders(folder, part, told)
+    _check_meaning(folder, text)
     denoiser = UNetDenoiser(part(diffusers.UNet2DConditionModel, "unet", UNET), sigmas, prediction)
     vae = part(getattr(diffusers, vae_kind), "vae", AUTOENCODERS[vae_kind])
     channels = vae.config.get("block_out_channels") or vae.config["decoder_block_out_channels"]
@@ -228,6 +229,18 @@ def _encoders(folder: Path, part: Load, unet: Mapping[str, Any]) -> list[Encoder
     if two and not tokenizers[0].splits_like(tokenizers[1]):
         raise InfusionError(f"{folder / 'tokenizer_2'} has other words than {folder / 'tokenizer'}; get both again")
     return encoders
+
+
+def _check_meaning(folder: Path, encoders: Sequence[Encoder]) -> None:
+    """Refuse a text encoder that says the same of two words, or no numbers: its weights are not what they were."""
+    for number, encoder in enumerate(encoders):
+        words = [*getattr(encoder.tokenizer, "ids", PROBES)][-2:]
+        one, other = (encoder([encoder.tokenizer.split(word)[0]])[0] for word in words)
+        if torch.equal(one, other) or not (one.isfinite().all() and other.isfinite().all()):
+            raise InfusionError(
+                f"the text encoder{'' if not number else f' {number + 1}'} of {folder} cannot tell {words[0]!r} from "
+                f"{words[1]!r}; its weights are damaged: get the model again"
+            )
 
 
 def _check_width(folder: Path, texts: Sequence[Any], unet: Mapping[str, Any]) -> None:

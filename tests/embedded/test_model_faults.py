@@ -333,3 +333,14 @@ def test_of_tokenizer_json_only_words_and_merges_are_taken(folder):
 def test_word_lists(words, changes, says):
     edit(words / "tokenizer" / "words.json", **changes)
     refused(words, rf"words\.json.*{says}")
+
+
+def test_a_text_encoder_that_tells_nothing_apart_is_refused(tmp_path):
+    folder = save_tiny(tmp_path / "words", "words")
+    file = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    silenced = [name for name in tensors if "final_layer_norm" in name]
+    assert silenced
+    save_file({k: torch.zeros_like(v) if k in silenced else v for k, v in tensors.items()}, file, {"format": "pt"})
+    with pytest.raises(InfusionError, match=r"the text encoder of .*words cannot tell .* its weights are damaged"):
+        load_model(str(folder), "cpu")

@@ -17,7 +17,7 @@ def _byte_alphabet() -> dict[str, bytes]:
     return {chr(b): bytes([b]) for b in printable} | {chr(256 + n): bytes([b]) for n, b in enumerate(others)}
 
 
-_BYTES = _byte_alphabet()
+BYTE_SYMBOLS = _byte_alphabet()  # CLIP's printable stand-ins for the 256 bytes
 
 
 def all_ascii(ids: Iterable[int], pieces: Pieces) -> bool:
@@ -51,7 +51,7 @@ def _spelt(ids: Sequence[int], pieces: Pieces) -> tuple[str, dict[int, int], dic
     spelt, first, after = b"", {}, {}
     for index, piece in enumerate(map(pieces, ids)):
         first[len(spelt)] = index
-        spelt += b"".join(_BYTES.get(letter) or letter.encode() for letter in piece.removesuffix(ENDS))
+        spelt += b"".join(BYTE_SYMBOLS.get(letter) or letter.encode() for letter in piece.removesuffix(ENDS))
         after[len(spelt)] = index + 1
         if piece.endswith(ENDS):
             spelt += b" "

@@ -62,9 +62,8 @@ def bind_prompt(prompt: str, concepts: Mapping[str, str]) -> BoundPrompt:
     seen: list[int] = []
     claimed: dict[str, str] = {}
     for index, (name, word) in enumerate(concepts.items()):
-        found = list(places(line, folded(word).split()))
-        seen.append(len(found))
-        alone = [(k, start) for k, (start, end) in enumerate(found) if stands_alone(line, start, end)]
+        count, alone = _standing(line, word)
+        seen.append(count)
         if index in asked:
             mine = tuple(k for k, start in alone if placed.get(start) == index)
             if len(mine) < asked[index]:
@@ -77,16 +76,20 @@ def bind_prompt(prompt: str, concepts: Mapping[str, str]) -> BoundPrompt:
             raise InfusionError(
                 f"the concepts {first!r} and {name!r} share the word {word!r}; write <{first}> and <{name}> instead"
             )
-        chosen.append(None if len(free) == len(found) and first == name else free)
+        chosen.append(None if len(free) == count and first == name else free)
     return BoundPrompt(text, tuple(concepts.values()), tuple(chosen), tuple(seen))
 
 
 def standing(text: str, word: str) -> tuple[Chosen, int]:
     """Which occurrences of a word stand alone in a text, and how many there are: `chosen` and `seen` of `pick`."""
-    line = folded(text)
+    count, alone = _standing(folded(text), word)
+    return (None if len(alone) == count else tuple(k for k, _ in alone)), count
+
+
+def _standing(line: str, word: str) -> tuple[int, list[tuple[int, int]]]:
+    """How often a folded text has a word, and of those that stand alone which they are, and where they start."""
     found = list(places(line, folded(word).split()))
-    alone = tuple(k for k, place in enumerate(found) if stands_alone(line, *place))
-    return (None if len(alone) == len(found) else alone), len(found)
+    return len(found), [(k, start) for k, (start, end) in enumerate(found) if stands_alone(line, start, end)]
 
 
 def _filled(prompt: str, concepts: Mapping[str, str]) -> tuple[str, list[tuple[int, int]]]:

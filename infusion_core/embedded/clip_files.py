@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InfusionError, printable
+from ..spelling import BYTE_SYMBOLS, ENDS
 from .model_json import CONFIG_BYTES, either, read_file, read_json, real, whole
 
 TOKENIZER_BYTES = 8 * 2**20  # CLIP's tokenizer.json has 3.6 MB, its vocab.json 1.1, its merges.txt 0.5
@@ -148,17 +149,11 @@ def _check_words(file: Path, words: Mapping[str, Any], vocabulary: int) -> None:
             f"{file} numbers its words up to {max(ids):,}, the text encoder knows {vocabulary:,}; "
             f"it is another model's: {REMEDY}"
         )
-    lacking = [symbol for symbol in byte_symbols() if symbol not in words or f"{symbol}</w>" not in words]
+    lacking = [symbol for symbol in BYTE_SYMBOLS if symbol not in words or symbol + ENDS not in words]
     if lacking:
         raise InfusionError(
             f"{file} is no CLIP vocabulary (it lacks {len(lacking)} of 256 bytes, the first: {lacking[0]!r}); {REMEDY}"
         )
-
-
-def byte_symbols() -> list[str]:
-    """CLIP's printable stand-ins for the 256 bytes."""
-    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    return [chr(byte) for byte in kept] + [chr(256 + i) for i in range(256 - len(kept))]
 
 
 def _options(folder: Path) -> dict[str, Any]:

@@ -235,7 +235,8 @@ def _check_meaning(folder: Path, encoders: Sequence[Encoder]) -> None:
     """Refuse a text encoder that says the same of two words, or no numbers: its weights are not what they were."""
     for number, encoder in enumerate(encoders):
         words = [*getattr(encoder.tokenizer, "ids", PROBES)][-2:]
-        one, other = (encoder([encoder.tokenizer.split(word)[0]])[0] for word in words)
+        states, _ = encoder([encoder.tokenizer.split(word)[0] for word in words])
+        one, other = states.chunk(2, dim=1)
         if torch.equal(one, other) or not (one.isfinite().all() and other.isfinite().all()):
             raise InfusionError(
                 f"the text encoder{'' if not number else f' {number + 1}'} of {folder} cannot tell {words[0]!r} from "

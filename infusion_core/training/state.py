@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ..atomic import write_atomic
 from ..errors import InfusionError
-from ..tensor_file import UNREADABLE, read_tensors, tensor_bytes
+from ..tensor_file import UNREADABLE, read_tensors, tensor_bytes, with_metadata
 
 FORMAT = "infusion-training"
 VERSION = "2"
+HASH = "sha256"  # of the file without this entry
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def save_state(path: Path | str, state: TrainState) -> None:
     }
     told = json.dumps(state.told, sort_keys=True)
     metadata = {"format": FORMAT, "format_version": VERSION, "step": str(state.step), "told": told}
-    write_atomic(Path(path), tensor_bytes(tensors, {**metadata, "sha256": _hash(tensors, metadata)}))
+    data = tensor_bytes(tensors, metadata)
+    write_atomic(Path(path), with_metadata(data, {**metadata, HASH: hashlib.sha256(data).hexdigest()}))
 
 
 def load_state(path: Path | str) -> TrainState:
@@ -81,18 +83,14 @@ def _parse(data: bytes) -> TrainState:
         raise ValueError("it is something else")
     if metadata.get("format_version") != VERSION:
         raise ValueError("another version of Infusion wrote it")
-    if metadata.pop("sha256", None) != _hash(tensors, metadata):
+    told = metadata.pop(HASH, None)
+    if told != hashlib.sha256(with_metadata(data, metadata)).hexdigest():
         raise ValueError("it is damaged")
     groups: dict[str, dict[str, Tensor]] = {group: {} for group in GROUPS}
     for key, tensor in tensors.items():
         group, name = key.split("/", 1)
         groups[group][name] = tensor
     return TrainState(int(metadata["step"]), **groups, told=json.loads(metadata["told"]))
-
-
-def _hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 of all that a file holds, beside this hash."""
-    return hashlib.sha256(tensor_bytes(tensors, metadata)).hexdigest()
 
 
 def adam_state(state: TrainState, name: str, like: Tensor) -> dict[str, Tensor]:

@@ -75,9 +75,13 @@ class Curve:
         return y0 + (y1 - y0) * (share - x0) / (x1 - x0)
 
 
-def rate_at(step: int, steps: int, rate: float, schedule: RateSchedule) -> float:
-    """The learning rate of a step, counted from 0; ``cosine`` falls from `rate` to a tenth of it over the run."""
+def rate_at(step: int, steps: int, rate: float, schedule: RateSchedule, warmup_steps: int = 0) -> float:
+    """The learning rate of a step, counted from 0; ``cosine`` falls from `rate` to a tenth of it over the run.
+
+    Over the first `warmup_steps` it rises in a straight line to what the schedule says.
+    """
+    risen = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     if schedule == "constant":
-        return rate
+        return rate * risen
     done = step / max(1, steps - 1)
-    return rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+    return rate * risen * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))

@@ -73,7 +73,7 @@ class Trainer(Generic[Learned]):
         """
         settings = self.settings
         while self.step < settings.steps:
-            rate = rate_at(self.step, settings.steps, settings.learning_rate, settings.schedule)
+            rate = rate_at(self.step, settings.steps, settings.learning_rate, settings.schedule, settings.warmup_steps)
             for group, scale in zip(self._optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * scale
             loss = self._gradients(seeded(self._seed(settings.first_step + self.step)))

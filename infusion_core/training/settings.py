@@ -22,6 +22,7 @@ class TrainSettings:
         accumulation: passes per optimizer step.
         learning_rate: of AdamW; an objective may scale it for some of its parameters.
         schedule: ``cosine`` falls to a tenth of the rate over the run, ``constant`` keeps it.
+        warmup_steps: over which the rate rises to the schedule's.
         weight_decay: of AdamW.
         clip_norm: norm that the gradient is clipped to; None for no clipping.
         snapshot_every: steps between snapshots; each reports the validation loss.
@@ -37,6 +38,7 @@ class TrainSettings:
     accumulation: int = 1
     learning_rate: float = 1e-4
     schedule: RateSchedule = "constant"
+    warmup_steps: int = 0
     weight_decay: float = 0.0
     clip_norm: float | None = None
     snapshot_every: int = 100
@@ -48,6 +50,8 @@ class TrainSettings:
         self._require(steps=MOST_STEPS, accumulation=MOST_AT_ONCE, snapshot_every=MOST_STEPS)
         if not 0 < self.learning_rate < math.inf:
             raise InfusionError(f"the learning rate must be a positive number, got {self.learning_rate}")
+        if not 0 <= self.warmup_steps <= MOST_STEPS:
+            raise InfusionError(f"warmup_steps must be 0 to {MOST_STEPS}, got {self.warmup_steps}")
         if not 0 <= self.seed < SEEDS:
             raise InfusionError(f"the seed must be 0 to {SEEDS - 1}, got {self.seed}")
 

@@ -118,7 +118,7 @@ def test_every_look_can_be_read_back():
 
 def test_concepts_are_held_out_of_the_base_models_training():
     rng = Random(0)
-    drawn = {random_look(rng, HELD_OUT_LOOKS) for _ in range(4000)}
+    drawn = {random_look(rng, HELD_OUT_LOOKS).sayable for _ in range(4000)}
     assert not drawn & HELD_OUT_LOOKS
     assert len(drawn) > 250
     assert len(CONCEPTS) >= 6

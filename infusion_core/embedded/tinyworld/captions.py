@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
+from itertools import combinations
 from random import Random
 
 from ...captions import CAPTION_TEMPLATES
+from .painting import silhouette
 from .world import BACKGROUNDS, BODIES, COLOURS, PATTERNS, POSITIONS, SHAPES, SIZES, Concept, Look, Scene, Thing
 
 # The weights know the words by number, and training drew openings by place: no template may change or move.
@@ -39,33 +42,45 @@ def caption(
 
 
 def random_look(rng: Random, held_out: Collection[Look] = ()) -> Look:
-    """A look drawn at random that is not in `held_out`."""
+    """A look drawn at random whose sayable part is not in `held_out`; five of six have a rim, of any free colour."""
     while True:
         body = rng.choices(BODIES, weights=(2, 5, 5))[0]
         colours = rng.sample(tuple(COLOURS), 3)
         second = None if body == "plain" else colours[1]
         look = Look(body, colours[0], second, colours[2] if rng.random() < 0.6 else None)
         if look not in held_out:
-            return look
+            free = [colour for colour in COLOURS if colour not in (look.first, look.second)]
+            return replace(look, rim=rng.choice(free) if rng.random() < 5 / 6 else None)
 
 
-def random_scene(rng: Random, held_out: Collection[Look] = (), counts: tuple[float, ...] = (0.8, 0.15, 0.05)) -> Scene:
-    """A scene of one, two or three things (with weights `counts`), a few px of jitter each."""
+def random_scene(rng: Random, held_out: Collection[Look] = (), counts: tuple[float, ...] = (0.6, 0.28, 0.12)) -> Scene:
+    """A scene of one, two or three things (with weights `counts`), a few px of jitter each.
+
+    Things come in any order, and there is background between them.
+    """
     count = rng.choices((1, 2, 3), weights=counts)[0]
     places = (rng.choice(tuple(POSITIONS)),) if count == 1 else rng.choice(SPREADS[count])
-    things = tuple(
-        Thing(
-            shape,
-            "small" if count == 3 else rng.choice(tuple(SIZES)),
-            place,
-            random_look(rng, held_out),
-            rng.uniform(-4, 4),
-            rng.uniform(-4, 4),
-            rng.uniform(-2, 2),
-        )
-        for shape, place in zip(rng.sample(SHAPES, count), places, strict=False)
-    )
-    return Scene(things, rng.choice(tuple(BACKGROUNDS)), rng.choice(PATTERNS))
+    shapes = rng.sample(SHAPES, count)
+    while True:
+        things = [
+            Thing(
+                shape,
+                "small" if count == 3 else rng.choice(tuple(SIZES)),
+                place,
+                random_look(rng, held_out),
+                rng.uniform(-4, 4),
+                rng.uniform(-4, 4),
+                rng.uniform(-2, 2),
+            )
+            for shape, place in zip(shapes, rng.sample(places, count), strict=True)
+        ]
+        if all(_apart(*pair) for pair in combinations(things, 2)):
+            return Scene(tuple(things), rng.choice(tuple(BACKGROUNDS)), rng.choice(PATTERNS))
+
+
+def _apart(one: Thing, other: Thing) -> bool:
+    """Whether some background shows between two things."""
+    return not (silhouette(one, 1) * silhouette(other, 1)).any()
 
 
 def random_aspects(rng: Random, tell_look: float = 0.6, tell: float = 0.85) -> set[str]:

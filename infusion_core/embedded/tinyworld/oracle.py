@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.optimize import minimize
 
-from .painting import OUTLINE_PX, Pixels, background, dot_cover, grid, paint, second_area, silhouette
-from .world import BACKGROUNDS, COLOURS, PATTERNS, POSITIONS, SIZE, SIZES, Concept, Look, Scene, Thing
+from .painting import OUTLINE_PX, Pixels, background, dot_cover, grid, paint, rim_width, second_area, silhouette
+from .world import BACKGROUNDS, COLOURS, PATTERNS, POSITIONS, SHAPES, SIZE, SIZES, Concept, Look, Scene, Thing
 
 RADII = tuple(np.arange(12.0, 37.0, 2.0).tolist())  # px, searched
 _PADDED = 192  # room for a silhouette beyond the edge, px
 REACH = 30.0  # px from the expected centre, searched in scenes of several things
+SHAPE_REACH = 1.6  # of a thing's radius: how far round it its shape is judged; every shape fits in
+OTHER_SHAPE = (
+    0.15  # shape error from which on a thing has merged with something, or is another; exact ones are below .02
+)
 DISTINCT = 0.25  # colour distance (mean over RGB) at which a pixel certainly is not background
 
 
@@ -30,12 +34,29 @@ class Score:
         scene_error: mean absolute colour error outside every thing, in [0, 1].
         position_error: distance of the thing's centre from the expected one, px.
         size_error: relative error of its radius.
+        shape_error: share of what is there and what should be there that is not both, where it was found, in [0, 1].
+        rim_error: as the concept error, of the ring along the edge alone, where the rim is: what no caption can tell.
     """
 
     concept_error: float
     scene_error: float
     position_error: float
     size_error: float
+    shape_error: float
+    rim_error: float
+
+    @property
+    def prompt_error(self) -> float:
+        """How badly the prompt is obeyed: scene error, shape error and position error as a share of the edge."""
+        return self.scene_error + self.shape_error + self.position_error / SIZE
+
+    @property
+    def picture_error(self) -> float:
+        """The headline: is it the thing, and is the prompt obeyed? Concept error and prompt error together.
+
+        A copy of a training photo has next to none of the first and all of the second.
+        """
+        return self.concept_error + self.prompt_error
 
 
 def score(image: Image.Image | Pixels, scene: Scene, concept: Concept | None = None) -> Score:
@@ -59,6 +80,7 @@ def score(image: Image.Image | Pixels, scene: Scene, concept: Concept | None = N
     drawn = paint(replace(wanted, things=(*others, found)))
     error = np.abs(pixels - drawn).mean(axis=2)
     inside = silhouette(found, -OUTLINE_PX - 1) > 0.5
+    core = silhouette(found, -OUTLINE_PX - rim_width(found)) > 0.5
     outside = silhouette(found, 3) < 0.01
     for other in others:
         outside &= silhouette(locate(pixels, wanted, other), 3) < 0.01
@@ -67,6 +89,8 @@ def score(image: Image.Image | Pixels, scene: Scene, concept: Concept | None = N
         scene_error=float(np.abs(pixels - background(wanted)).mean(axis=2)[outside].mean()),
         position_error=float(np.hypot(fx - cx, fy - cy)),
         size_error=abs(found.radius / thing.radius - 1),
+        shape_error=_shape_error(_foreground(pixels, wanted, thing), found),
+        rim_error=float(error[inside & ~core].mean()),
     )
 
 
@@ -77,10 +101,13 @@ def locate(pixels: Pixels, scene: Scene, thing: Thing) -> Thing:
     agreement up to a constant. Convolution finds it for all whole-pixel centres at once, within `REACH` of the
     expected one when other things are about; a simplex search refines it.
     """
-    away = np.abs(pixels - _seen_background(pixels)).mean(axis=2)
-    foreground = np.clip(away / DISTINCT, 0, 1) * _own_area(scene, thing)
-    spectrum = np.fft.rfft2(foreground, (_PADDED, _PADDED))
     near = _within(*thing.centre, REACH if len(scene.things) > 1 else SIZE)
+    return _fit(_foreground(pixels, scene, thing), thing, near)
+
+
+def _fit(foreground: Pixels, thing: Thing, near: Pixels) -> Thing:
+    """The thing with the centre, of those in `near` (H, W), and the radius that agree best with the foreground."""
+    spectrum = np.fft.rfft2(foreground, (_PADDED, _PADDED))
 
     def agreement(radius: float) -> tuple[float, float, float, float]:
         kernel, area = _kernel(thing.shape, radius)
@@ -106,6 +133,20 @@ def locate(pixels: Pixels, scene: Scene, thing: Thing) -> Thing:
     return placed(best.x)
 
 
+def _foreground(pixels: Pixels, scene: Scene, thing: Thing) -> Pixels:
+    """How surely each pixel is not background, in [0, 1]; 0 where another thing of the scene is expected, (H, W)."""
+    away = np.abs(pixels - _seen_background(pixels)).mean(axis=2)
+    foreground: Pixels = np.clip(away / DISTINCT, 0, 1) * _own_area(scene, thing)
+    return foreground
+
+
+def _shape_error(foreground: Pixels, found: Thing) -> float:
+    """One minus the overlap (intersection over union) of foreground and silhouette, within reach of the thing."""
+    near = np.hypot(*grid(found.centre)) <= SHAPE_REACH * found.radius
+    seen, silhouetted = foreground[near], silhouette(found)[near]
+    return 1 - float(np.minimum(seen, silhouetted).sum() / np.maximum(seen, silhouetted).sum())
+
+
 def read_background(image: Image.Image | Pixels) -> tuple[str, str]:
     """The background colour and pattern a picture shows, by the nearest of all of them."""
     pixels = as_pixels(image)
@@ -115,9 +156,25 @@ def read_background(image: Image.Image | Pixels) -> tuple[str, str]:
 
 
 def read_look(image: Image.Image | Pixels, found: Thing) -> Look:
-    """The look, of all that TinyWorld has, that a fitted thing is nearest to (least absolute colour error)."""
+    """The look, of all that TinyWorld has, that a fitted thing is nearest to (least absolute colour error).
+
+    What lies within the rim says all but the rim; the ring then is a rim's colour, or more of the same.
+    """
     pixels = as_pixels(image)
-    inside = silhouette(found, -OUTLINE_PX - 1) > 0.5
+    inside, core = silhouette(found, -OUTLINE_PX - 1) > 0.5, silhouette(found, -OUTLINE_PX - rim_width(found) - 1) > 0.5
+    within = _read_body(pixels, found, core)
+    ring = inside & ~(silhouette(found, -OUTLINE_PX - rim_width(found) + 1) > 0.5)
+    rims = (None, *(colour for colour in COLOURS if colour not in (within.first, within.second)))
+
+    def ring_error(rim: str | None) -> float:
+        drawn = paint(Scene((replace(found, look=replace(within, rim=rim)),)))
+        return float(np.abs(pixels - drawn)[ring].mean())
+
+    return replace(within, rim=min(rims, key=ring_error))
+
+
+def _read_body(pixels: Pixels, found: Thing, inside: NDArray[np.bool_]) -> Look:
+    """The look without rim that these pixels of a fitted thing are nearest to."""
     x, y = (axis[inside] for axis in grid(found.centre))
     seen = pixels[inside]
     errors = {name: np.abs(seen - np.asarray(rgb) / 255).mean(axis=1) for name, rgb in COLOURS.items()}
@@ -136,7 +193,7 @@ def read_look(image: Image.Image | Pixels, found: Thing) -> Look:
 
 @lru_cache(maxsize=1)
 def all_looks() -> tuple[Look, ...]:
-    """Every look TinyWorld has."""
+    """Every look TinyWorld has words for, so without rims."""
     looks: list[Look] = []
     for first in COLOURS:
         for second in (None, *COLOURS):
@@ -175,8 +232,24 @@ def obeyed(picture: Image.Image, scene: Scene) -> dict[str, bool]:
         "size": size == thing.size,
         "background": colour == scene.background,
         "pattern": pattern == scene.pattern,
-        "appearance": read_look(picture, found) == thing.look,
+        "appearance": read_look(picture, found).sayable == thing.look.sayable if thing.look else True,
     }
+
+
+def things_found(picture: Image.Image | Pixels, scene: Scene) -> int:
+    """How many of a scene's things a picture shows where they should be, each by its own shape and clear of the others.
+
+    A thing that has merged with another, is missing or has another's shape is not found.
+    """
+    pixels = as_pixels(picture)
+
+    def shows(thing: Thing) -> bool:
+        foreground, near = _foreground(pixels, scene, thing), _within(*thing.centre, REACH)
+        fitted = {shape: _fit(foreground, replace(thing, shape=shape), near) for shape in SHAPES}
+        errors = {shape: _shape_error(foreground, found) for shape, found in fitted.items()}
+        return min(errors, key=errors.__getitem__) == thing.shape and errors[thing.shape] < OTHER_SHAPE
+
+    return sum(shows(thing) for thing in scene.things)
 
 
 def as_pixels(image: Image.Image | Pixels) -> Pixels:

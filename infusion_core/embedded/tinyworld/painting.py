@@ -18,6 +18,7 @@ OUTLINE = np.float32(25 / 255)
 OPEN_LOOK = np.float32(0.5)  # a thing whose look is left open is drawn in this grey
 DOT_RADIUS = 0.36  # of the thing's radius
 BAND = 0.4  # height of a stripe, of the thing's radius
+RIM = 0.14  # width of the rim, of the thing's radius
 PATTERN_SHADE = np.float32(0.78)
 
 _YY, _XX = (np.mgrid[0:SIZE, 0:SIZE] + 0.5).astype(np.float32)
@@ -98,11 +99,20 @@ def paint(scene: Scene) -> Pixels:
     out = background(scene)
     for thing in scene.things:
         x, y = grid(thing.centre)
+        colours = body(thing.look, x, y, thing.radius)
+        if thing.look and thing.look.rim:
+            core = silhouette(thing, -OUTLINE_PX - rim_width(thing))[..., None]
+            colours = colours * core + _rgb(COLOURS[thing.look.rim]) * (1 - core)
         inner = silhouette(thing, -OUTLINE_PX)[..., None]
-        colours = body(thing.look, x, y, thing.radius) * inner + OUTLINE * (1 - inner)
+        colours = colours * inner + OUTLINE * (1 - inner)
         cover = silhouette(thing)[..., None]
         out = out * (1 - cover) + colours * cover
     return out.astype(np.float32)
+
+
+def rim_width(thing: Thing) -> float:
+    """Width of the thing's rim, px; it lies inside the outline."""
+    return RIM * thing.radius
 
 
 def render(scene: Scene, concept: Concept | Sequence[Concept] | None = None) -> Image.Image:

@@ -51,7 +51,8 @@ class Look:
 
     `body` says how the two colours are laid out: ``plain`` (one colour), ``over`` (`first` above
     `second`) or ``striped`` (`first` with bands of `second`). `dot` is the colour of a dot in the
-    middle, or None.
+    middle, or None. `rim` is the colour of a ring along the edge, or None; no caption ever tells it: it stands
+    for what every subject has and no word says.
 
     Raises:
         ValueError: a colour or body is not in TinyWorld, or the parts contradict each other.
@@ -61,6 +62,7 @@ class Look:
     first: str
     second: str | None = None
     dot: str | None = None
+    rim: str | None = None
 
     def __post_init__(self) -> None:
         _require(self.body, BODIES, "body")
@@ -76,6 +78,15 @@ class Look:
             _require(self.dot, colours, "colour")
             if self.dot in (self.first, self.second):
                 raise ValueError("the dot must differ from the colours of the body")
+        if self.rim is not None:
+            _require(self.rim, colours, "colour")
+            if self.rim in (self.first, self.second):
+                raise ValueError("the rim must differ from the colours of the body")
+
+    @property
+    def sayable(self) -> Look:
+        """What words can say of it: the look without its rim."""
+        return replace(self, rim=None)
 
     @property
     def words(self) -> str:

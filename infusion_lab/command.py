@@ -36,7 +36,7 @@ def lab(
     config: Config = None,
     dataset: Annotated[
         Optional[Path],  # noqa: UP045
-        place(help="With --model: the folder 'dataset' of DreamBooth's repository."),
+        place(help="With --model: DreamBooth's folder 'dataset', or Custom Diffusion's 'customconcept101'."),
     ] = None,
     clip: Annotated[Optional[Path], place(help="With --model: folder of CLIP ViT-B/32.")] = None,  # noqa: UP045
     dino: Annotated[Optional[Path], place(help="With --model: folder of DINO ViT-S/16.")] = None,  # noqa: UP045
@@ -51,10 +51,11 @@ def lab(
 ) -> None:
     """Compare every method: one page with figures, tables and pictures (needs the extra 'lab').
 
-    On TinyWorld by default; with --model it is the paper's Table 1 on DreamBooth's dataset.
+    On TinyWorld by default; with --model it is the paper's Table 1 with real weights on a published dataset.
     """
     try:
-        from .real import Request, run_real
+        from .real.run import run_real
+        from .real.setup import Request
         from .run import run_lab
         from .tune import run_tune
     except ModuleNotFoundError as error:
@@ -62,7 +63,8 @@ def lab(
     if model != "tinyworld":
         if not (dataset and clip and dino):
             raise InfusionError("--model needs --dataset, --clip and --dino; give the folders, or leave --model out")
-        run_real(Request(model, dataset, clip, dino, out, config, token, count, limit, seed), method or [])
+        request = Request(model, dataset, clip, dino, out, config, token, count=count, limit=limit, seed=seed)
+        run_real(request, method or [])
     elif tune:
         run_tune(out, quick, concept or [], method or [], seed, bf16)
     else:

@@ -12,9 +12,10 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 from infusion_core.errors import InfusionError
-from infusion_lab.dataset import read_dataset
-from infusion_lab.judges import Judges
-from infusion_lab.real import Request, run_real
+from infusion_lab.real.formats import read_dataset
+from infusion_lab.real.judges import Judges
+from infusion_lab.real.run import run_real
+from infusion_lab.real.setup import Request
 from tests.embedded.factories import save_model
 
 PROMPTS = """Classes

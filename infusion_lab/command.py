@@ -43,6 +43,24 @@ def lab(
     token: Annotated[str, typer.Option(help="With --model: the rare word that stands for a subject.")] = "sks",
     count: Annotated[int, typer.Option(min=1, help="With --model: pictures per prompt.")] = 5,
     limit: Annotated[int, typer.Option(min=0, help="With --model: most subjects, prompts and steps; 0 for all.")] = 0,
+    pictures: Annotated[
+        Optional[Path],  # noqa: UP045
+        place(help="With --model: captioned pictures (a .txt beside each), for the paper's figures 10 and 11."),
+    ] = None,
+    figure_concepts: Annotated[int, typer.Option(min=1, help="With --pictures: subjects of the figures.")] = 8,
+    figure_prompts: Annotated[int, typer.Option(min=1, help="With --pictures: prompts of a subject's class.")] = 20,
+    samples: Annotated[
+        int,
+        typer.Option(
+            min=2, help="With --pictures: latents drawn of each class, over all its prompts; and draws on the pictures."
+        ),
+    ] = 1000,
+    at_steps: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option(
+            min=1, help="With --pictures: training steps of a point; repeat. [default: 100 200 400 1000 2000]"
+        ),
+    ] = None,
     bf16: Annotated[
         bool, typer.Option("--bf16", help="Draw in mixed precision: faster on a processor with bfloat16 units.")
     ] = False,
@@ -55,7 +73,7 @@ def lab(
     """
     try:
         from .real.run import run_real
-        from .real.setup import Request
+        from .real.setup import STEPS, Request
         from .run import run_lab
         from .tune import run_tune
     except ModuleNotFoundError as error:
@@ -63,7 +81,11 @@ def lab(
     if model != "tinyworld":
         if not (dataset and clip and dino):
             raise InfusionError("--model needs --dataset, --clip and --dino; give the folders, or leave --model out")
-        request = Request(model, dataset, clip, dino, out, config, token, count=count, limit=limit, seed=seed)
+        request = Request(
+            model, dataset, clip, dino, out, config, token, count=count, limit=limit, seed=seed, pictures=pictures,
+            figure_concepts=figure_concepts, figure_prompts=figure_prompts, samples=samples,
+            steps=tuple(at_steps or STEPS), only=tuple(only or ()),
+        )  # fmt: skip
         run_real(request, method or [])
     elif tune:
         run_tune(out, quick, concept or [], method or [], seed, bf16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from infusion_core.embedded.photos import load_photos
@@ -13,8 +13,10 @@ from infusion_core.errors import InfusionError
 
 from ..methods.method import Subject
 from .dataset import Dataset, Pair, apart, consecutive
+from .files import inside, text_of
 
 CLASSES, CONCEPTS, TOGETHER = "prompts_and_classes.txt", "dataset.json", "dataset_multiconcept.json"
+AGAIN = "get this file of the dataset again"
 LIVE = ("cat", "dog")  # DreamBooth's classes that take the prompts of live subjects
 # DreamBooth's dataset asks for one subject at a time.
 PAIR_PROMPTS = (
@@ -59,7 +61,7 @@ def read_dataset(folder: Path, rare_word: str, edge: int | None = None) -> Datas
 def _dreambooth(folder: Path, rare_word: str, edge: int | None) -> Dataset:
     """A folder of photos per subject; class words and prompts are in one file, a Python-like text."""
     path = folder / CLASSES
-    classes, _, rest = _text(path).partition("Object Prompts")
+    classes, _, rest = text_of(path, AGAIN).partition("Object Prompts")
     objects, live = (
         tuple(p.replace("{0} {1}", "{}") for p in _PROMPT.findall(part))
         for part in rest.partition("Live Subject Prompts")[::2]
@@ -112,7 +114,7 @@ def _together(folder: Path, subjects: Sequence[Subject]) -> tuple[Pair, ...]:
     for number, entry in enumerate(_list(path), start=1):
         where = f"entry {number} of {path}"
         if not isinstance(entry, list) or len(entry) != 3:
-            raise InfusionError(f"{where} is not two concepts and their prompts; get this file of the dataset again")
+            raise InfusionError(f"{where} is not two concepts and their prompts; {AGAIN}")
         one, other = (by_name.get(_inside(folder, e, "instance_data_dir", where).name) for e in entry[:2])
         if one and other and apart(one, other):
             prompts = _prompts(_inside(folder, entry[2], "prompt_filename_compose", where), ("{0}", "{1}"))
@@ -122,44 +124,32 @@ def _together(folder: Path, subjects: Sequence[Subject]) -> tuple[Pair, ...]:
 
 def _prompts(path: Path, fields: Sequence[str]) -> tuple[str, ...]:
     """The lines of a file that hold each of these fields once, and no others."""
-    lines = [line.strip() for line in _text(path).splitlines()]
+    lines = [line.strip() for line in text_of(path, AGAIN).splitlines()]
     found = tuple(line for line in lines if sorted(_FIELD.findall(line)) == sorted(fields))
     if not found:
-        raise InfusionError(f"{path} has no prompt with {' and '.join(fields)}; get this file of the dataset again")
+        raise InfusionError(f"{path} has no prompt with {' and '.join(fields)}; {AGAIN}")
     return found
 
 
 def _list(path: Path) -> list[Any]:
     try:
-        told = json.loads(_text(path))
+        told = json.loads(text_of(path, AGAIN))
     except (ValueError, RecursionError):
         told = None
     if not isinstance(told, list):
-        raise InfusionError(f"{path} is not a list in JSON; get this file of the dataset again")
+        raise InfusionError(f"{path} is not a list in JSON; {AGAIN}")
     return told
 
 
 def _string(entry: Any, key: str, where: str) -> str:
     told = entry.get(key) if isinstance(entry, Mapping) else None
     if not isinstance(told, str) or not told.strip():
-        raise InfusionError(f"{where} has no {key}; get this file of the dataset again")
+        raise InfusionError(f"{where} has no {key}; {AGAIN}")
     return told.strip()
 
 
 def _inside(folder: Path, entry: Any, key: str, where: str) -> Path:
-    """A path that an entry gives, relative to the dataset's folder and nowhere else."""
-    told = PurePosixPath(_string(entry, key, where))
-    if told.is_absolute() or ".." in told.parts or "\\" in str(told):
-        raise InfusionError(f"{where}: {key} {told} is outside the dataset; get this file of it again")
-    return folder / told
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8
-        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
-        raise InfusionError(f"{path} cannot be read: {reason}; get this file of the dataset again") from None
+    return inside(folder, _string(entry, key, where), where, AGAIN)
 
 
 _READERS: Mapping[str, Callable[[Path, str, int | None], Dataset]] = {CLASSES: _dreambooth, CONCEPTS: _custom_concepts}

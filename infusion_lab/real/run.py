@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from infusion_cli.console import progress
+from infusion_core.errors import InfusionError
 
+from ..run import chosen_of
 from ..store import Cell
-from . import table1
+from . import drift, table1
 from .page import write
 from .setup import RealLab, Request, real_lab
 
-STUDIES: dict[str, Callable[[RealLab], list[Cell]]] = {table1.STUDY: table1.cells}
+STUDIES: dict[str, Callable[[RealLab], list[Cell]]] = {table1.STUDY: table1.cells, drift.STUDY: drift.cells}
 
 
 def run_real(request: Request, methods: Sequence[str] = ()) -> None:
@@ -22,10 +24,13 @@ def run_real(request: Request, methods: Sequence[str] = ()) -> None:
         methods: keys of methods; all by default.
 
     Raises:
-        InfusionError: something is missing, or the model has two text encoders.
+        InfusionError: something is missing or unknown, or the model has two text encoders.
     """
+    studies = chosen_of(request.only, list(STUDIES), "study of real weights")
     lab = real_lab(request, methods)
-    cells = [cell for study in STUDIES.values() for cell in study(lab)]
+    cells = [cell for name in STUDIES if name in studies for cell in STUDIES[name](lab)]
+    if not cells:
+        raise InfusionError("there is nothing to measure; give --pictures with --only drift")
     results = []
     with progress("lab", len(cells)) as advance:
         for cell in cells:

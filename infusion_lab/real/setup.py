@@ -13,6 +13,7 @@ from infusion_core.errors import InfusionError
 from ..bench import Bench, Scale
 from ..methods.method import Method
 from ..methods.registry import published_methods
+from ..run import chosen_of
 from ..store import Store
 from ..studio import Studio
 from .dataset import Dataset
@@ -89,7 +90,9 @@ def real_lab(request: Request, methods: Sequence[str] = ()) -> RealLab:
     """
     model = _model(request)
     data = read_dataset(request.dataset, request.rare_word, model.resolution)
-    chosen = [m for m in published_methods() if not methods or m.key in methods]
+    every = published_methods()
+    keys = chosen_of(methods, [m.key for m in every], "method")
+    chosen = [m for m in every if m.key in keys]
     return RealLab(
         request,
         data,

@@ -165,12 +165,13 @@ class Bench:
 
     def own_source(self, method: Method, concepts: Sequence[Concept]) -> tuple[object, ...]:
         """What `learned` gives, for `cell`."""
-        runs = self._own_runs(method, concepts)
+        runs = self.own_runs(method, subjects_of(concepts))
         return tuple(self.source(method, subjects, steps, steps) for subjects, steps in runs)
 
     def learned(self, method: Method, concepts: Sequence[Concept]) -> tuple[list[Learned], float]:
         """What a method learned of concepts after its own steps for each, and the seconds it took."""
-        runs = [self.train(method, subjects, [steps])[steps] for subjects, steps in self._own_runs(method, concepts)]
+        own = self.own_runs(method, subjects_of(concepts))
+        runs = [self.train(method, subjects, [steps])[steps] for subjects, steps in own]
         return [learned for learned, _ in runs], sum(seconds for _, seconds in runs)
 
     def train(
@@ -189,9 +190,9 @@ class Bench:
             found[step] = Learned(tuple(subjects), tensors), seconds
         return found
 
-    def _own_runs(self, method: Method, concepts: Sequence[Concept]) -> list[tuple[tuple[Subject, ...], int]]:
-        """Subjects and steps of the runs that learn concepts: a joint method has one, as long as theirs together."""
-        steps, subjects = self.steps(method), subjects_of(concepts)
+    def own_runs(self, method: Method, subjects: tuple[Subject, ...]) -> list[tuple[tuple[Subject, ...], int]]:
+        """Subjects and steps of the runs that learn subjects: a joint method has one, as long as theirs together."""
+        steps = self.steps(method)
         return [(subjects, steps * len(subjects))] if method.joint else [((s,), steps) for s in subjects]
 
     def _run_name(self, method: Method, subjects: Sequence[Subject], steps: int) -> str:

@@ -21,7 +21,7 @@ def lab(
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             help="Study: steps, fidelity, several, ablations or toy; layouts and settings run only if named. "
-            "Repeat for several."
+            "With --model: table1, drift or several. Repeat for several."
         ),
     ] = None,
     method: Annotated[
@@ -61,6 +61,12 @@ def lab(
             min=1, help="With --pictures: training steps of a point; repeat. [default: 100 200 400 1000 2000]"
         ),
     ] = None,
+    pairs: Annotated[
+        int, typer.Option(min=0, help="With --model: pairs of subjects drawn together, is one missing? 0 for none.")
+    ] = 0,
+    second_token: Annotated[
+        str, typer.Option(help="With --pairs: the rare word that stands for the second subject.")
+    ] = "ktn",
     bf16: Annotated[
         bool, typer.Option("--bf16", help="Draw in mixed precision: faster on a processor with bfloat16 units.")
     ] = False,
@@ -82,9 +88,8 @@ def lab(
         if not (dataset and clip and dino):
             raise InfusionError("--model needs --dataset, --clip and --dino; give the folders, or leave --model out")
         request = Request(
-            model, dataset, clip, dino, out, config, token, count=count, limit=limit, seed=seed, pictures=pictures,
-            figure_concepts=figure_concepts, figure_prompts=figure_prompts, samples=samples,
-            steps=tuple(at_steps or STEPS), only=tuple(only or ()),
+            model, dataset, clip, dino, out, config, token, second_token, count, limit, seed, pictures,
+            figure_concepts, figure_prompts, samples, tuple(at_steps or STEPS), pairs, tuple(only or ()),
         )  # fmt: skip
         run_real(request, method or [])
     elif tune:

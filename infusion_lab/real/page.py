@@ -16,7 +16,7 @@ from infusion_core.atomic import write_atomic
 from ..report.page import TEMPLATES, Strip, cost_rows, recipes
 from ..report.tables import Table
 from ..store import Cell, Result, tidy_csv
-from . import drift, table1
+from . import drift, several, table1
 from .figures import NAMES, Points, drift_figure, points
 from .setup import RealLab
 
@@ -53,6 +53,11 @@ def write(lab: RealLab, results: Sequence[tuple[Cell, Result]]) -> None:
         sections.append(Section("Figures 10 and 11", [shown], list(drawn.values())))
         report["drift"] = _told(shown) | {measure: _numbers(of) for measure, of in found.items()}
         briefs.append(shown)
+    if several.STUDY in studies:
+        of_pairs, beside = several.tables(rows, names)
+        sections.append(Section("Several subjects", of_pairs, strips=_strips(results, several.STUDY, names)))
+        report["several"] = [_told(shown) for shown in of_pairs]
+        briefs.append(beside)
     write_atomic(out / "results.csv", tidy_csv(rows).encode())
     write_atomic(out / "costs.csv", tidy_csv(spent).encode())
     write_report(out / "report.json", report)

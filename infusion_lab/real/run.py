@@ -9,11 +9,15 @@ from infusion_core.errors import InfusionError
 
 from ..run import chosen_of
 from ..store import Cell
-from . import drift, table1
+from . import drift, several, table1
 from .page import write
 from .setup import RealLab, Request, real_lab
 
-STUDIES: dict[str, Callable[[RealLab], list[Cell]]] = {table1.STUDY: table1.cells, drift.STUDY: drift.cells}
+STUDIES: dict[str, Callable[[RealLab], list[Cell]]] = {
+    table1.STUDY: table1.cells,
+    drift.STUDY: drift.cells,
+    several.STUDY: several.cells,
+}
 
 
 def run_real(request: Request, methods: Sequence[str] = ()) -> None:
@@ -30,7 +34,7 @@ def run_real(request: Request, methods: Sequence[str] = ()) -> None:
     lab = real_lab(request, methods)
     cells = [cell for name in STUDIES if name in studies for cell in STUDIES[name](lab)]
     if not cells:
-        raise InfusionError("there is nothing to measure; give --pictures with --only drift")
+        raise InfusionError("there is nothing to measure; --only drift needs --pictures, --only several needs --pairs")
     results = []
     with progress("lab", len(cells)) as advance:
         for cell in cells:

@@ -58,7 +58,8 @@ def lab(
     at_steps: Annotated[
         Optional[list[int]],  # noqa: UP045
         typer.Option(
-            min=1, help="With --pictures: training steps of a point; repeat. [default: 100 200 400 1000 2000]"
+            min=1,
+            help="With --pictures: training steps of a point, repeat for several; else 100, 200, 400, 1000, 2000.",
         ),
     ] = None,
     pairs: Annotated[

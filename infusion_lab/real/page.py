@@ -20,6 +20,8 @@ from . import drift, several, table1
 from .figures import NAMES, Points, drift_figure, points
 from .setup import RealLab
 
+MOST_SHOWN = 10  # concepts of a study whose pictures are on the page; a page of a hundred would not load
+
 
 @dataclass(frozen=True)
 class Section:
@@ -41,7 +43,7 @@ def write(lab: RealLab, results: Sequence[tuple[Cell, Result]]) -> None:
     sections, briefs = [], []
     if table1.STUDY in studies:
         shown, beside = table1.tables([*rows, *spent], names)
-        sections.append(Section("Table 1", [shown], strips=_strips(results, table1.STUDY, names)))
+        sections.append(Section("Table 1", [shown], strips=strips_of(results, table1.STUDY, names)))
         report["table"] = _told(shown)
         briefs.append(beside)
     if drift.STUDY in studies:
@@ -55,7 +57,7 @@ def write(lab: RealLab, results: Sequence[tuple[Cell, Result]]) -> None:
         briefs.append(shown)
     if several.STUDY in studies:
         of_pairs, beside = several.tables(rows, names)
-        sections.append(Section("Several subjects", of_pairs, strips=_strips(results, several.STUDY, names)))
+        sections.append(Section("Several subjects", of_pairs, strips=strips_of(results, several.STUDY, names)))
         report["several"] = [_told(shown) for shown in of_pairs]
         briefs.append(beside)
     write_atomic(out / "results.csv", tidy_csv(rows).encode())
@@ -69,12 +71,14 @@ def write(lab: RealLab, results: Sequence[tuple[Cell, Result]]) -> None:
     say(f"Open {(out / 'index.html').resolve()}")
 
 
-def _strips(results: Sequence[tuple[Cell, Result]], study: str, names: Mapping[str, str]) -> list[Strip]:
-    """Pictures of a study, a row per concept and method."""
+def strips_of(results: Sequence[tuple[Cell, Result]], study: str, names: Mapping[str, str]) -> list[Strip]:
+    """Pictures of a study's first concepts, a row per concept and method."""
+    of_study = [(c, r) for c, r in results if c.study == study and r.pictures]
+    shown = list(dict.fromkeys(c.concept for c, _ in of_study))[:MOST_SHOWN]
     return [
         Strip(f"{c.concept}: {names.get(c.method, c.method)}", list(r.pictures.items()))
-        for c, r in results
-        if c.study == study and r.pictures
+        for c, r in of_study
+        if c.concept in shown
     ]
 
 

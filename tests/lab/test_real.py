@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPModel
 
 from infusion_core.errors import InfusionError
+from infusion_lab.command import lab
 from infusion_lab.real.formats import read_dataset
 from infusion_lab.real.judges import Judges
+from infusion_lab.real.page import strips_of
 from infusion_lab.real.run import run_real
 from infusion_lab.real.setup import Request
+from infusion_lab.store import Cell, Result
 
 from .conftest import PROMPTS
 
@@ -76,3 +81,31 @@ def test_judges_are_the_networks_own_features(places):
     assert np.allclose(judges.clip_images(pictures), wanted, atol=1e-4)
     assert judges.dino_images(pictures).shape == (2, 16)
     assert judges.clip_texts(["a dog", "a photo of a dog"]).shape == (2, 8)
+
+
+def test_options_reach_the_request(monkeypatch, tmp_path):
+    taken = []
+    monkeypatch.setattr("infusion_lab.real.run.run_real", lambda *told: taken.append(told))
+    given = {
+        "dataset": Path("data"), "clip": Path("clip"), "dino": Path("dino"), "config": Path("config"),
+        "count": 2, "limit": 3, "seed": 4, "pictures": Path("pictures"), "figure_concepts": 5, "figure_prompts": 6,
+        "samples": 7, "pairs": 9,
+    }  # fmt: skip
+    lab(tmp_path, model="sd", token="x", second_token="y", at_steps=[8, 9], only=["drift"], method=["lora"], **given)
+    lab(tmp_path, model="sd", dataset=Path("data"), clip=Path("clip"), dino=Path("dino"))
+    assert taken == [
+        (Request(model="sd", out=tmp_path, rare_word="x", second_word="y", steps=(8, 9), only=("drift",), **given),
+         ["lora"]),
+        (Request("sd", Path("data"), Path("clip"), Path("dino"), tmp_path), []),
+    ]  # fmt: skip
+    with pytest.raises(InfusionError, match="--model needs --dataset, --clip and --dino"):
+        lab(tmp_path, model="sd", dataset=Path("data"))
+
+
+def test_the_page_has_pictures_of_the_first_subjects_alone():
+    def found(study, concept):
+        return Cell(study, "lora", concept, (), list), Result([], {}, {"a": Image.new("RGB", (8, 8))})
+
+    results = [found("table1", f"{i}") for i in range(12)] + [found("several", "pair")]
+    assert [s.name for s in strips_of(results, "table1", {"lora": "LoRA"})] == [f"{i}: LoRA" for i in range(10)]
+    assert [s.name for s in strips_of(results, "several", {})] == ["pair: lora"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -174,6 +175,28 @@ def test_the_figures_run_and_are_kept(request_for, monkeypatch, capsys):
     before = (out / "results.csv").read_bytes()
     run_real(request_for, ["infusion", "lora"])
     assert (out / "results.csv").read_bytes() == before
+
+
+def test_each_picture_is_held_against_its_own_caption(request_for, captioned, monkeypatch):
+    seen = []
+
+    def spy(base, custom, latents, prompts, sigmas, draws, seed, paired):
+        seen.append((base, custom, latents, prompts, draws, paired))
+        return SimpleNamespace(interval=SimpleNamespace(mean=1.5))
+
+    monkeypatch.setattr(drift, "fisher_divergence", spy)
+    monkeypatch.setattr(drift, "predictor", lambda customised, texts: texts)
+    lab = real_lab(replace(request_for, limit=1), ["infusion"])
+    fisher = drift.cells(lab)[1]
+    assert [(r.measure, r.value) for r in fisher.compute().rows] == [("fisher", 1.5)]
+    ((base, custom, latents, prompts, draws, paired),) = seen
+    assert base == custom
+    assert set(base) == {"a boat", "a red boat", "the beach"}
+    assert (prompts, draws, paired) == (3, 6, True)
+    files = {c.caption: c.file for c in read_captioned(captioned, 9, 0)}
+    for text, latent in zip(base, latents, strict=True):
+        expected = lab.bench.studio.base.encode([Image.open(files[text]).convert("RGB")])[0]
+        assert torch.equal(latent, expected)
 
 
 def test_other_captions_are_another_cell(request_for, captioned):

@@ -165,13 +165,12 @@ class Bench:
 
     def own_source(self, method: Method, concepts: Sequence[Concept]) -> tuple[object, ...]:
         """What `learned` gives, for `cell`."""
-        runs = self.own_runs(method, subjects_of(concepts))
+        runs = self._own_runs(method, concepts)
         return tuple(self.source(method, subjects, steps, steps) for subjects, steps in runs)
 
     def learned(self, method: Method, concepts: Sequence[Concept]) -> tuple[list[Learned], float]:
         """What a method learned of concepts after its own steps for each, and the seconds it took."""
-        own = self.own_runs(method, subjects_of(concepts))
-        runs = [self.train(method, subjects, [steps])[steps] for subjects, steps in own]
+        runs = [self.train(method, subjects, [steps])[steps] for subjects, steps in self._own_runs(method, concepts)]
         return [learned for learned, _ in runs], sum(seconds for _, seconds in runs)
 
     def train(
@@ -194,6 +193,9 @@ class Bench:
         """Subjects and steps of the runs that learn subjects: a joint method has one, as long as theirs together."""
         steps = self.steps(method)
         return [(subjects, steps * len(subjects))] if method.joint else [((s,), steps) for s in subjects]
+
+    def _own_runs(self, method: Method, concepts: Sequence[Concept]) -> list[tuple[tuple[Subject, ...], int]]:
+        return self.own_runs(method, subjects_of(concepts))
 
     def _run_name(self, method: Method, subjects: Sequence[Subject], steps: int) -> str:
         """Of a training run of so many steps: tells all that its snapshots depend on."""

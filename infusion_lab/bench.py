@@ -189,10 +189,13 @@ class Bench:
             found[step] = Learned(tuple(subjects), tensors), seconds
         return found
 
-    def _own_runs(self, method: Method, concepts: Sequence[Concept]) -> list[tuple[tuple[Subject, ...], int]]:
-        """Subjects and steps of the runs that learn concepts: a joint method has one, as long as theirs together."""
-        steps, subjects = self.steps(method), subjects_of(concepts)
+    def own_runs(self, method: Method, subjects: tuple[Subject, ...]) -> list[tuple[tuple[Subject, ...], int]]:
+        """Subjects and steps of the runs that learn subjects: a joint method has one, as long as theirs together."""
+        steps = self.steps(method)
         return [(subjects, steps * len(subjects))] if method.joint else [((s,), steps) for s in subjects]
+
+    def _own_runs(self, method: Method, concepts: Sequence[Concept]) -> list[tuple[tuple[Subject, ...], int]]:
+        return self.own_runs(method, subjects_of(concepts))
 
     def _run_name(self, method: Method, subjects: Sequence[Subject], steps: int) -> str:
         """Of a training run of so many steps: tells all that its snapshots depend on."""

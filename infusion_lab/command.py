@@ -21,7 +21,7 @@ def lab(
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             help="Study: steps, fidelity, several, ablations or toy; layouts and settings run only if named. "
-            "Repeat for several."
+            "With --model: table1, drift or several. Repeat for several."
         ),
     ] = None,
     method: Annotated[
@@ -36,13 +36,38 @@ def lab(
     config: Config = None,
     dataset: Annotated[
         Optional[Path],  # noqa: UP045
-        place(help="With --model: the folder 'dataset' of DreamBooth's repository."),
+        place(help="With --model: DreamBooth's folder 'dataset', or Custom Diffusion's 'customconcept101'."),
     ] = None,
     clip: Annotated[Optional[Path], place(help="With --model: folder of CLIP ViT-B/32.")] = None,  # noqa: UP045
     dino: Annotated[Optional[Path], place(help="With --model: folder of DINO ViT-S/16.")] = None,  # noqa: UP045
     token: Annotated[str, typer.Option(help="With --model: the rare word that stands for a subject.")] = "sks",
     count: Annotated[int, typer.Option(min=1, help="With --model: pictures per prompt.")] = 5,
     limit: Annotated[int, typer.Option(min=0, help="With --model: most subjects, prompts and steps; 0 for all.")] = 0,
+    pictures: Annotated[
+        Optional[Path],  # noqa: UP045
+        place(help="With --model: captioned pictures (a .txt beside each), for the paper's figures 10 and 11."),
+    ] = None,
+    figure_concepts: Annotated[int, typer.Option(min=1, help="With --pictures: subjects of the figures.")] = 8,
+    figure_prompts: Annotated[int, typer.Option(min=1, help="With --pictures: prompts of a subject's class.")] = 20,
+    samples: Annotated[
+        int,
+        typer.Option(
+            min=2, help="With --pictures: latents drawn of each class, over all its prompts; and draws on the pictures."
+        ),
+    ] = 1000,
+    at_steps: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option(
+            min=1,
+            help="With --pictures: training steps of a point, repeat for several; else 100, 200, 400, 1000, 2000.",
+        ),
+    ] = None,
+    pairs: Annotated[
+        int, typer.Option(min=0, help="With --model: pairs of subjects drawn together, is one missing? 0 for none.")
+    ] = 0,
+    second_token: Annotated[
+        str, typer.Option(help="With --pairs: the rare word that stands for the second subject.")
+    ] = "ktn",
     bf16: Annotated[
         bool, typer.Option("--bf16", help="Draw in mixed precision: faster on a processor with bfloat16 units.")
     ] = False,
@@ -51,10 +76,11 @@ def lab(
 ) -> None:
     """Compare every method: one page with figures, tables and pictures (needs the extra 'lab').
 
-    On TinyWorld by default; with --model it is the paper's Table 1 on DreamBooth's dataset.
+    On TinyWorld by default; with --model it is the paper's Table 1 with real weights on a published dataset.
     """
     try:
-        from .real import Request, run_real
+        from .real.run import run_real
+        from .real.setup import STEPS, Request
         from .run import run_lab
         from .tune import run_tune
     except ModuleNotFoundError as error:
@@ -62,7 +88,11 @@ def lab(
     if model != "tinyworld":
         if not (dataset and clip and dino):
             raise InfusionError("--model needs --dataset, --clip and --dino; give the folders, or leave --model out")
-        run_real(Request(model, dataset, clip, dino, out, config, token, count, limit, seed), method or [])
+        request = Request(
+            model, dataset, clip, dino, out, config, token, second_token, count, limit, seed, pictures,
+            figure_concepts, figure_prompts, samples, tuple(at_steps or STEPS), pairs, tuple(only or ()),
+        )  # fmt: skip
+        run_real(request, method or [])
     elif tune:
         run_tune(out, quick, concept or [], method or [], seed, bf16)
     else:

@@ -54,7 +54,7 @@ def run_lab(
     scale = _of_concepts(QUICK if quick else FULL, concepts)
     scale = replace(scale, max_steps=min(scale.max_steps, most_steps or scale.max_steps))
     every = all_methods(scale.max_steps)
-    keys = _chosen(methods, [m.key for m in every], "method")
+    keys = chosen_of(methods, [m.key for m in every], "method")
     mode = "quick" if quick else "full"
     bench = bench_for(out / mode, scale, [m for m in every if m.key in keys], seed, bf16)
     run(bench, studies, out, mode, finished)
@@ -66,7 +66,7 @@ def studies_for(only: Sequence[str]) -> list[Callable[[Bench], list[Cell]]]:
     Raises:
         InfusionError: an unknown study.
     """
-    chosen = _chosen(only, list(STUDIES), "study") if only else [name for name in STUDIES if name not in ON_REQUEST]
+    chosen = chosen_of(only, list(STUDIES), "study") if only else [name for name in STUDIES if name not in ON_REQUEST]
     return [STUDIES[name] for name in STUDIES if name in chosen]
 
 
@@ -93,14 +93,19 @@ def run(
 
 def _of_concepts(scale: Scale, names: Sequence[str]) -> Scale:
     """The scale with these concepts only, and the groups that they fill; tuning concepts are the ablations'."""
-    _chosen(names, [*CONCEPTS, *TUNING_CONCEPTS], "concept")
+    chosen_of(names, [*CONCEPTS, *TUNING_CONCEPTS], "concept")
     chosen = tuple(n for n in names if n in CONCEPTS) or scale.concepts
     tuning = tuple(n for n in names if n in TUNING_CONCEPTS) or scale.ablation_concepts
     groups = tuple(g for g in scale.groups if {*g} <= {*chosen})
     return replace(scale, concepts=chosen, ablation_concepts=tuning, groups=groups)
 
 
-def _chosen(asked: Sequence[str], known: Sequence[str], what: str) -> Sequence[str]:
+def chosen_of(asked: Sequence[str], known: Sequence[str], what: str) -> Sequence[str]:
+    """What was asked for, or all that is known.
+
+    Raises:
+        InfusionError: something that is not known.
+    """
     for name in asked:
         if name not in known:
             raise InfusionError(f"the lab has no {what} {name!r}; choose of: {', '.join(known)}")

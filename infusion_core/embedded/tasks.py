@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from PIL import Image
+from torch import Tensor
 
 from ..captions import CAPTION_TEMPLATES, class_word, fill
 from ..concepts import LoadedConcept, words_of
@@ -76,6 +77,22 @@ def draw(
     Raises:
         InfusionError: the prompt cannot be bound, or a concept was made for another base.
     """
+    drawn = draw_latents(model, prompt, concepts, count, seed, settings, negative, batch, on_step)
+    return [picture for latents in drawn for picture in model.decode(latents)]
+
+
+def draw_latents(
+    model: EmbeddedModel,
+    prompt: str,
+    concepts: Sequence[LoadedConcept],
+    count: int,
+    seed: int,
+    settings: SampleSettings,
+    negative: str = "",
+    batch: int = 8,
+    on_step: Callable[[SampleStep], None] | None = None,
+) -> Iterator[Tensor]:
+    """Latents (n, C, h, w) of each batch of pictures of a prompt; see `draw`."""
     for concept in concepts:
         concept.residual.check_fits(model.denoiser.base)
     words = words_of(concepts)
@@ -86,7 +103,6 @@ def draw(
     if longer > chunks:
         encoded = model.text.encode(prompt, words, chunks=longer)
     sampler = Sampler(model.denoiser, model.scheduler, encoded, uncond.conditioning, concepts, settings)
-    pictures: list[Image.Image] = []
     for first in range(0, count, batch):
         latents = None
         for step in sampler.run(model.noise(min(batch, count - first), seed + first)):
@@ -94,8 +110,7 @@ def draw(
             if on_step:
                 on_step(step)
         assert latents is not None  # steps >= 1
-        pictures += model.decode(latents)
-    return pictures
+        yield latents
 
 
 def unmentioned(prompt: str, concepts: Sequence[LoadedConcept]) -> list[LoadedConcept]:

@@ -100,7 +100,7 @@ class Divergence:
 
 def fisher_divergence(
     base: NoisePredictor, custom: NoisePredictor, latents: Tensor, prompts: int, sigmas: Tensor, draws: int = 64,
-    seed: int = 0, batch: int = 8,
+    seed: int = 0, batch: int = 8, paired: bool = False,
 ) -> Divergence:  # fmt: skip
     """``1/2 E || eps_base(z_t, t, c') - eps_custom(z_t, t, c') ||^2`` (eq. 4), the squared norm summed over the latent.
 
@@ -116,9 +116,10 @@ def fisher_divergence(
         draws: N, at least `prompts`.
         seed: of images, timesteps and noise.
         batch: rows per call at most.
+        paired: each prompt is the caption of the image in its place, and said of no other.
 
     Raises:
-        InfusionError: no image, no prompt, or fewer draws than prompts.
+        InfusionError: no image, no prompt, fewer draws than prompts, or pairs of which one half is missing.
     """
     if not len(latents):
         raise InfusionError("no images to compare the models on; give at least one")
@@ -126,13 +127,15 @@ def fisher_divergence(
         raise InfusionError("no prompts to compare the models on; give some that are not about the concept")
     if draws < prompts:
         raise InfusionError(f"{draws} draws are not enough for {prompts} prompts; ask for {prompts} or more")
+    if paired and prompts != len(latents):
+        raise InfusionError(f"{prompts} captions for {len(latents)} images; give one for each")
     generator = seeded(seed)
     times = ((torch.arange(draws) + torch.rand(draws, generator=generator)) * len(sigmas) / draws).long()
-    images = torch.randperm(draws, generator=generator) % len(latents)
+    spoken = torch.arange(draws) % prompts
+    images = spoken if paired else torch.randperm(draws, generator=generator) % len(latents)
     noise = torch.randn(draws, *latents.shape[1:], generator=generator)
     sigma = sigmas.float().cpu()[times]
     noised = latents.float().cpu()[images] + sigma.reshape(-1, 1, 1, 1) * noise
-    spoken = torch.arange(draws) % prompts
 
     def seen_by(model: NoisePredictor) -> Tensor:
         seen = torch.empty_like(noised)

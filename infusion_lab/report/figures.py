@@ -52,8 +52,8 @@ def curves_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | Non
     for axes, (measure, title) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
         spans = {step: _spans(found, measure) for step, found in at.items()}
         for place, method in enumerate(dict.fromkeys(method for span in spans.values() for method in span)):
-            line = {step * 1.02**place: span[method] for step, span in spans.items() if method in span}
-            _line(axes, line, names.get(method, method), COLOURS.get(method, "black"), method == "infusion")
+            points = {step * 1.02**place: span[method] for step, span in spans.items() if method in span}
+            line(axes, points, names.get(method, method), COLOURS.get(method, "black"), method == "infusion")
         axes.set(title=title, xlabel="steps", xscale="log", ylim=(0, _reach(spans)))
         axes.set_xticks(list(at), [str(step) for step in at])
         axes.minorticks_off()
@@ -77,12 +77,12 @@ def _spans(found: Figures, measure: str) -> dict[str, Interval]:
     return plain(of_measure) if measure in DIVERGENCES else within_concepts(of_measure)
 
 
-def _line(axes: Axes, line: Mapping[float, Interval], label: str, colour: str, wide: bool) -> None:
+def line(axes: Axes, points: Mapping[float, Interval], label: str, colour: str, wide: bool) -> None:
     """Means against steps, with their intervals."""
-    spans = line.values()
+    spans = points.values()
     reach = [[s.mean - s.low for s in spans], [s.high - s.mean for s in spans]]
     axes.errorbar(
-        list(line),
+        list(points),
         [s.mean for s in spans],
         reach,
         fmt="o-",

@@ -37,7 +37,7 @@ class Strip:
 
 def write(out: Path, bench: Bench, results: Sequence[tuple[Cell, Result]], seconds: float, mode: str) -> None:
     """Write index.html, results.csv, costs.csv, report.json and the figures to `out`; print means and where it is."""
-    rows, costs = [row for _, result in results for row in result.rows], _costs(results)
+    rows, costs = [row for _, result in results for row in result.rows], cost_rows(results)
     names = {m.key: m.title for m in bench.methods}
     all_tables, judged, strips = _tables(rows, costs, names), verdicts(rows, names), _strips(results, names)
     drawn = _figures(rows, names, strips)
@@ -97,7 +97,7 @@ def _save_toys(out: Path, results: Sequence[tuple[Cell, Result]]) -> None:
                 save_picture(out / f"toy-{cell.concept.replace(' ', '-')}.png", picture)
 
 
-def _costs(results: Sequence[tuple[Cell, Result]]) -> list[Row]:
+def cost_rows(results: Sequence[tuple[Cell, Result]]) -> list[Row]:
     """Costs as rows, apart from the rest because they differ from machine to machine."""
     return [
         Row(cell.study, cell.method, cell.concept, result.rows[0].step, "", result.rows[0].seed, measure, value)

@@ -54,6 +54,18 @@ def test_timesteps_are_uniform_and_latents_noised_to_their_level():
     assert 0.9 < sum(noises) / len(noises) < 1.05
 
 
+def test_pairs_of_image_and_caption_stay_together():
+    latents = torch.arange(5.0).reshape(5, 1, 1, 1).expand(5, 1, 4, 4) * 1e6  # far beyond any noise
+    spy = Spy()
+    fisher_divergence(spy, Spy(), latents, 5, toy.ToyDenoiser().sigmas, draws=40, paired=True)
+    assert {(round(x.mean().item() / 1e6), prompt) for x, _, prompt in spy.asked} == {(i, i) for i in range(5)}
+    mixed = Spy()
+    fisher_divergence(mixed, Spy(), latents, 5, toy.ToyDenoiser().sigmas, draws=40)
+    assert any(round(x.mean().item() / 1e6) != prompt for x, _, prompt in mixed.asked)
+    with pytest.raises(InfusionError, match="4 captions for 5 images"):
+        fisher_divergence(spy, Spy(), latents, 4, toy.ToyDenoiser().sigmas, draws=40, paired=True)
+
+
 def test_divergence_of_two_networks_is_that_of_a_loop():
     one, two = toy.ToyDenoiser(), toy.ToyDenoiser()
     two.leave.weight.data += 0.3

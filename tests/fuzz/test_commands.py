@@ -59,6 +59,8 @@ LAB = {
     "out": ("out", paths), "only": (None, texts), "concept": (None, texts), "most-steps": ("1", counts),
     "model": ("tinyworld", paths), "config": (None, paths), "dataset": ("photos", paths), "clip": ("photos", paths),
     "dino": ("photos", paths), "token": ("sks", texts), "count": ("1", counts), "limit": ("1", counts),
+    "pictures": ("photos", paths), "figure-concepts": ("1", counts), "figure-prompts": ("1", counts),
+    "samples": ("2", counts), "at-steps": ("1", counts), "pairs": ("1", counts), "second-token": ("ktn", texts),
     "seed": ("0", counts),
 }  # fmt: skip
 

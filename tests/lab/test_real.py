@@ -4,64 +4,24 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
+from transformers import CLIPModel
 
 from infusion_core.errors import InfusionError
-from infusion_lab.dataset import read_dataset
-from infusion_lab.judges import Judges
-from infusion_lab.real import Request, run_real
-from tests.embedded.factories import save_model
+from infusion_lab.command import lab
+from infusion_lab.real.formats import read_dataset
+from infusion_lab.real.judges import Judges
+from infusion_lab.real.page import strips_of
+from infusion_lab.real.run import run_real
+from infusion_lab.real.setup import Request
+from infusion_lab.store import Cell, Result
 
-PROMPTS = """Classes
-
-subject_name,class
-dog2,dog
-fancy_boot,boot
-gone,toy
-
-Prompts
-
-Object Prompts
-
-prompt_list = [
-'a {0} {1} on the beach'.format(unique_token, class_token),
-'a red {0} {1}'.format(unique_token, class_token)
-]
-
-Live Subject Prompts
-
-prompt_list = [
-'a {0} {1} wearing a hat'.format(unique_token, class_token)
-]
-"""
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("real")
-    model = save_model(folder / "model", context=32, channels=(8, 8, 8), sample_size=4)
-    (model / "infusion.json").write_text(json.dumps({"steps": 2, "guidance": 3.0}))
-    torch.manual_seed(0)
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    projected = {**small, "projection_dim": 8}
-    text = {**projected, "vocab_size": 700, "bos_token_id": 0, "eos_token_id": 2}
-    vision = {**projected, "image_size": 224, "patch_size": 112}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder / "clip")
-    for file in list((model / "tokenizer").iterdir()):
-        (folder / "clip" / file.name).write_bytes(file.read_bytes())
-    ViTModel(ViTConfig(**small, image_size=224, patch_size=112)).save_pretrained(folder / "dino")
-    data = folder / "dataset"
-    for index, name in enumerate(("dog2", "fancy_boot")):
-        (data / name).mkdir(parents=True)
-        for i in range(2):
-            Image.new("RGB", (40, 32), (80 * i, 90, 60 * index)).save(data / name / f"{i}.jpg")
-    (data / "prompts_and_classes.txt").write_text(PROMPTS)
-    return {"model": model, "clip": folder / "clip", "dino": folder / "dino", "dataset": data}
+from .conftest import PROMPTS
 
 
 def test_the_dataset_is_read_as_published(places):
@@ -121,3 +81,31 @@ def test_judges_are_the_networks_own_features(places):
     assert np.allclose(judges.clip_images(pictures), wanted, atol=1e-4)
     assert judges.dino_images(pictures).shape == (2, 16)
     assert judges.clip_texts(["a dog", "a photo of a dog"]).shape == (2, 8)
+
+
+def test_options_reach_the_request(monkeypatch, tmp_path):
+    taken = []
+    monkeypatch.setattr("infusion_lab.real.run.run_real", lambda *told: taken.append(told))
+    given = {
+        "dataset": Path("data"), "clip": Path("clip"), "dino": Path("dino"), "config": Path("config"),
+        "count": 2, "limit": 3, "seed": 4, "pictures": Path("pictures"), "figure_concepts": 5, "figure_prompts": 6,
+        "samples": 7, "pairs": 9,
+    }  # fmt: skip
+    lab(tmp_path, model="sd", token="x", second_token="y", at_steps=[8, 9], only=["drift"], method=["lora"], **given)
+    lab(tmp_path, model="sd", dataset=Path("data"), clip=Path("clip"), dino=Path("dino"))
+    assert taken == [
+        (Request(model="sd", out=tmp_path, rare_word="x", second_word="y", steps=(8, 9), only=("drift",), **given),
+         ["lora"]),
+        (Request("sd", Path("data"), Path("clip"), Path("dino"), tmp_path), []),
+    ]  # fmt: skip
+    with pytest.raises(InfusionError, match="--model needs --dataset, --clip and --dino"):
+        lab(tmp_path, model="sd", dataset=Path("data"))
+
+
+def test_the_page_has_pictures_of_the_first_subjects_alone():
+    def found(study, concept):
+        return Cell(study, "lora", concept, (), list), Result([], {}, {"a": Image.new("RGB", (8, 8))})
+
+    results = [found("table1", f"{i}") for i in range(12)] + [found("several", "pair")]
+    assert [s.name for s in strips_of(results, "table1", {"lora": "LoRA"})] == [f"{i}: LoRA" for i in range(10)]
+    assert [s.name for s in strips_of(results, "several", {})] == ["pair: lora"]

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from infusion_core.embedded.photos import square, to_tensor
 from infusion_core.errors import InfusionError, printable
 from infusion_core.metrics.pretrained import load_whole
 from infusion_core.metrics.similarity import CLIP, DINO, embed
 
-from .identity import digest_of_networks
+from ..identity import digest_of_networks
 
 
 @dataclass(frozen=True)
@@ -62,3 +64,8 @@ class Judges:
         tokens = self._networks[3](list(texts), padding=True, truncation=True, return_tensors="pt").to(self.device)
         embedded: Tensor = self._networks[1](**tokens).text_embeds
         return embedded.float().cpu()
+
+
+def as_pixels(pictures: Sequence[Image.Image], edge: int) -> Tensor:
+    """The centre squares of pictures as (N, 3, edge, edge) in [0, 1]."""
+    return to_tensor([square(picture, edge) for picture in pictures]) / 2 + 0.5

@@ -66,6 +66,13 @@ def test_rates_fall_along_a_cosine_to_a_tenth():
     assert [rate_at(i, 2, 2.0, "cosine") for i in range(2)] == pytest.approx([2.0, 0.2])
 
 
+def test_rates_rise_in_a_straight_line_to_the_schedules():
+    assert [rate_at(i, 5, 2.0, "constant", 4) for i in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    plain = [rate_at(i, 5, 2.0, "cosine") for i in range(5)]
+    found = [rate_at(i, 5, 2.0, "cosine", 2) for i in range(5)]
+    assert found == pytest.approx([plain[0] / 2, *plain[1:]])
+
+
 @pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, accumulation=2, layout="value", weight_decay=0.1)])
 def test_a_resumed_run_repeats_bit_by_bit(tmp_path, settings):
     whole, all_reports = train(settings)

@@ -17,7 +17,7 @@ from infusion_core.errors import InfusionError
 from .bench import FULL, QUICK, Bench, bench_for
 from .measures import CONCEPT, drawn_and_scored, error_rows, prompt_error
 from .methods.baseline import Baseline
-from .methods.registry import PUBLISHED, TUNED, tuning, with_recipe
+from .methods.registry import PUBLISHED, TUNED, tuning
 from .store import Cell, Result, Row, means
 from .tinyworld import subjects_of
 
@@ -49,7 +49,7 @@ def run_tune(out: Path, quick: bool, concepts: Sequence[str], methods: Sequence[
     scale = replace(QUICK if quick else FULL, draw_steps=FULL.draw_steps)
     bench = bench_for(out / f"tune-{mode}", scale, [], seed, bf16)
     cells = [
-        _cell(bench, with_recipe(published.method, learning_rate=rate), concept, mode)
+        _cell(bench, published.method.changed(learning_rate=rate), concept, mode)
         for concept in chosen
         for key, published in PUBLISHED.items()
         if not methods or key in methods

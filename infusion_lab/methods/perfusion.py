@@ -84,8 +84,8 @@ class PerfusionObjective(BaselineObjective):
 class Perfusion(Baseline):
     """A word's embedding and one value per layer; the recipe's learning rate is the values'."""
 
-    key: ClassVar = "perfusion"
-    title: ClassVar = "Perfusion"
+    family: ClassVar = "perfusion"
+    name: ClassVar = "Perfusion"
     joint: ClassVar = False
     decay: ClassVar = 0.0
 
@@ -99,12 +99,12 @@ class Perfusion(Baseline):
         keys, values = _targets(model, start)
         _install(model, state[None], {**keys, **values}, _inverse(studio.text_covariance))
         trained = [ParameterGroup(values), ParameterGroup({"word": word}, WORD_RATE)]
-        shown = self.materials(studio, model, subjects, [subject.rare_word], CAPTION_TEMPLATES)
+        shown = self.materials(studio, model, subjects, [subject.rare_word])
 
         def tensors() -> dict[str, Tensor]:
             return {"word": word, "state": state, **keys, **values}
 
-        return PerfusionObjective(model, shown, self.recipe.batch_size, trained, tensors, state, subject.rare_word)
+        return PerfusionObjective(model, shown, self.recipe, trained, tensors, state, subject.rare_word)
 
     def apply(self, studio: Studio, learned: Sequence[Learned]) -> Customised:
         model = customisable(studio.base)

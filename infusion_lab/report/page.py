@@ -136,7 +136,7 @@ def recipes(bench: Bench) -> list[dict[str, Any]]:
     out = []
     for method in bench.methods:
         source = PUBLISHED[method.key].source if method.key in PUBLISHED else "the project's defaults"
-        settings = asdict(method.run_settings(bench.steps(method)))
+        settings = method.run_settings(bench.steps(method))
         told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items() if key != "steps")
         out.append({"name": method.title, "steps": bench.steps(method), "source": source, "settings": told})
     return out

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from infusion_core.attention import Plan
+from infusion_core.captions import CAPTION_TEMPLATES
 from infusion_core.concepts import LoadedConcept, words_of
 from infusion_core.denoiser import Conditioning
 from infusion_core.embedded.evaluate import evaluate
@@ -25,7 +26,7 @@ from infusion_lab.measures import bare_pictures, drawn_and_scored, fisher
 from infusion_lab.methods.infusion import Infusion, without_maps
 from infusion_lab.methods.method import Learned, Recipe
 from infusion_lab.methods.perfusion import BETA, TAU, GatedEdit
-from infusion_lab.methods.registry import PUBLISHED, with_recipe
+from infusion_lab.methods.registry import PUBLISHED
 from infusion_lab.studio import text_states
 from infusion_lab.tinyworld import subjects_of
 
@@ -44,7 +45,7 @@ FAST = {
 def method_of(key):
     if key == "infusion":
         return Infusion(ResidualSettings(learning_rate=FAST[key], batch_size=2))
-    return with_recipe(PUBLISHED[key].method, learning_rate=FAST[key], batch_size=2)
+    return PUBLISHED[key].method.changed(learning_rate=FAST[key], batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -170,29 +171,108 @@ def test_a_resumed_run_repeats_bit_by_bit(key, studio, subjects):
     assert all(torch.equal(resumed.learned()[k], v) for k, v in whole.learned().items())
 
 
-def test_the_loss_is_the_photos_mean_and_the_weighed_mean_of_class_pictures(studio, subjects):
+RECIPES = {
+    "published": {},
+    "velocity": {"weighting": "velocity"},
+    "stratified": {"times": "stratified"},
+    "templates": {"captions": "templates"},
+    "class word": {"naming": "class word"},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_loss_is_the_photos_mean_and_the_weighed_mean_of_class_pictures(recipe, studio, subjects):
     """By hand: each error from the network's own output, the batch from the generator in the order of the script."""
-    method = with_recipe(PUBLISHED["dreambooth"].method, batch_size=3, prior_weight=0.4)
+    changes = RECIPES[recipe]
+    method = PUBLISHED["dreambooth"].method.changed(batch_size=3, prior_weight=0.4, **changes)
     objective, model = method.objective(studio, subjects, 0), studio.base
     got = objective.losses(torch.Generator().manual_seed(11))["denoising"].mean().item()
 
     generator = torch.Generator().manual_seed(11)
     photos, priors = model.encode(list(subjects[0].photos)), studio.class_latents("circle")
-    rows = []
+    templates = CAPTION_TEMPLATES if recipe == "templates" else ["a photo of a {}"]
+    rows, captions = [], []
     for _ in range(3):
         torch.randint(1, (), generator=generator)  # the subject
         rows.append(photos[torch.randint(len(photos), (), generator=generator)])
-        torch.randint(1, (), generator=generator)  # the caption
+        template = templates[torch.randint(len(templates), (), generator=generator)]
+        captions.append(template.format("circle" if recipe == "class word" else "v1 circle"))
         rows.append(priors[torch.randint(len(priors), (), generator=generator)])
-    times = torch.randint(1000, (6,), generator=generator)
+        captions.append("a photo of a circle")
+    if recipe == "stratified":
+        times = ((torch.arange(6) + torch.rand(6, generator=generator)) / 6 * 1000).long()
+        times = times[torch.randperm(6, generator=generator)]
+    else:
+        times = torch.randint(1000, (6,), generator=generator)
     eps = torch.randn(6, *photos.shape[1:], generator=generator)
+    weights = (1 + model.denoiser.sigmas.square()).clamp(max=8) if recipe == "velocity" else torch.ones(1000)
     errors = []
     for row, (latent, time) in enumerate(zip(rows, times, strict=True)):
-        context = text_states(model, [f"a photo of a {'circle' if row % 2 else 'v1 circle'}"])
+        context = text_states(model, [captions[row]])
         sigma = model.denoiser.sigmas[time][None]
         out = model.denoiser.predict(latent[None] + sigma * eps[row], sigma, Conditioning(context), Plan())
-        errors.append((out[0] - eps[row]).square().mean().item())
+        errors.append(((out[0] - eps[row]).square().mean() * weights[time] / weights.mean()).item())
     assert got == pytest.approx(np.mean(errors[::2]) + 0.4 * np.mean(errors[1::2]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "part", "wanted"),
+    [
+        ("dreambooth-plain", "unet", {""}),
+        ("dreambooth-plain", "attention", {"attn1", "attn2", "to_q", "to_k", "to_v", "to_out"}),
+        ("custom-diffusion", "cross-attention", {"attn2", "to_q", "to_k", "to_v", "to_out"}),
+        ("custom-diffusion", "keys and values", {"attn2", "to_k", "to_v"}),
+        ("lora", "attention", {"attn1", "attn2", "to_q", "to_k", "to_v", "to_out"}),
+        ("lora", "cross-attention", {"attn2", "to_q", "to_k", "to_v", "to_out"}),
+        ("lora", "keys and values", {"attn2", "to_k", "to_v"}),
+    ],
+)
+def test_the_part_that_is_trained(key, part, wanted, studio, subjects):
+    """Of the UNet, exactly the parameters whose layer and projection are wanted, all of them, learn."""
+    method = PUBLISHED[key].method.changed(part=part, rank=2)
+    (group,) = method.objective(studio, subjects, 0).groups()
+    every = [name for name, _ in studio.base.denoiser.unet.named_parameters()]
+    layers = [{*name.split(".")} & {"attn1", "attn2"} for name in every]
+    which = [{*name.split(".")} & {"to_q", "to_k", "to_v", "to_out"} for name in every]
+    chosen = {n for n, a, p in zip(every, layers, which, strict=True) if part == "unet" or (a & wanted and p & wanted)}
+    if key == "lora":
+        chosen = {n.removesuffix(".weight") for n in chosen if n.endswith(".weight")}
+        assert {name.split(".lora_")[0] for name in group.tensors} == chosen
+        assert {t.shape[0] for name, t in group.tensors.items() if "lora_A" in name} == {2}
+    else:
+        assert {*group.tensors} - {"v1"} == chosen
+    assert chosen
+
+
+@pytest.mark.parametrize(
+    "changes", [{"part": "keys and values", "rank": 2, "naming": "class word"}, {"part": "attention"}]
+)
+def test_what_other_recipes_learned_is_applied(changes, studio, subjects):
+    for key in ("lora", "dreambooth-plain"):
+        method = method_of(key).changed(**changes)
+        (one,) = method.train(studio, subjects, (2,))
+        customised = method.apply(studio, [one.learned])
+        assert customised.phrases == ("circle" if "naming" in changes else "v1 circle",)
+        trained = method.trainer(studio, subjects, 2)
+        for _ in trained.run():
+            pass
+        latent, sigma = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.ones(1)
+        context = text_states(studio.base, ["a photo of a circle"])
+        with torch.no_grad():
+            wanted, found, base = (
+                m.denoiser.predict(latent, sigma, Conditioning(context), Plan())
+                for m in (trained.objective.model, customised.model, studio.base)
+            )
+        assert (wanted - found).abs().max() < 0.01 * (wanted - base).abs().max() + 1e-3
+        assert (found - base).abs().max() > 1e-3
+
+
+def test_a_cosine_rate_falls_over_the_run_and_is_kept_under_its_steps(studio, subjects):
+    constant, cosine = (method_of("lora").changed(schedule=s) for s in ("constant", "cosine"))
+    assert constant.run_settings(100) == constant.run_settings(200)
+    assert cosine.run_settings(100) != cosine.run_settings(200)
+    rates = [report.learning_rate for report in cosine.trainer(studio, subjects, 3).run()]
+    assert rates == pytest.approx([5e-3, 5e-3 * 0.55, 5e-4])
 
 
 def test_validation_repeats_and_has_as_many_draws_as_asked(studio, subjects):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from infusion_core.atomic import write_atomic
+from infusion_core.embedded.evaluate import ERRORS
 from infusion_core.embedded.intervals import mean_interval
 from infusion_core.embedded.model import load_model
-from infusion_core.embedded.tinyworld import CONCEPTS, Concept, Score, training_images
+from infusion_core.embedded.tinyworld import CONCEPTS, Concept, training_images
 from infusion_core.embedded.tinyworld.world import SIZE
 from infusion_core.errors import InfusionError
 from infusion_core.training.residual import ResidualSettings
@@ -29,7 +29,7 @@ from .scoring import SEEDS, Comparison, compare
 from .train import TrainRequest, train_alone
 
 TITLES = ("base model", "with the concept", "base model, look in words")  # of a comparison's three parts
-MEASURES = tuple(f.name for f in fields(Score))
+MEASURES = ("picture_error", *ERRORS)
 
 
 def run_demo(out: Path, name: str, settings: ResidualSettings) -> None:

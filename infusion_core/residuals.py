@@ -18,11 +18,11 @@ LAYOUTS: tuple[str, ...] = get_args(Layout)
 # Of one concept. 10 bins of 5 tokens at each of SDXL's 70 sites are 7,168,000 numbers, in layout `value` 10 bins of 9.
 MOST_NUMBERS = 7_500_000
 
-_ARCHITECTURES = {128: "tinyworld", 768: "sd1", 1024: "sd2", 2048: "sdxl"}
+_ARCHITECTURES = {128: "tinyworld", 160: "tinyworld2", 768: "sd1", 1024: "sd2", 2048: "sdxl"}
 
 
 def architecture_name(context_width: int) -> str:
-    """The name of a base family: ``sd1``, ``sd2``, ``sdxl``, ``tinyworld``, or ``unet<context width>``."""
+    """The name of a base family: ``sd1``, ``sd2``, ``sdxl``, ``tinyworld2``, or ``unet<context width>``."""
     return _ARCHITECTURES.get(context_width, f"unet{context_width}")
 
 
@@ -31,7 +31,7 @@ class Base:
     """The base model a concept belongs to.
 
     Attributes:
-        architecture: e.g. ``sd1``, ``sd2``, ``sdxl``, ``tinyworld``.
+        architecture: e.g. ``sd1``, ``sd2``, ``sdxl``, ``tinyworld2``.
         context_width: width of the text context entering K and V.
         prediction: ``epsilon`` or ``v_prediction``.
         sites: every cross-attention layer, in forward order.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 from statistics import median
@@ -20,22 +20,18 @@ from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.embedded.tinyworld import HELD_OUT_LOOKS, Concept, render
 from infusion_core.embedded.tinyworld.captions import caption, random_aspects, random_scene, unseen_scenes
 from infusion_core.embedded.tinyworld.oracle import obeyed
-from infusion_core.embedded.tinyworld.world import SIZE, Scene
+from infusion_core.embedded.tinyworld.world import Scene
 from infusion_core.metrics.fisher import DenoiserPredictor, Divergence, fisher_divergence
 from infusion_core.metrics.similarity import diversity
 
 from .methods.method import Customised
 from .store import Row
 
-ERRORS = ("concept_error", "scene_error", "position_error", "size_error")
-CONCEPT, PROMPT = "concept_error", "prompt_error"  # the two sides of the trade: is it the thing, is the prompt obeyed?
+# Of every picture, see `Score`. The headline joins the two sides of the trade: is it the thing, is the prompt obeyed?
+CONCEPT, PROMPT, HEADLINE = "concept_error", "prompt_error", "picture_error"
+ERRORS = (HEADLINE, CONCEPT, PROMPT, "shape_error", "rim_error", "scene_error", "position_error", "size_error")
 CLASS_WORD, LOOK_IN_WORDS = "base: class word", "base: look in words"  # the yardsticks, in place of a method
 BARE_SEED = 70_000  # of the first picture of a bare prompt
-
-
-def prompt_error(errors: Mapping[str, float]) -> float:
-    """How badly a prompt is obeyed: scene error plus position error as a share of the picture's edge."""
-    return errors["scene_error"] + errors["position_error"] / SIZE
 
 
 def other_scenes(words: Sequence[str], count: int) -> list[Scene]:

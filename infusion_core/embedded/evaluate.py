@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from PIL import Image
@@ -15,6 +15,8 @@ from .tasks import draw
 from .tinyworld.captions import UNSEEN_ASPECTS, caption
 from .tinyworld.oracle import Score, score
 from .tinyworld.world import Concept, Scene
+
+ERRORS = tuple(field.name for field in fields(Score))
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,10 @@ def headline(bare: Sequence[Scored], described: Sequence[Scored], learned: Seque
     def mean(scored: Sequence[Scored], name: str) -> float:
         return float(np.mean([getattr(s.score, name) for s in scored]))
 
-    figures = {
-        "concept_error": mean(learned, "concept_error"),
-        "scene_error": mean(learned, "scene_error"),
-        "position_error": mean(learned, "position_error"),
-        "size_error": mean(learned, "size_error"),
+    figures = {name: mean(learned, name) for name in (*ERRORS, "prompt_error", "picture_error")} | {
         "base_concept_error": mean(bare, "concept_error"),
         "base_scene_error": mean(bare, "scene_error"),
+        "base_picture_error": mean(bare, "picture_error"),
         "oracle_caption_concept_error": mean(described, "concept_error"),
     }
     return figures | {

@@ -9,7 +9,7 @@ from statistics import fmean
 from infusion_core.embedded.evaluate import gap_closed
 from infusion_core.embedded.intervals import mean_interval
 
-from ..measures import CLASS_WORD, CONCEPT, LOOK_IN_WORDS, PROMPT, prompt_error
+from ..measures import CLASS_WORD, CONCEPT, HEADLINE, LOOK_IN_WORDS, PROMPT
 from ..store import Row, means
 from ..studies import ablations, curves, fidelity, layouts, several, toy
 
@@ -37,35 +37,36 @@ def figures(rows: Sequence[Row], study: str, step: int | None = None) -> Figures
 
 
 def together(rows: Sequence[Row], size: int) -> Figures:
-    """The figures of the groups of so many concepts."""
-    return figures([r for r in rows if several.size(r.concept) == size], several.STUDY)
+    """The figures of the groups of so many concepts, with ``leaked``.
+
+    That is the others' share of what things wear over their own: of what was learned, how much went astray. A method
+    that has learned too little of a group to say has none there.
+    """
+    found = figures([r for r in rows if several.size(r.concept) == size], several.STUDY)
+    leaked = {
+        (method, "leaked"): {
+            group: found[method, "other_share"][group] / own for group, own in by.items() if own >= several.LEARNED
+        }
+        for (method, measure), by in found.items()
+        if measure == "own_share"
+    }
+    return {**found, **{key: by for key, by in leaked.items() if by}}
 
 
 def errors_by_prompt(rows: Sequence[Row], study: str) -> Mapping[tuple[str, str], Mapping[str, Mapping[str, float]]]:
     """Concept and prompt error by method and error, then by concept and prompt, means over seeds."""
     found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
-    parts: dict[tuple[str, str, str], dict[str, float]] = {}
-    told = [r for r in rows if r.study == study and r.prompt]
+    told = [r for r in rows if r.study == study and r.prompt and r.measure in (CONCEPT, PROMPT)]
     for (method, concept, prompt, measure), value in means(
         told, lambda r: (r.method, r.concept, r.prompt, r.measure)
     ).items():
-        parts.setdefault((method, concept, prompt), {})[measure] = value
-    for (method, concept, prompt), errors in parts.items():
-        for name, value in ((CONCEPT, errors[CONCEPT]), (PROMPT, prompt_error(errors))):
-            found.setdefault((method, name), {}).setdefault(concept, {})[prompt] = value
+        found.setdefault((method, measure), {}).setdefault(concept, {})[prompt] = value
     return found
 
 
 def with_trade(found: Figures) -> Figures:
-    """The figures with ``prompt_error`` and, where the yardsticks stand beside them, ``gap_closed`` per concept."""
+    """The figures with ``gap_closed`` per concept, where the yardsticks stand beside them."""
     bare, told = (found.get((name, CONCEPT), {}) for name in BASES)
-    obeyed = {
-        (method, PROMPT): {
-            c: prompt_error({m: found[method, m][c] for m in ("scene_error", "position_error")}) for c in by
-        }
-        for (method, measure), by in found.items()
-        if measure == "scene_error" and (method, "position_error") in found
-    }
     gaps = {
         (method, "gap_closed"): {
             c: gap_closed(bare[c], told[c], value) for c, value in by.items() if c in bare and c in told
@@ -73,7 +74,7 @@ def with_trade(found: Figures) -> Figures:
         for (method, measure), by in found.items()
         if measure == CONCEPT
     }
-    return {**found, **obeyed, **{key: by for key, by in gaps.items() if by}}
+    return {**found, **{key: by for key, by in gaps.items() if by}}
 
 
 def table(
@@ -111,9 +112,12 @@ def brief(title: str, found: Figures, columns: Mapping[str, tuple[str, str]], na
 
 
 ERRORS = {
+    "picture_error": ("picture error", ".3f"),
     "concept_error": ("concept error", ".3f"),
     "gap_closed": ("gap closed", ".0%"),
     "prompt_error": ("prompt error", ".3f"),
+    "rim_error": ("rim error", ".3f"),
+    "shape_error": ("shape error", ".3f"),
     "scene_error": ("scene error", ".4f"),
     "position_error": ("position error (px)", ".1f"),
     "size_error": ("size error", ".3f"),
@@ -133,9 +137,10 @@ def fidelity_table(rows: Sequence[Row], costs: Sequence[Row], names: Mapping[str
         "sampling_ratio": ("sampling / base's", ".2f"),
     }
     note = (
-        "Unseen prompts scored by the oracle. Concept error: inside the thing, against the concept. Gap closed: the "
-        "way from the class word to the look in words. Scene, position and size error: is the prompt obeyed? "
-        "Prompt error: scene error plus position error as a share of the picture's edge. Diversity and "
+        "Unseen prompts scored by the oracle. Concept error: inside the thing, against the concept; rim error: along "
+        "its edge alone, which no caption can tell. Gap closed: the way from the class word to the look in words. "
+        "Prompt error: scene error, shape error and position error as a share of the picture's edge. Picture error, "
+        "the headline: concept error and prompt error. Diversity and "
         "the share that repeats the photos' background and position: of a bare prompt."
     )
     return table("Every method beside every other", note, found, columns, names)
@@ -143,7 +148,7 @@ def fidelity_table(rows: Sequence[Row], costs: Sequence[Row], names: Mapping[str
 
 def brief_tables(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]:
     """What a terminal shows: the main figures of the studies that have yardsticks."""
-    columns = {m: ERRORS[m] for m in ("concept_error", "gap_closed", PROMPT)}
+    columns = {m: ERRORS[m] for m in (HEADLINE, CONCEPT, "gap_closed", PROMPT)}
     columns |= {"layout_repeated": ("photos' layout", ".0%"), "fisher": ("Fisher", ".3g")}
     titles = {
         fidelity.STUDY: "Every method, means",
@@ -174,11 +179,17 @@ def several_tables(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]
     """Leakage between concepts of one prompt, a table per number of concepts."""
     columns = {
         "own_error": ("error against its own concept", ".3f"),
-        "other_error": ("against the nearest other concept", ".3f"),
-        "leaked": ("things nearer to another concept", ".0%"),
+        "own_share": ("share of its own look", ".0%"),
+        "other_share": ("share of another's", ".0%"),
+        "leaked": ("leaked of what was learned", ".0%"),
+        "missing": ("things missing or merged", ".0%"),
         "scene_error": ("scene error", ".4f"),
     }
-    note = "Joint methods (DreamBooth, LoRA, Custom Diffusion) learn the concepts of a prompt in one run."
+    note = (
+        "Joint methods (DreamBooth, LoRA, Custom Diffusion) learn the concepts of a prompt in one run. Shares: how "
+        "much of a look a thing wears; a thing whose look nobody chose has 0 of each. Leaked: the others' share over "
+        f"its own, where its own is at least {several.LEARNED:.0%}."
+    )
     sizes = sorted({several.size(r.concept) for r in rows if r.study == several.STUDY})
     return [table(f"{size} concepts in one prompt", note, together(rows, size), columns, names) for size in sizes]
 

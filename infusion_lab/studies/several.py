@@ -10,6 +10,8 @@ from PIL import Image
 
 from infusion_core.embedded.tinyworld import CONCEPTS, Concept, score
 from infusion_core.embedded.tinyworld.captions import SPREADS, UNSEEN_ASPECTS, caption
+from infusion_core.embedded.tinyworld.mixture import look_shares
+from infusion_core.embedded.tinyworld.oracle import things_found
 from infusion_core.embedded.tinyworld.world import BACKGROUNDS, PATTERNS, Scene, Thing
 
 from ..bench import Bench
@@ -20,6 +22,7 @@ from ..store import Cell, Result, Row
 STUDY = "several"
 JOIN = "+"  # between names of a group
 SHOWN = 2  # pictures kept for the report
+LEARNED = 0.25  # share of their own looks that things must wear before what leaked is held against it
 
 
 def cells(bench: Bench) -> list[Cell]:
@@ -42,25 +45,14 @@ def size(label: str) -> int:
 
 
 def scenes_of(group: Sequence[Concept], count: int) -> list[Scene]:
-    """Scenes that hold one thing of each concept's shape, in any order.
-
-    Places keep the order in which TinyWorld's captions name them, left before right and top before bottom: the base
-    model has never read another one, and draws the first thing on the left whatever the prompt says.
-    """
+    """Scenes that hold one thing of each concept's shape, named in any order, in any place."""
     rng = Random("several " + " ".join(c.name for c in group))
     out = []
     for _ in range(count):
-        ordered, places = rng.sample(group, len(group)), rng.choice(SPREADS[len(group)])
+        ordered, places = rng.sample(group, len(group)), rng.sample(rng.choice(SPREADS[len(group)]), len(group))
         things = tuple(Thing(c.shape, "small", place) for c, place in zip(ordered, places, strict=True))
         out.append(Scene(things, rng.choice(tuple(BACKGROUNDS)), rng.choice(PATTERNS)))
     return out
-
-
-def errors_against(picture: Image.Image, scene: Scene, concept: Concept, group: Sequence[Concept]) -> dict[str, float]:
-    """A thing's error against its own concept's look, by name, and against every other concept's look."""
-    dressed = scene.wearing(group)
-    worn = {c.name: Concept(c.name, concept.shape, c.look) for c in group}
-    return {name: score(picture, dressed, other).concept_error for name, other in worn.items()}
 
 
 def _yardstick(bench: Bench, name: str, group: list[Concept]) -> Result:
@@ -92,15 +84,18 @@ def _rows(
     name: str, group: list[Concept], step: int, prompt: str, seed: int, picture: Image.Image, scene: Scene
 ) -> list[Row]:
     rows = []
-    label = JOIN.join(c.name for c in group)
+    label, dressed = JOIN.join(c.name for c in group), scene.wearing(group)
+    missing = 1 - things_found(picture, dressed) / len(group)
     for concept in group:
-        errors = errors_against(picture, scene, concept, group)
-        own, others = errors[concept.name], [e for n, e in errors.items() if n != concept.name]
+        others = [c.look for c in group if c != concept]
+        own_share, *other_shares = look_shares(picture, dressed, concept.shape, [concept.look, *others])
+        scored = score(picture, dressed, concept)
         found = {
-            "own_error": own,
-            "other_error": min(others),
-            "leaked": float(min(others) < own),
-            "scene_error": score(picture, scene.wearing(group), concept).scene_error,
+            "own_error": scored.concept_error,
+            "own_share": own_share,
+            "other_share": max(other_shares),
+            "missing": missing,
+            "scene_error": scored.scene_error,
         }
         rows += [Row(STUDY, name, label, step, f"{concept.name}: {prompt}", seed, m, v) for m, v in found.items()]
     return rows

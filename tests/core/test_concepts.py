@@ -117,7 +117,14 @@ def test_what_no_residual_can_be():
 
 
 def test_families_are_told_by_the_width_of_the_text():
-    assert [architecture_name(w) for w in (128, 768, 1024, 2048, 640)] == ["tinyworld", "sd1", "sd2", "sdxl", "unet640"]
+    assert [architecture_name(w) for w in (128, 160, 768, 1024, 2048, 640)] == [
+        "tinyworld",
+        "tinyworld2",
+        "sd1",
+        "sd2",
+        "sdxl",
+        "unet640",
+    ]
 
 
 def test_a_concept_file_tells_of_its_run():

@@ -8,25 +8,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from infusion_core.embedded.tinyworld import CONCEPTS, Scene, Thing, render
 from infusion_lab.report.claims import OPEN, REFUTED, REPRODUCED, verdicts
 from infusion_lab.report.intervals import over_prompts, within_concepts
-from infusion_lab.report.tables import ablation_table, cell, figures, layouts_table, with_trade
+from infusion_lab.report.tables import ablation_table, cell, figures, layouts_table, together, with_trade
 from infusion_lab.store import Row
-from infusion_lab.studies import several
 
 
-def test_leakage_is_told_from_exact_pictures():
-    group = [CONCEPTS["ember"], CONCEPTS["flag"]]
-    scene = Scene((Thing("circle", "small", "left"), Thing("square", "small", "right")), "pink", "plain")
-    right = render(scene, group)
-    swapped = render(
-        scene, [replace(group[0], look=group[1].look), replace(group[1], look=group[0].look)]
-    )  # each thing wears the other's look
-    for picture, worn in ((right, "ember"), (swapped, "flag")):
-        errors = several.errors_against(picture, scene, group[0], group)
-        assert min(errors, key=errors.get) == worn
-        assert errors[worn] < 0.04
+def test_leakage_is_held_against_what_was_learned():
+    def of(method, own, other):
+        return rows_of("several", "own_share", **{method: own}) + rows_of("several", "other_share", **{method: other})
+
+    rows = of("good", [0.8, 0.4], [0.08, 0.1]) + of("nothing", [0.05, 0.5], [0.05, 0.25])
+    found = together([replace(row, concept=f"{row.concept}+ember") for row in rows], 2)
+    assert found["good", "leaked"] == pytest.approx({"0+ember": 0.1, "1+ember": 0.25}, abs=0.01)
+    assert found["nothing", "leaked"] == pytest.approx({"1+ember": 0.5}, abs=0.01)  # the other pair learned too little
 
 
 def rows_of(study, measure, prompts=("",), **values):
@@ -52,10 +47,10 @@ def test_verdicts_need_intervals_without_zero():
 
 
 def front(**positions):
-    """The verdict on the front, of methods with these position errors (px) and concept errors, over three concepts."""
+    """The verdict on the front, of methods with these prompt errors (px) and concept errors, over three concepts."""
     rows = []
     for method, (px, concept_error) in positions.items():
-        for measure, value in (("concept_error", concept_error), ("scene_error", 0.01), ("position_error", px)):
+        for measure, value in (("concept_error", concept_error), ("prompt_error", px / 128)):
             rows += rows_of("fidelity", measure, prompts=("p", "q", "r"), **{method: [value] * 3})
     return next(v for v in verdicts(rows, {}) if "Pareto" in v.claim)
 

@@ -15,10 +15,11 @@ from torch import nn
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 WEIGHTS = REPOSITORY / "infusion_core" / "embedded" / "tinyworld" / "weights"
+TEXT = json.loads((WEIGHTS / "text_encoder" / "config.json").read_text())
 UNET = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 64, "num_res_blocks": [1, 1],
     "channel_mult": [1, 2], "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1],
-    "transformer_depth_middle": 1, "context_dim": 128, "use_spatial_transformer": True, "legacy": False,
+    "transformer_depth_middle": 1, "context_dim": TEXT["hidden_size"], "use_spatial_transformer": True, "legacy": False,
     "use_linear_in_transformer": False, "adm_in_channels": None, "use_temporal_attention": False,
     "num_heads": 4, "num_head_channels": -1,
 }  # fmt: skip
@@ -50,10 +51,8 @@ def load_clip():
     weights = load_file(WEIGHTS / "text_encoder" / "model.safetensors")
     state = {f"clip_l.transformer.text_model.{k.removeprefix('text_model.')}": v for k, v in weights.items()}
     vocabulary = json.loads((WEIGHTS / "tokenizer" / "words.json").read_text())
-    config = {
-        "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 512,
-        "hidden_act": "quick_gelu", "max_position_embeddings": 77, "eos_token_id": 49407,
-    }  # fmt: skip
+    told = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
+    config = {key: TEXT[key] for key in (*told, "max_position_embeddings")} | {"eos_token_id": 49407}
     target = TinyWorld(UNET).clip_target()
     target.params = {}
     clip = comfy.sd.CLIP(target, model_options={"clip_l_model_config": config, "dtype": torch.float32})

@@ -28,6 +28,7 @@ from .dataset import Dataset, read_dataset
 from .judges import Judges
 from .methods.method import Method, Subject
 from .methods.registry import published_methods
+from .report.intervals import Unit
 from .report.page import TEMPLATES, Strip, recipes
 from .report.tables import Figures, brief, figures, table
 from .store import Cell, Result, Row, Store, tidy_csv
@@ -186,7 +187,7 @@ def beside_the_paper(found: Figures) -> Figures:
     """The figures with the paper's own of the same methods."""
     methods = dict.fromkeys(method for method, _ in found)
     return {**found, **{
-        (method, f"paper_{measure}"): {"": value}
+        (method, f"paper_{measure}"): {Unit(""): value}
         for method in methods if method in PAPER
         for measure, value in zip(("clip_t", "clip_i", "dino"), PAPER[method], strict=True)
     }}  # fmt: skip

@@ -264,6 +264,12 @@ class Baseline(ABC):
         ]
 
 
+def family_of(key: str) -> str:
+    """The key of a variant's family."""
+    name = key.rpartition("-")[2]
+    return key.removesuffix(f"-{name}") if name and name in VARIANTS else key
+
+
 def _any(things: Sequence[object] | Tensor, generator: Generator) -> int:
     """An index of one of the things, at random."""
     return int(torch.randint(len(things), (), generator=generator))

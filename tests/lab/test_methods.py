@@ -342,8 +342,6 @@ def test_what_is_stored_is_half_precision(studio, subjects, trained):
     assert size("textual-inversion") < ours < size("perfusion") < size("lora") < whole
 
 
-def test_recipes_are_complete():
+def test_every_method_of_the_registry_is_tested_here():
     assert set(PUBLISHED) == set(FAST) - {"infusion"}
-    for published in PUBLISHED.values():
-        assert isinstance(published.method.recipe, Recipe)
-        assert published.method.recipe.learning_rate in published.rates
+    assert all(isinstance(published.method.recipe, Recipe) for published in PUBLISHED.values())

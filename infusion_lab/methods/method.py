@@ -90,6 +90,7 @@ class Recipe:
         rank: of the adapter, for methods that have one.
         naming: what a prompt says: the rare word before the class word, or the class word alone; for methods that
             learn no word.
+        beta: of DCO, how far it may go from the base model: the larger, the less.
     """
 
     steps: int
@@ -103,6 +104,7 @@ class Recipe:
     part: Part = "attention"
     rank: int = 4
     naming: Naming = "rare word"
+    beta: float = 1000.0
 
 
 @dataclass(frozen=True)

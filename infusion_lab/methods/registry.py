@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from ..measures import CONCEPT, HEADLINE
 from .baseline import Baseline, Variant
+from .dco import Dco
 from .dreambooth import DreamBooth, DreamBoothLora, PlainDreamBooth
 from .infusion import Infusion, without_maps
 from .method import Method, Recipe
@@ -55,6 +56,11 @@ PUBLISHED: dict[str, Published[Baseline]] = {
                 Knob("prior_weight", Choice((0.0, 0.3, 1.0)), only_if=("naming", "rare word")),
             ),
             "diffusers train_dreambooth_lora.py: rank 4, lr 1e-4, 500 steps",
+        ),
+        Published(
+            Dco(Recipe(2000, 5e-5, rank=32)),
+            (*COMMON, rate(1e-5, 3e-2), *ADAPTER, Knob("beta", Span(30.0, 30_000.0))),
+            "the authors' customize.py: rank 32, lr 5e-5 and 5e-6 for the word, beta 1000, 2000 steps",
         ),
         Published(
             TextualInversion(Recipe(3000, 2e-3, captions="templates")),

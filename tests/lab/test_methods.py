@@ -35,6 +35,7 @@ FAST = {
     "dreambooth": 5e-4,
     "dreambooth-plain": 5e-4,
     "lora": 5e-3,
+    "dco": 5e-3,
     "textual-inversion": 3e-2,
     "custom-diffusion": 1e-3,
     "perfusion": 0.1,
@@ -87,6 +88,7 @@ def test_the_loss_on_the_photos_falls(key, studio, subjects, trained):
         ("dreambooth", lambda name: name.startswith("unet.")),
         ("dreambooth-plain", lambda name: name.startswith("unet.")),
         ("lora", lambda name: ".lora_" in name),
+        ("dco", lambda name: ".lora_" in name),
         ("textual-inversion", lambda name: False),
         ("custom-diffusion", lambda name: name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))),
         ("perfusion", lambda name: False),
@@ -105,10 +107,10 @@ def test_nothing_but_what_is_learned_changes(key, may_change, studio, applied):
     before, after = state(studio.base), state(applied(key).model)
     changed = {name for name in after if name not in before or not torch.equal(before[name], after[name])}
     assert all(may_change(name) for name in changed)
-    assert bool(changed) == (key in ("dreambooth", "dreambooth-plain", "lora", "custom-diffusion"))
+    assert bool(changed) == (key in ("dreambooth", "dreambooth-plain", "lora", "dco", "custom-diffusion"))
 
 
-@pytest.mark.parametrize("key", ["textual-inversion", "perfusion"])
+@pytest.mark.parametrize("key", ["textual-inversion", "perfusion", "dco"])
 def test_a_new_word_changes_no_text_without_it(key, studio, applied):
     model = applied(key).model
     texts = ["a photo of a circle", "a photo of a big square"]
@@ -154,7 +156,7 @@ def test_maps_are_replaced_as_in_training_unless_told_otherwise(studio, trained)
     assert windows == [ALWAYS, NEVER, ALWAYS]
 
 
-@pytest.mark.parametrize("key", ["perfusion", "lora"])
+@pytest.mark.parametrize("key", ["perfusion", "lora", "dco"])
 def test_a_resumed_run_repeats_bit_by_bit(key, studio, subjects):
     def run(steps, state=None):
         trainer = method_of(key).trainer(studio, subjects, 4, seed=7, state=state)
@@ -284,6 +286,48 @@ def test_validation_repeats_and_has_as_many_draws_as_asked(studio, subjects):
     assert not torch.equal(first, other)
 
 
+def test_dcos_loss_written_out(studio, subjects):
+    """A network trained for a step, against the base model's own prediction, whose caption says the class word."""
+    method = PUBLISHED["dco"].method.changed(batch_size=2, learning_rate=0.02, beta=300.0, weighting="velocity")
+    trainer = method.trainer(studio, subjects, 1)
+    _ = [*trainer.run()]
+    objective, base = trainer.objective, studio.base
+    with torch.no_grad():
+        got = objective.losses(torch.Generator().manual_seed(3))["consistency"].tolist()
+    generator = torch.Generator().manual_seed(3)
+    photos, chosen = base.encode(list(subjects[0].photos)), []
+    for _ in range(2):
+        torch.randint(1, (), generator=generator)
+        chosen.append(int(torch.randint(len(photos), (), generator=generator)))
+        torch.randint(1, (), generator=generator)
+    times = torch.randint(1000, (2,), generator=generator)
+    eps = torch.randn(2, *photos.shape[1:], generator=generator)
+    sigma = base.denoiser.sigmas[times]
+    noised = photos[chosen] + sigma.reshape(-1, 1, 1, 1) * eps
+
+    def error(model, said):
+        with torch.no_grad():
+            context = text_states(model, [f"a photo of a {said}"] * 2)
+            out = model.denoiser.predict(noised, sigma, Conditioning(context), Plan())
+        return (out - eps).square().mean((1, 2, 3)).double()
+
+    weights = (1 + base.denoiser.sigmas.square()).clamp(max=8)
+    further = 300 * (weights[times] / weights.mean()) * (error(objective.model, "v1") - error(base, "circle"))
+    assert further.abs().max() > 0.05
+    assert got == pytest.approx(torch.log1p(torch.exp(further)).tolist(), rel=1e-3)
+    assert error(objective.model, "v1").tolist() != pytest.approx(error(base, "circle").tolist(), rel=1e-3)
+
+
+def test_dcos_word_keeps_its_length_and_learns(studio, subjects):
+    trainer = method_of("dco").trainer(studio, subjects, 2)
+    ((word, vector),) = trainer.objective.words.items()
+    start = vector.detach().clone()
+    _ = [*trainer.run()]
+    assert word == "v1"
+    assert vector.norm().item() == pytest.approx(start.norm().item(), rel=1e-5)
+    assert not torch.allclose(vector, start, rtol=1e-3)
+
+
 def test_several_concepts_fit_in_one_model(studio):
     two = subjects_of([CONCEPTS["ember"], CONCEPTS["flag"]])
     joint = method_of("custom-diffusion")
@@ -339,7 +383,7 @@ def test_what_is_stored_is_half_precision(studio, subjects, trained):
     whole = size("dreambooth-plain")
     assert whole == pytest.approx(2 * numbers, rel=0.02)
     ours = len(trained("infusion")[-1].learned.data)
-    assert size("textual-inversion") < ours < size("perfusion") < size("lora") < whole
+    assert size("textual-inversion") < ours < size("perfusion") < size("lora") < size("dco") < whole
 
 
 def test_every_method_of_the_registry_is_tested_here():

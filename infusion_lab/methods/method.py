@@ -91,6 +91,7 @@ class Recipe:
         naming: what a prompt says: the rare word before the class word, or the class word alone; for methods that
             learn no word.
         beta: of DCO, how far it may go from the base model: the larger, the less.
+        gate: of Perfusion, the bias of its gate in drawing; it is trained with 0.75.
     """
 
     steps: int
@@ -105,6 +106,7 @@ class Recipe:
     rank: int = 4
     naming: Naming = "rare word"
     beta: float = 1000.0
+    gate: float = 0.75
 
 
 @dataclass(frozen=True)

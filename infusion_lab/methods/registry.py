@@ -68,18 +68,18 @@ PUBLISHED: dict[str, Published[Baseline]] = {
             "diffusers textual_inversion.py: lr 5e-4 scaled by 4, 3000 steps; the paper 5e-3",
         ),
         Published(
-            CustomDiffusion(Recipe(250, 1e-5, prior_weight=1.0, part="keys and values")),
+            CustomDiffusion(Recipe(250, 8e-5, prior_weight=1.0, part="keys and values")),
             (
                 *COMMON,
                 rate(1e-6, 3e-3),
                 Knob("part", Choice(("keys and values", "cross-attention"))),
                 Knob("prior_weight", Choice((0.0, 0.1, 0.3, 1.0))),
             ),
-            "diffusers train_custom_diffusion.py: lr 1e-5, 250 steps, 200 class pictures, prior weight 1",
+            "diffusers train_custom_diffusion.py: lr 1e-5 scaled by 8, 250 steps, 200 class pictures, prior weight 1",
         ),
         Published(
             Perfusion(Recipe(400, 0.03, captions="templates")),
-            (*COMMON, rate(1e-3, 1.0)),
+            (*COMMON, rate(1e-3, 1.0), Knob("gate", Span(0.5, 0.8))),
             "the paper: lr 0.03 for values and 0.006 for the word, 400 steps, gate 0.75 and 0.1",
         ),
     )

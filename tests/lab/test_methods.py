@@ -343,6 +343,25 @@ def test_several_concepts_fit_in_one_model(studio):
     assert torch.isfinite(out).all()
 
 
+def test_perfusions_gate_is_the_recipes_in_drawing_alone(studio, subjects, trained):
+    learned = trained("perfusion")[-1].learned
+    strict, open_wide = (method_of("perfusion").changed(gate=g) for g in (BETA, 0.5))
+    assert strict.application != open_wide.application
+    latent, sigma = torch.zeros(1, 4, 16, 16), torch.ones(1)
+
+    def drawn(method):
+        model = method.apply(studio, [learned]).model
+        edits = [m for m in model.denoiser.unet.modules() if isinstance(m, GatedEdit)]
+        assert {edit.bias for edit in edits} == {method.recipe.gate}
+        context = text_states(model, ["a photo of a v1"])
+        with torch.no_grad():
+            return model.denoiser.predict(latent, sigma, Conditioning(context), Plan())
+
+    assert not torch.equal(drawn(strict), drawn(open_wide))
+    network = open_wide.objective(studio, subjects, 0).model.denoiser.unet
+    assert {m.bias for m in network.modules() if isinstance(m, GatedEdit)} == {BETA}
+
+
 def test_perfusions_edit_by_explicit_matrices():
     generator = torch.Generator().manual_seed(0)
     base = torch.nn.Linear(5, 3, bias=False)

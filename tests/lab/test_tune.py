@@ -13,7 +13,7 @@ import torch
 from infusion_core.errors import InfusionError
 from infusion_core.training.residual import ResidualSettings
 from infusion_lab import bench, run, tune
-from infusion_lab.methods import registry
+from infusion_lab.methods import infusion, registry
 from infusion_lab.methods.baseline import BaselineObjective
 from infusion_lab.methods.registry import PUBLISHED, TUNABLE, all_methods, best_of, tuning
 from infusion_lab.methods.space import MOST_STEPS, Choice, Knob, Span
@@ -228,7 +228,18 @@ def test_a_method_is_chosen_with_all_its_recipes_or_one(tuned, tmp_path, monkeyp
         run.run_lab(tmp_path, methods=["lora-tuned"])
 
 
-def test_infusions_knobs_reach_its_training():
+def test_infusions_knobs_reach_its_training(subjects, studio, monkeypatch):
+    given = []
+
+    def caught(*arguments):
+        given.extend(arguments[3:])
+        raise InfusionError("enough")
+
+    monkeypatch.setattr(infusion, "trainer_for", caught)
     ours = TUNABLE["infusion"].method.changed(captions="one", times="uniform", bins=2)
-    assert (ours.captions, ours.settings) == ("one", ResidualSettings(times="uniform", bins=2))
+    with pytest.raises(InfusionError, match="enough"):
+        next(ours.train(studio, subjects, [7], seed=3))
+    assert given == [
+        ResidualSettings(times="uniform", bins=2, steps=7, snapshot_every=7, seed=3), ("a photo of a {}",)
+    ]  # fmt: skip
     assert {f.name for f in fields(ResidualSettings)} | {"captions"} == set(ours.knobs)

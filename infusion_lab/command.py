@@ -65,7 +65,8 @@ def lab(
             from .tune import run_tune
     except ModuleNotFoundError as error:
         extras = "standalone,lab,tune" if tune else "standalone,lab"
-        raise InfusionError(f"{error.name} is not installed; run: pip install 'infusion[{extras}]'") from error
+        missing = (error.name or "").partition(".")[0]
+        raise InfusionError(f"{missing} is not installed; run: pip install 'infusion[{extras}]'") from error
     if model != "tinyworld":
         if not (dataset and clip and dino):
             raise InfusionError("--model needs --dataset, --clip and --dino; give the folders, or leave --model out")

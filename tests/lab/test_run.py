@@ -142,7 +142,8 @@ def test_the_study_of_layouts_shows_its_table(rare, tmp_path, capsys):
     cells = [c for c in layouts.cells(lab) if c.method.startswith(("base", "block"))]
     run(lab, [lambda _: cells], tmp_path, "tiny")
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
-    assert {r["measure"] for r in rows} == {"concept_error", "scene_error", "position_error", "size_error"}
+    parts = {"concept_error", "rim_error", "scene_error", "shape_error", "position_error", "size_error"}
+    assert {r["measure"] for r in rows} == {"picture_error", "prompt_error", *parts}
     (shown,) = json.loads((tmp_path / "report.json").read_text())["tables"]["layouts"]
     lines = {line[0]: dict(zip(shown["header"], line, strict=True)) for line in shown["lines"]}
     assert lines["base: class word"]["gap closed"] == "0%"

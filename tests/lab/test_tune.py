@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import optuna
 import pytest
 import torch
 
+from infusion_cli.pages import render_page
+from infusion_core.embedded.tinyworld import CONCEPTS
 from infusion_core.errors import InfusionError
 from infusion_core.training.residual import ResidualSettings
 from infusion_lab import bench, run, tune
@@ -17,6 +19,7 @@ from infusion_lab.methods import infusion, registry
 from infusion_lab.methods.baseline import BaselineObjective
 from infusion_lab.methods.registry import PUBLISHED, TUNABLE, all_methods, best_of, tuning
 from infusion_lab.methods.space import MOST_STEPS, Choice, Knob, Span
+from infusion_lab.report.page import TEMPLATES
 from infusion_lab.store import Result, Row
 from infusion_lab.studio import Studio
 
@@ -226,6 +229,22 @@ def test_a_method_is_chosen_with_all_its_recipes_or_one(tuned, tmp_path, monkeyp
     ]  # fmt: skip
     with pytest.raises(InfusionError, match="no method 'lora-tuned'"):
         run.run_lab(tmp_path, methods=["lora-tuned"])
+
+
+def test_the_page_tells_every_trial(quick, tmp_path):
+    tune.run_tune(tmp_path, True, [], ["lora"], 0)
+    page = render_page(
+        "lab.html.j2", TEMPLATES, tuning=tuning(tmp_path / "tuned.json")["methods"], concept=CONCEPTS["ember"],
+        report={"mode": "quick", "scale": asdict(bench.QUICK)}, verdicts=[], tables={}, figures={}, strips={},
+        photos=[], recipes=[], inline=str,
+    )  # fmt: skip
+    trials = trials_of(tmp_path, "lora")
+    shown = page[page.index("<h3>Tuning</h3>") :]
+    assert shown.count("<tr") == len(trials) + 1
+    assert shown.count("font-weight: bold") == sum(bool(t["best"]) for t in trials)
+    assert shown.count("diverged") == 3 * sum("diverged" in t for t in trials)
+    assert "steps 52" in shown
+    assert "at most 52 steps" in shown
 
 
 def test_infusions_knobs_reach_its_training(subjects, studio, monkeypatch):

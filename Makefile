@@ -31,7 +31,7 @@ mutants: $(VENV)/.ready
 FUZZ ?= 10000
 SEED ?= $(shell date +%s)
 fuzz: $(VENV)/.ready
-	FUZZ_EXAMPLES=$(FUZZ) $(RUN)/python -m pytest tests/fuzz --hypothesis-seed=$(SEED)
+	FUZZ_EXAMPLES=$(FUZZ) $(RUN)/python -m pytest tests/fuzz --hypothesis-seed=$(SEED) --timeout=86400
 
 # Core and embedded tests with the oldest versions that pyproject.toml allows and this machine can install; prints them.
 # The oldest torch comes from PyTorch's index of CPU builds; where that cannot be reached it is the one above.

@@ -47,8 +47,8 @@ SAMPLING = {"guidance": 3.0, "steps": 25, "device": "cpu"}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/tinyworld"))
-    parser.add_argument("--autoencoder-steps", type=int, default=1600)
-    parser.add_argument("--steps", type=int, default=10000)
+    parser.add_argument("--autoencoder-steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--scenes", type=int, default=16000, help="that the text encoder and the UNet are shown")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
@@ -69,7 +69,7 @@ def main() -> None:
     data = encoded(vae, args.scenes, args.seed, args.out / "scenes.safetensors")
     torch.manual_seed(args.seed)
     settings = TrainSettings(
-        steps=args.steps, learning_rate=1.5e-3, schedule="cosine", warmup_steps=300, weight_decay=1e-4, clip_norm=1.0,
+        steps=args.steps, learning_rate=1.2e-3, schedule="cosine", warmup_steps=400, weight_decay=1e-4, clip_norm=1.0,
         validation_draws=64, snapshot_every=KEPT_EVERY, seed=args.seed,
     )  # fmt: skip
     write_model(weights, train("base model", BaseObjective(data, args.device), settings, args.out))

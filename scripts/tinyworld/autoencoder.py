@@ -1,4 +1,4 @@
-"""TinyWorld's autoencoder: TAESD's architecture, 32 channels wide, trained on crops of random scenes."""
+"""TinyWorld's autoencoder: TAESD's architecture, 32 channels wide, trained on crops round things of random scenes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from infusion_core.embedded.tinyworld.captions import random_scene
 from infusion_core.embedded.tinyworld.painting import paint
+from infusion_core.embedded.tinyworld.world import SIZE
 from infusion_core.noise import seeded
 from infusion_core.training.objective import ParameterGroup
 
@@ -43,7 +44,8 @@ class AutoencoderObjective:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         rng = Random(seed)
-        painted = [(paint(random_scene(rng)) * 255 + 0.5).astype(np.uint8) for _ in range(PICTURES)]
+        self._scenes = [random_scene(rng) for _ in range(PICTURES)]
+        painted = [(paint(scene) * 255 + 0.5).astype(np.uint8) for scene in self._scenes]
         self._pictures = torch.from_numpy(np.stack(painted))  # (N, H, W, 3)
         self.vae = build_autoencoder().to(device, memory_format=torch.channels_last).train()
 
@@ -81,10 +83,14 @@ class AutoencoderObjective:
         """Nothing to take back."""
 
     def _crops(self, count: int, generator: Generator) -> Tensor:
-        """Random crops (count, 3, CROP, CROP) in [-1, 1], on the 8 px grid."""
-        steps = (self._pictures.shape[1] - CROP) // 8 + 1
-        picks = torch.randint(len(self._pictures), (count,), generator=generator).tolist()
-        corners = (torch.randint(steps, (count, 2), generator=generator) * 8).tolist()
-        out = [self._pictures[i, y : y + CROP, x : x + CROP] for i, (y, x) in zip(picks, corners, strict=True)]
+        """Crops (count, 3, CROP, CROP) in [-1, 1], on the 8 px grid: a thing, somewhere in the middle of each."""
+        out = []
+        for index in torch.randint(len(self._scenes), (count,), generator=generator).tolist():
+            things = self._scenes[index].things
+            thing = things[int(torch.randint(len(things), (), generator=generator))]
+            off = torch.randint(-16, 17, (2,), generator=generator) - CROP // 2
+            corner = (torch.tensor(thing.centre) + off).div(8).round().long().mul(8).clamp(0, SIZE - CROP)
+            x, y = corner.tolist()
+            out.append(self._pictures[index, y : y + CROP, x : x + CROP])
         crops = torch.stack(out).permute(0, 3, 1, 2).float() / 127.5 - 1
         return crops.to(self.vae.device, memory_format=torch.channels_last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import combinations
 from random import Random
 
 import numpy as np
@@ -37,18 +38,26 @@ from infusion_core.embedded.tinyworld.captions import (
     random_look,
     random_scene,
 )
-from infusion_core.embedded.tinyworld.oracle import all_looks, obeyed, read_background, read_concept, read_look
+from infusion_core.embedded.tinyworld.oracle import (
+    all_looks,
+    obeyed,
+    read_background,
+    read_concept,
+    read_look,
+    things_found,
+)
+from infusion_core.embedded.tinyworld.painting import silhouette
 from infusion_core.embedded.tinyworld.world import BACKGROUNDS, COLOURS
 
 
 def test_a_picture_holds_what_the_scene_says():
     look = Look("over", "red", "blue", "yellow")
     pixels = np.asarray(render(Scene.of("circle", "big", "left", "pink", "plain", look)))
-    assert tuple(pixels[64, 36]) == COLOURS["yellow"]
-    assert tuple(pixels[64 - 18, 36]) == COLOURS["red"]
-    assert tuple(pixels[64 + 18, 36]) == COLOURS["blue"]
-    assert max(pixels[64, 36 + 27]) <= 26  # the outline, 25 up to rounding
-    assert tuple(pixels[64, 36 + 30]) == BACKGROUNDS["pink"]
+    assert tuple(pixels[64, 32]) == COLOURS["yellow"]
+    assert tuple(pixels[64 - 18, 32]) == COLOURS["red"]
+    assert tuple(pixels[64 + 18, 32]) == COLOURS["blue"]
+    assert max(pixels[64, 32 + 27]) <= 26  # the outline, 25 up to rounding
+    assert tuple(pixels[64, 32 + 30]) == BACKGROUNDS["pink"]
 
 
 def test_patterns_shade_where_they_should():
@@ -97,6 +106,80 @@ def test_things_of_one_scene_are_scored_each_on_its_own():
         assert result.position_error < 0.5
 
 
+SHAPES = ("circle", "square", "triangle", "diamond")
+
+
+@pytest.mark.parametrize("asked", SHAPES)
+def test_another_shape_in_the_right_look_has_a_shape_error(asked):
+    look = Look("over", "red", "blue", "yellow", rim="green")
+    scene = Scene.of(asked, "big", "left", "pink", "plain", look)
+    errors = {shape: score(render(Scene.of(shape, "big", "left", "pink", "plain", look)), scene) for shape in SHAPES}
+    assert errors[asked].shape_error < 0.02
+    assert all(found.shape_error > 0.15 for shape, found in errors.items() if shape != asked)
+
+
+def test_the_overlap_of_shapes_is_that_of_their_areas():
+    """A square in a circle of equal centre: intersection and union by counting pixels of both, drawn alone."""
+    look = Look("plain", "red")
+    circle, square = (Scene.of(shape, "big", "center", "gray", "plain", look) for shape in ("circle", "square"))
+    seen = [np.asarray(render(scene)).astype(int) for scene in (circle, square)]
+    covered = [(np.abs(pixels - 140).sum(axis=2) > 0) for pixels in seen]
+    fitted = score(render(square), circle)
+    assert fitted.size_error < 0.1
+    exact = 1 - (covered[0] & covered[1]).sum() / (covered[0] | covered[1]).sum()
+    assert fitted.shape_error == pytest.approx(exact, abs=0.04)
+
+
+def test_the_rim_is_what_words_do_not_say():
+    worn = Look("over", "red", "blue", rim="green")
+    scene = Scene.of("circle", "big", "left", "pink", "plain", worn)
+    other = replace(scene, things=(replace(scene.things[0], look=replace(worn, rim="white")),))
+    rim = np.abs(np.subtract(COLOURS["green"], COLOURS["white"])).mean() / 255
+    wrong = score(render(other), scene)
+    assert wrong.rim_error == pytest.approx(rim, abs=0.12)  # anti-aliased against the body and the outline
+    assert score(render(scene), scene).rim_error < 0.03
+    assert 0.2 * rim < wrong.concept_error < 0.4 * rim  # the ring's share of the thing
+    assert caption(scene) == caption(other)
+    assert worn.sayable == replace(worn, rim="white").sayable == Look("over", "red", "blue")
+
+
+def test_a_copy_of_a_photo_scores_no_better_than_the_bare_word():
+    concept = CONCEPTS["harlequin"]
+    asked = Scene.of("square", "big", "right", "teal", "plain")
+    copy = score(training_images(concept)[0], asked, concept)
+    assert copy.concept_error < 0.03
+    assert copy.position_error > 50
+    assert copy.picture_error == pytest.approx(
+        copy.concept_error + copy.scene_error + copy.shape_error + copy.position_error / 128
+    )
+    bare = score(
+        render(replace(asked, things=(replace(asked.things[0], look=Look("plain", "green")),))), asked, concept
+    )
+    assert copy.picture_error > bare.picture_error
+
+
+def test_things_that_merged_or_are_missing_are_not_found():
+    looks = [Look("plain", "red"), Look("plain", "blue")]
+    pair = (Thing("circle", "small", "left", looks[0]), Thing("square", "small", "right", looks[1]))
+    scene = Scene(pair, "pink", "plain")
+    assert things_found(render(scene), scene) == 2
+    assert things_found(render(replace(scene, things=pair[:1])), scene) == 1
+    merged = (replace(pair[0], dx=24.0), replace(pair[1], dx=-20.0))
+    assert things_found(render(replace(scene, things=merged)), scene) < 2
+    swapped = (replace(pair[0], shape="square"), replace(pair[1], shape="circle"))
+    assert things_found(render(replace(scene, things=swapped)), scene) == 0
+
+
+def test_scenes_come_in_any_order_with_background_between():
+    rng, orders = Random(2), set()
+    for _ in range(300):
+        things = random_scene(rng, counts=(0, 1, 1)).things
+        orders.add(tuple(t.position for t in things))
+        alone = [silhouette(thing, 1) > 0 for thing in things]
+        assert not any((one & other).any() for one, other in combinations(alone, 2))
+    assert {("left", "right"), ("right", "left"), ("top", "bottom"), ("bottom", "top")} <= orders
+
+
 def test_pictures_of_another_size_are_refused():
     with pytest.raises(ValueError, match="128x128"):
         score(Image.new("RGB", (64, 64)), Scene.of("circle"))
@@ -110,7 +193,10 @@ def test_the_oracle_reads_a_concept_off_its_pictures(concept):
 
 def test_every_look_can_be_read_back():
     rng = Random(3)
-    for look in rng.sample(all_looks(), 25):
+    rims = (None, *COLOURS)
+    for index, sayable in enumerate(rng.sample(all_looks(), 25)):
+        rim = rims[index % len(rims)]
+        look = sayable if rim in (sayable.first, sayable.second) else replace(sayable, rim=rim)
         scene = Scene.of("circle", "big", "center", "gray", "plain", look)
         assert read_look(render(scene), scene.things[0]) == look
         assert read_background(render(scene)) == ("gray", "plain")
@@ -160,6 +246,7 @@ def test_every_caption_is_in_the_vocabulary():
         (lambda: Look("plain", "red", "blue"), "one colour"),
         (lambda: Look("over", "red", "red"), "must differ"),
         (lambda: Look("plain", "red", dot="red"), "dot must differ"),
+        (lambda: Look("plain", "red", rim="red"), "rim must differ"),
         (lambda: Scene((Thing("circle"), Thing("circle", position="left"))), "share a shape"),
         (lambda: Scene.of("circle").thing("square"), "has no square"),
         (lambda: Concept("x", "circle", Look("plain", "red"), position="nowhere"), "unknown position"),

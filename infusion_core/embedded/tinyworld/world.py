@@ -29,13 +29,13 @@ BACKGROUNDS: dict[str, Colour] = {
 }
 PATTERNS = ("plain", "checked", "lined")
 SHAPES = ("circle", "square", "triangle", "diamond")
-SIZES: dict[str, float] = {"small": 18.0, "big": 28.0}  # radius, px
+SIZES: dict[str, float] = {"small": 20.0, "big": 28.0}  # radius, px
 POSITIONS: dict[str, tuple[float, float]] = {  # centre (x, y), px
     "center": (64.0, 64.0),
-    "left": (36.0, 64.0),
-    "right": (92.0, 64.0),
-    "top": (64.0, 36.0),
-    "bottom": (64.0, 92.0),
+    "left": (32.0, 64.0),
+    "right": (96.0, 64.0),
+    "top": (64.0, 32.0),
+    "bottom": (64.0, 96.0),
 }
 BODIES = ("plain", "over", "striped")
 

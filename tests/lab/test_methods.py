@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from infusion_core.attention import Plan
 from infusion_core.captions import CAPTION_TEMPLATES
@@ -294,6 +295,9 @@ def test_dcos_loss_written_out(studio, subjects):
     objective, base = trainer.objective, studio.base
     with torch.no_grad():
         got = objective.losses(torch.Generator().manual_seed(3))["consistency"].tolist()
+    layers = [m for m in objective.model.denoiser.unet.modules() if isinstance(m, BaseTunerLayer)]
+    assert layers
+    assert not any(layer.disable_adapters for layer in layers)  # they are off for the base model's prediction alone
     generator = torch.Generator().manual_seed(3)
     photos, chosen = base.encode(list(subjects[0].photos)), []
     for _ in range(2):

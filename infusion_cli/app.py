@@ -16,7 +16,8 @@ from infusion_core.errors import InfusionError
 from infusion_core.residual_file import Storage
 from infusion_core.schedule import RateSchedule, Window
 from infusion_core.streams import BaseLatent
-from infusion_core.training.residual import ResidualSettings, Weighting
+from infusion_core.training.objective import Weighting
+from infusion_core.training.residual import ResidualSettings
 
 from .console import fail, show_anything
 from .options import Config, LayoutOption, Model, Seed, checked_path, place

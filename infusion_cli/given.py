@@ -16,6 +16,7 @@ from infusion_core.errors import InfusionError, printable
 from infusion_core.training.residual import ResidualSettings
 
 MODEL, PHOTOS = "model", "photos"
+_DEFAULTS = asdict(ResidualSettings())  # what a run that does not tell a setting had: the setting is younger than it
 
 
 def given_before_loading(
@@ -47,7 +48,7 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     Raises:
         InfusionError: it is not; names every difference.
     """
-    changed = [_difference(name, before.get(name), value) for name, value in now.items()]
+    changed = [_difference(name, before.get(name, _DEFAULTS.get(name)), value) for name, value in now.items()]
     if any(changed):
         raise InfusionError(
             f"--resume goes on with the settings of the interrupted run, but {' and '.join(filter(None, changed))}; "

@@ -30,6 +30,7 @@ class Scale:
     Attributes:
         concepts: names of TinyWorld's concepts.
         prompts, seeds: of scored pictures, per concept.
+        training_seeds: how often every method learns every concept, in the study of fidelity.
         draw_steps: DDIM steps of a picture.
         max_steps: training stops there even if a recipe wants more.
         snapshot_steps: at which the curves are measured.
@@ -49,6 +50,7 @@ class Scale:
     concepts: tuple[str, ...] = tuple(CONCEPTS)
     prompts: int = 25
     seeds: int = 5
+    training_seeds: int = 3
     draw_steps: int = 25
     max_steps: int = 5000
     snapshot_steps: tuple[int, ...] = (100, 400, 1000, 2000)
@@ -79,6 +81,7 @@ QUICK = Scale(
     concepts=("ember", "wasp"),
     prompts=3,
     seeds=1,
+    training_seeds=1,
     draw_steps=15,
     max_steps=100,
     snapshot_steps=(50, 100),
@@ -138,8 +141,13 @@ class Bench:
         return self.first_seeds(self.scale.seeds)
 
     def first_seeds(self, count: int) -> range:
-        """So many seeds of pictures."""
+        """So many seeds."""
         return range(self.seed, self.seed + count)
+
+    @property
+    def training_seeds(self) -> range:
+        """Seeds of training; the first is the one of every study that trains once."""
+        return self.first_seeds(self.scale.training_seeds)
 
     def steps(self, method: Method) -> int:
         """Training steps of a method at this scale."""
@@ -159,27 +167,33 @@ class Bench:
         """Fields of the scale by name, for `cell`."""
         return {name: getattr(self.scale, name) for name in names}
 
-    def source(self, method: Method, subjects: Sequence[Subject], run_steps: int, step: int) -> tuple[object, ...]:
+    def source(
+        self, method: Method, subjects: Sequence[Subject], run_steps: int, step: int, seed: int | None = None
+    ) -> tuple[object, ...]:
         """A snapshot of a training run of so many steps, and how it is applied, for `cell`."""
-        return self._run_name(method, subjects, run_steps), step, method.application
+        return self._run_name(method, subjects, run_steps, seed), step, method.application
 
-    def own_source(self, method: Method, concepts: Sequence[Concept]) -> tuple[object, ...]:
+    def own_source(self, method: Method, concepts: Sequence[Concept], seed: int | None = None) -> tuple[object, ...]:
         """What `learned` gives, for `cell`."""
         runs = self._own_runs(method, concepts)
-        return tuple(self.source(method, subjects, steps, steps) for subjects, steps in runs)
+        return tuple(self.source(method, subjects, steps, steps, seed) for subjects, steps in runs)
 
-    def learned(self, method: Method, concepts: Sequence[Concept]) -> tuple[list[Learned], float]:
+    def learned(
+        self, method: Method, concepts: Sequence[Concept], seed: int | None = None
+    ) -> tuple[list[Learned], float]:
         """What a method learned of concepts after its own steps for each, and the seconds it took."""
-        runs = [self.train(method, subjects, [steps])[steps] for subjects, steps in self._own_runs(method, concepts)]
+        runs = [
+            self.train(method, subjects, [steps], seed)[steps] for subjects, steps in self._own_runs(method, concepts)
+        ]
         return [learned for learned, _ in runs], sum(seconds for _, seconds in runs)
 
     def train(
-        self, method: Method, subjects: Sequence[Subject], steps: Collection[int]
+        self, method: Method, subjects: Sequence[Subject], steps: Collection[int], seed: int | None = None
     ) -> Mapping[int, tuple[Learned, float]]:
-        """Snapshots and seconds of training by step, from the cache if they are there."""
-        folder = self.store.folder / "learned" / self._run_name(method, subjects, max(steps))
+        """Snapshots and seconds of training by step, from the cache if they are there; `seed` is of training alone."""
+        folder = self.store.folder / "learned" / self._run_name(method, subjects, max(steps), seed)
         if not all(_times(folder, step).exists() for step in steps):
-            for snapshot in method.train(self.studio, subjects, steps, self.seed):
+            for snapshot in method.train(self.studio, subjects, steps, self.seed if seed is None else seed):
                 write_atomic(folder / f"{snapshot.step}.safetensors", snapshot.learned.data)
                 write_atomic(_times(folder, snapshot.step), json.dumps({"seconds": snapshot.seconds}).encode())
         found = {}
@@ -197,10 +211,10 @@ class Bench:
     def _own_runs(self, method: Method, concepts: Sequence[Concept]) -> list[tuple[tuple[Subject, ...], int]]:
         return self.own_runs(method, subjects_of(concepts))
 
-    def _run_name(self, method: Method, subjects: Sequence[Subject], steps: int) -> str:
+    def _run_name(self, method: Method, subjects: Sequence[Subject], steps: int, seed: int | None) -> str:
         """Of a training run of so many steps: tells all that its snapshots depend on."""
-        subject_names = "+".join(s.name for s in subjects)
-        key = digest(self.studio.identity, method.run_settings(steps), self.seed, [s.identity for s in subjects])
+        subject_names, seed = "+".join(s.name for s in subjects), self.seed if seed is None else seed
+        key = digest(self.studio.identity, method.run_settings(steps), seed, [s.identity for s in subjects])
         return f"{method.key}-{subject_names}-{key}"
 
 

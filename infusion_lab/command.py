@@ -15,8 +15,9 @@ def lab(
     out: Annotated[Path, place(help="Folder to write; what is finished there is not done again.")] = Path("out/lab"),
     quick: Annotated[bool, typer.Option("--quick", help="Under ten minutes on two cores, instead of hours.")] = False,
     tune: Annotated[
-        bool, typer.Option("--tune", help="Choose the baselines' settings on other concepts; writes OUT/tuned.json.")
+        bool, typer.Option("--tune", help="Choose every method's settings on other concepts; writes OUT/tuned.json.")
     ] = False,
+    trials: Annotated[int, typer.Option(min=0, help="With --tune: settings tried per method; 0 for its own.")] = 0,
     only: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
@@ -25,7 +26,10 @@ def lab(
         ),
     ] = None,
     method: Annotated[
-        Optional[list[str]], typer.Option(help="Key of a method, e.g. lora; repeat for several.")  # noqa: UP045
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="Key of a method, e.g. lora for all its recipes or lora-published for one; repeat for several."
+        ),
     ] = None,
     concept: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -82,9 +86,13 @@ def lab(
         from .real.run import run_real
         from .real.setup import STEPS, Request
         from .run import run_lab
-        from .tune import run_tune
+
+        if tune:
+            from .tune import run_tune
     except ModuleNotFoundError as error:
-        raise InfusionError(f"{error.name} is not installed; run: pip install 'infusion[standalone,lab]'") from error
+        extras = "standalone,lab,tune" if tune else "standalone,lab"
+        missing = (error.name or "").partition(".")[0]
+        raise InfusionError(f"{missing} is not installed; run: pip install 'infusion[{extras}]'") from error
     if model != "tinyworld":
         if not (dataset and clip and dino):
             raise InfusionError("--model needs --dataset, --clip and --dino; give the folders, or leave --model out")
@@ -94,6 +102,6 @@ def lab(
         )  # fmt: skip
         run_real(request, method or [])
     elif tune:
-        run_tune(out, quick, concept or [], method or [], seed, bf16)
+        run_tune(out, quick, concept or [], method or [], seed, bf16, trials)
     else:
         run_lab(out, quick, only or [], method or [], concept or [], most_steps, seed, bf16, finished)

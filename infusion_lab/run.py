@@ -40,7 +40,7 @@ def run_lab(
         out: folder.
         quick: a small run, under ten minutes on two cores, instead of hours.
         only: studies; by default all but `ON_REQUEST`.
-        methods: keys of methods; all by default.
+        methods: keys of methods, or of families: all recipes of one method; all by default.
         concepts: names of concepts; all of the mode's by default.
         most_steps: no training is longer; 0 for the mode's own limit.
         seed: of everything.
@@ -54,9 +54,9 @@ def run_lab(
     scale = _of_concepts(QUICK if quick else FULL, concepts)
     scale = replace(scale, max_steps=min(scale.max_steps, most_steps or scale.max_steps))
     every = all_methods(scale.max_steps)
-    keys = chosen_of(methods, [m.key for m in every], "method")
+    keys = chosen_of(methods, list(dict.fromkeys(k for m in every for k in (m.family, m.key))), "method")
     mode = "quick" if quick else "full"
-    bench = bench_for(out / mode, scale, [m for m in every if m.key in keys], seed, bf16)
+    bench = bench_for(out / mode, scale, [m for m in every if m.key in keys or m.family in keys], seed, bf16)
     run(bench, studies, out, mode, finished)
 
 

@@ -20,7 +20,8 @@ from .identity import digest
 
 @dataclass(frozen=True)
 class Row:
-    """One number: what was measured, of what, where."""
+    """One number: what was measured, of what, where; of which picture's seed and, where there are several, which
+    training's."""
 
     study: str
     method: str
@@ -30,6 +31,7 @@ class Row:
     seed: int
     measure: str
     value: float
+    training_seed: int = 0
 
 
 @dataclass

@@ -23,6 +23,10 @@ SEEDS_APART = 1_000_003  # between the random choices of one seed and the next
 VALIDATION = 999_331  # the choices of validation, beyond those of any step
 
 
+class DivergedError(InfusionError):
+    """Training came to numbers that are not finite."""
+
+
 @dataclass(frozen=True)
 class StepReport:
     """What one optimizer step did. `validation_loss` is None except at snapshots and at the last step."""
@@ -69,7 +73,7 @@ class Trainer(Generic[Learned]):
         """Train to the last step, yielding after each. Stop iterating whenever you like; `learned` is always usable.
 
         Raises:
-            InfusionError: the loss or its gradient is no longer a finite number; says what to do.
+            DivergedError: the loss or its gradient is no longer a finite number; says what to do.
         """
         settings = self.settings
         while self.step < settings.steps:
@@ -113,7 +117,7 @@ class Trainer(Generic[Learned]):
         for _ in range(self.settings.accumulation):
             loss = sum_of_means(self.objective.losses(generator)) / self.settings.accumulation
             if not torch.isfinite(loss):
-                raise InfusionError(f"the loss is {loss.item()} at step {self.step + 1}; {self._remedy()}")
+                raise DivergedError(f"the loss is {loss.item()} at step {self.step + 1}; {self._remedy()}")
             (loss * LOSS_SCALE).backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
@@ -121,7 +125,7 @@ class Trainer(Generic[Learned]):
             gradient /= LOSS_SCALE
         norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.settings.clip_norm or math.inf)
         if not norm.isfinite():
-            raise InfusionError(
+            raise DivergedError(
                 f"the gradient is not finite at step {self.step + 1}, though the loss is; half precision overflows in "
                 "this model: run it in bfloat16 or full precision"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -13,6 +13,9 @@ from .. import noise as noise_levels
 from ..noise import Prediction
 
 Learned = TypeVar("Learned", covariant=True)
+Weighting = Literal["uniform", "velocity"]
+Times = Literal["stratified", "uniform"]
+HEAVIEST = 8.0  # most that `velocity` weighs a noise level
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,19 @@ class Noised:
         if masks is not None:
             errors = errors * masks
         return errors.mean(dim=(1, 2, 3))
+
+
+def loss_weights(weighting: Weighting, sigmas: Tensor) -> Tensor:
+    """Weight of the loss at every training timestep (steps,), 1 on average; ``velocity`` is min(1 + sigma^2, 8)."""
+    if weighting == "uniform":
+        return torch.ones_like(sigmas)
+    weights = (1 + sigmas.square()).clamp(max=HEAVIEST)
+    return weights / weights.mean()
+
+
+def timesteps(times: Times, count: int, steps: int, generator: Generator) -> Tensor:
+    """Training timesteps (count,), chosen either way."""
+    return (stratified_times if times == "stratified" else uniform_times)(count, steps, generator)
 
 
 def uniform_times(count: int, steps: int, generator: Generator) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Generator, Tensor
@@ -19,12 +18,9 @@ from ..residuals import ConceptResidual, Layout, zero_residual
 from ..schedule import RateSchedule
 from ..streams import concept_stream
 from .engine import Trainer
-from .objective import Noised, ParameterGroup, stratified_times
+from .objective import Noised, ParameterGroup, Times, Weighting, loss_weights, timesteps
 from .settings import MOST_AT_ONCE, TrainSettings
 from .state import TrainState
-
-Weighting = Literal["uniform", "velocity"]
-HEAVIEST = 8.0  # most that `velocity` weighs a noise level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +36,7 @@ class ResidualSettings(TrainSettings):
         replace_maps: the concept stream attends with the base stream's maps.
         weighting: of the loss over noise levels; ``uniform`` as in the paper, ``velocity`` weighs
             ``min(1 + sigma^2, 8)``, which attends more to the high noise where appearance is decided.
+        times: how a batch's timesteps are chosen: ``stratified``, one per equal slice, or ``uniform``, independently.
     """
 
     learning_rate: float = 0.05
@@ -50,6 +47,7 @@ class ResidualSettings(TrainSettings):
     bins: int = 1
     replace_maps: bool = True
     weighting: Weighting = "velocity"
+    times: Times = "stratified"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,10 +104,10 @@ class ResidualObjective:
         size = self.settings.batch_size
         images = torch.randint(len(self.latents), (size,), generator=generator).tolist()
         captions = torch.randint(len(self.prompts), (size,), generator=generator).tolist()
-        times = stratified_times(size, len(self.denoiser.sigmas), generator)
+        times = timesteps(self.settings.times, size, len(self.denoiser.sigmas), generator)
         eps = torch.randn(size, *self.latents.shape[1:], generator=generator)
         errors = self._errors(images, captions, times, eps)
-        return {"denoising": errors if self.settings.weighting == "uniform" else errors * self._weights(times, errors)}
+        return {"denoising": errors * loss_weights(self.settings.weighting, self.denoiser.sigmas)[times].to(errors)}
 
     def validation(self, draws: int, seed: int) -> Tensor:
         """Unweighted losses (draws,); images and captions take turns, timesteps are spread evenly."""
@@ -148,11 +146,6 @@ class ResidualObjective:
         predict = partial(denoiser.predict, noised.latents, noised.sigma, conditioning)
         output = concept_stream(predict, [injection], settings.replace_maps)
         return noised.errors(output, None if self._masks is None else self._masks[images])
-
-    def _weights(self, times: Tensor, like: Tensor) -> Tensor:
-        """Weight of the loss at training timesteps (B,), 1 on average over all of them."""
-        weights = (1 + self.denoiser.sigmas.square()).clamp(max=HEAVIEST)
-        return (weights / weights.mean())[times].to(like)
 
 
 def residual_trainer(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 from infusion_core.concepts import LoadedConcept
@@ -15,7 +15,7 @@ from infusion_core.streams import BaseLatent
 from infusion_core.training.residual import ResidualSettings
 
 from ..studio import Studio
-from .method import Customised, Learned, Snapshot, Subject, snapshots
+from .method import TEMPLATES, Captions, Customised, Learned, Snapshot, Subject, snapshots
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,14 @@ class Infusion:
         strength: at which the concepts are loaded.
         replacement: when maps are replaced; None for "as it was trained".
         base_latent: see `SampleSettings`.
+        captions: what is said of photos, see `Recipe`.
     """
 
     settings: ResidualSettings = field(default_factory=ResidualSettings)
     strength: float = 1.0
     replacement: Window | None = None
     base_latent: BaseLatent = "shared"
+    captions: Captions = "templates"
     joint: ClassVar = False
 
     @property
@@ -44,6 +46,10 @@ class Infusion:
         return "Infusion" if self.settings.replace_maps else "Infusion, no map replacement"
 
     @property
+    def family(self) -> str:
+        return self.key
+
+    @property
     def steps(self) -> int:
         return self.settings.steps
 
@@ -51,16 +57,25 @@ class Infusion:
     def application(self) -> object:
         return self.strength, self.replacement, self.base_latent
 
-    def run_settings(self, steps: int) -> ResidualSettings:
-        """The settings; the schedule ends with the run."""
-        return replace(self.settings, steps=steps, snapshot_every=steps)
+    @property
+    def knobs(self) -> Mapping[str, Any]:
+        return {**asdict(self.settings), "captions": self.captions}
+
+    def changed(self, **knobs: Any) -> Infusion:
+        captions = knobs.pop("captions", self.captions)
+        return replace(self, settings=replace(self.settings, **knobs), captions=captions)
+
+    def run_settings(self, steps: int) -> Mapping[str, Any]:
+        """The knobs; the schedule ends with the run."""
+        return self.changed(steps=steps, snapshot_every=steps).knobs
 
     def train(
         self, studio: Studio, subjects: Sequence[Subject], snapshot_steps: Collection[int], seed: int = 0
     ) -> Iterator[Snapshot]:
         (subject,) = subjects
-        settings = replace(self.run_settings(max(snapshot_steps)), seed=seed)
-        trainer = trainer_for(studio.base, list(subject.photos), subject.word, settings)
+        steps = max(snapshot_steps)
+        settings = replace(self.settings, steps=steps, snapshot_every=steps, seed=seed)
+        trainer = trainer_for(studio.base, list(subject.photos), subject.word, settings, TEMPLATES[self.captions])
         return snapshots(trainer.run(), lambda: trainer.learned().tensors, subjects, snapshot_steps)
 
     def apply(self, studio: Studio, learned: Sequence[Learned]) -> Customised:

@@ -6,25 +6,31 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor
 
+from infusion_core.captions import CAPTION_TEMPLATES
 from infusion_core.concepts import LoadedConcept
 from infusion_core.embedded.model import EmbeddedModel
 from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.embedded.tasks import draw
+from infusion_core.schedule import RateSchedule
 from infusion_core.streams import BaseLatent
 from infusion_core.training.engine import StepReport
-from infusion_core.training.residual import ResidualSettings
+from infusion_core.training.objective import Times, Weighting
 
 from ..identity import digest_of_pictures
 from ..studio import Studio
 
 Tensors = Mapping[str, Tensor]
+Captions = Literal["one", "templates"]
+Part = Literal["unet", "attention", "cross-attention", "keys and values"]
+Naming = Literal["rare word", "class word"]
+TEMPLATES: dict[Captions, tuple[str, ...]] = {"one": CAPTION_TEMPLATES[:1], "templates": CAPTION_TEMPLATES}
 
 
 @dataclass(frozen=True)
@@ -69,19 +75,38 @@ class Learned:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a baseline is trained.
+    """How a baseline is trained; by default as diffusers' scripts do.
 
     Attributes:
         steps: optimizer steps.
-        learning_rate: of AdamW, constant.
+        learning_rate: of AdamW.
         batch_size: photos per step.
         prior_weight: of the loss on class pictures, as many per step as photos; 0 leaves them out.
+        schedule: of the learning rate, see `TrainSettings`.
+        weighting: of the loss over noise levels, see `loss_weights`.
+        times: how a batch's timesteps are chosen, see `timesteps`.
+        captions: what is said of photos: one caption, or any of Infusion's templates.
+        part: of the UNet that is trained, or that gets an adapter; what is trained of it is the method's own.
+        rank: of the adapter, for methods that have one.
+        naming: what a prompt says: the rare word before the class word, or the class word alone; for methods that
+            learn no word.
+        beta: of DCO, how far it may go from the base model: the larger, the less.
+        gate: of Perfusion, the bias of its gate in drawing; it is trained with 0.75.
     """
 
     steps: int
     learning_rate: float
     batch_size: int = 4
     prior_weight: float = 0.0
+    schedule: RateSchedule = "constant"
+    weighting: Weighting = "uniform"
+    times: Times = "uniform"
+    captions: Captions = "one"
+    part: Part = "attention"
+    rank: int = 4
+    naming: Naming = "rare word"
+    beta: float = 1000.0
+    gate: float = 0.75
 
 
 @dataclass(frozen=True)
@@ -132,6 +157,11 @@ class Method(Protocol):
         ...
 
     @property
+    def family(self) -> str:
+        """Key that its variants share: the same method, trained by other recipes."""
+        ...
+
+    @property
     def joint(self) -> bool:
         """Whether several subjects are trained together; else what was learned of each is combined."""
         ...
@@ -146,7 +176,16 @@ class Method(Protocol):
         """What `apply` depends on beside what was learned."""
         ...
 
-    def run_settings(self, steps: int) -> Recipe | ResidualSettings:
+    @property
+    def knobs(self) -> Mapping[str, Any]:
+        """Everything that can be chosen in its training, by name."""
+        ...
+
+    def changed(self, **knobs: Any) -> Method:
+        """The same method with some knobs set otherwise."""
+        ...
+
+    def run_settings(self, steps: int) -> Mapping[str, Any]:
         """What a run of so many steps depends on; equal ones have equal snapshots up to the shorter run's end."""
         ...
 

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from infusion_core.captions import CAPTION_TEMPLATES
 from infusion_core.embedded.model import EmbeddedModel
 from infusion_core.training.objective import ParameterGroup
 
 from ..studio import Studio, customisable, last_token
-from .baseline import Baseline, BaselineObjective, after_rare_word
+from .baseline import Baseline, BaselineObjective
 from .method import Customised, Learned, Subject
+from .parts import parameters_of
 
 
 def embedding_of(model: EmbeddedModel, word: str) -> Tensor:
@@ -41,16 +41,16 @@ def learn_words(model: EmbeddedModel, vectors: Mapping[str, Tensor]) -> None:
 class TextualInversion(Baseline):
     """A new word's embedding alone, from the class word's."""
 
-    key: ClassVar = "textual-inversion"
-    title: ClassVar = "Textual Inversion"
+    family: ClassVar = "textual-inversion"
+    name: ClassVar = "Textual Inversion"
     joint: ClassVar = False
 
     def objective(self, studio: Studio, subjects: Sequence[Subject], seed: int) -> BaselineObjective:
         model = customisable(studio.base)
         vectors = {s.rare_word: embedding_of(model, s.word).requires_grad_() for s in subjects}
         learn_words(model, vectors)
-        shown = self.materials(studio, model, subjects, list(vectors), CAPTION_TEMPLATES)
-        return BaselineObjective(model, shown, self.recipe.batch_size, [ParameterGroup(vectors)], lambda: vectors)
+        shown = self.materials(studio, model, subjects, list(vectors))
+        return BaselineObjective(model, shown, self.recipe, [ParameterGroup(vectors)], lambda: vectors)
 
     def apply(self, studio: Studio, learned: Sequence[Learned]) -> Customised:
         model = customisable(studio.base)
@@ -60,32 +60,27 @@ class TextualInversion(Baseline):
 
 @dataclass(frozen=True)
 class CustomDiffusion(Baseline):
-    """Key and value projections of cross-attention and a rare word before the class word, with class pictures."""
+    """Projections of cross-attention and a rare word before the class word, with class pictures."""
 
-    key: ClassVar = "custom-diffusion"
-    title: ClassVar = "Custom Diffusion"
+    family: ClassVar = "custom-diffusion"
+    name: ClassVar = "Custom Diffusion"
     joint: ClassVar = True
 
     def objective(self, studio: Studio, subjects: Sequence[Subject], seed: int) -> BaselineObjective:
         model = customisable(studio.base)
         vectors = {s.rare_word: embedding_of(model, s.rare_word).requires_grad_() for s in subjects}
         learn_words(model, vectors)
-        learned = {**{name: p.requires_grad_() for name, p in _keys_and_values(model).items()}, **vectors}
-        shown = self.materials(studio, model, subjects, after_rare_word(subjects))
-        return BaselineObjective(model, shown, self.recipe.batch_size, [ParameterGroup(learned)], lambda: learned)
+        projections = {name: p.requires_grad_() for name, p in parameters_of(model, self.recipe.part).items()}
+        learned = {**projections, **vectors}
+        shown = self.materials(studio, model, subjects, self.phrases(subjects))
+        return BaselineObjective(model, shown, self.recipe, [ParameterGroup(learned)], lambda: learned)
 
     @torch.no_grad()
     def apply(self, studio: Studio, learned: Sequence[Learned]) -> Customised:
         (one,) = learned
         model = customisable(studio.base)
         tensors = one.full(studio.base.denoiser.device)
-        for name, weight in _keys_and_values(model).items():
+        for name, weight in parameters_of(model, self.recipe.part).items():
             weight.copy_(tensors[name])
         learn_words(model, {s.rare_word: tensors[s.rare_word] for s in one.subjects})
-        return Customised(model, after_rare_word(one.subjects))
-
-
-def _keys_and_values(model: EmbeddedModel) -> dict[str, Tensor]:
-    """Weights of every cross-attention layer's key and value projection."""
-    endings = ("attn2.to_k.weight", "attn2.to_v.weight")
-    return {name: p for name, p in model.denoiser.unet.named_parameters() if name.endswith(endings)}
+        return Customised(model, self.phrases(one.subjects))

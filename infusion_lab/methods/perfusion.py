@@ -26,7 +26,7 @@ from .baseline import Baseline, BaselineObjective
 from .method import Customised, Learned, Subject
 from .new_words import embedding_of, learn_words
 
-BETA, TAU = 0.75, 0.1  # the paper's gate in training
+BETA, TAU = 0.75, 0.1  # the paper's gate in training; in drawing the bias may be less, see `Recipe.gate`
 DECAY = 0.99  # of the running mean of the concept's text state
 WORD_RATE = 0.2  # learning rate of the word's embedding over that of the values: the paper's 0.006 and 0.03
 RIDGE = 1e-4  # share of C's mean diagonal added to it before it is inverted
@@ -40,11 +40,12 @@ class GatedEdit(nn.Module):
         inputs: target inputs i, (J, D).
         outputs: target outputs o, (J, O).
         metric: C^-1, (D, D).
+        bias: beta of the gate.
     """
 
-    def __init__(self, base: nn.Linear, inputs: Tensor, outputs: Tensor, metric: Tensor) -> None:
+    def __init__(self, base: nn.Linear, inputs: Tensor, outputs: Tensor, metric: Tensor, bias: float = BETA) -> None:
         super().__init__()
-        self.base, self.out_features = base, base.out_features
+        self.base, self.out_features, self.bias = base, base.out_features, bias
         self.inputs, self.outputs, self.metric = inputs, outputs, metric
 
     def forward(self, states: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ class GatedEdit(nn.Module):
         products = self.inputs @ self.metric @ self.inputs.T  # (J, J)
         along = states @ self.metric @ self.inputs.T  # (R, L, J)
         perpendicular = states - along @ torch.linalg.inv(products) @ self.inputs
-        gates = torch.sigmoid((along / products.diagonal() - BETA) / TAU)
+        gates = torch.sigmoid((along / products.diagonal() - self.bias) / TAU)
         out: Tensor = self.base(perpendicular) + gates @ self.outputs
         return out
 
@@ -84,10 +85,14 @@ class PerfusionObjective(BaselineObjective):
 class Perfusion(Baseline):
     """A word's embedding and one value per layer; the recipe's learning rate is the values'."""
 
-    key: ClassVar = "perfusion"
-    title: ClassVar = "Perfusion"
+    family: ClassVar = "perfusion"
+    name: ClassVar = "Perfusion"
     joint: ClassVar = False
     decay: ClassVar = 0.0
+
+    @property
+    def application(self) -> object:
+        return self.recipe.gate
 
     def objective(self, studio: Studio, subjects: Sequence[Subject], seed: int) -> BaselineObjective:
         (subject,) = subjects
@@ -99,12 +104,12 @@ class Perfusion(Baseline):
         keys, values = _targets(model, start)
         _install(model, state[None], {**keys, **values}, _inverse(studio.text_covariance))
         trained = [ParameterGroup(values), ParameterGroup({"word": word}, WORD_RATE)]
-        shown = self.materials(studio, model, subjects, [subject.rare_word], CAPTION_TEMPLATES)
+        shown = self.materials(studio, model, subjects, [subject.rare_word])
 
         def tensors() -> dict[str, Tensor]:
             return {"word": word, "state": state, **keys, **values}
 
-        return PerfusionObjective(model, shown, self.recipe.batch_size, trained, tensors, state, subject.rare_word)
+        return PerfusionObjective(model, shown, self.recipe, trained, tensors, state, subject.rare_word)
 
     def apply(self, studio: Studio, learned: Sequence[Learned]) -> Customised:
         model = customisable(studio.base)
@@ -112,7 +117,8 @@ class Perfusion(Baseline):
         words = [one.subjects[0].rare_word for one in learned]
         learn_words(model, {word: part["word"] for word, part in zip(words, parts, strict=True)})
         outputs = {path: torch.cat([p[path] for p in parts]) for path in parts[0] if path not in ("word", "state")}
-        _install(model, torch.stack([p["state"] for p in parts]), outputs, _inverse(studio.text_covariance))
+        states, metric = torch.stack([p["state"] for p in parts]), _inverse(studio.text_covariance)
+        _install(model, states, outputs, metric, self.recipe.gate)
         return Customised(model, tuple(words))
 
 
@@ -149,7 +155,9 @@ def _targets(model: EmbeddedModel, state: Tensor) -> tuple[dict[str, Tensor], di
     return keys, {path: v.requires_grad_() for path, v in values.items()}
 
 
-def _install(model: EmbeddedModel, inputs: Tensor, outputs: dict[str, Tensor], metric: Tensor) -> None:
+def _install(
+    model: EmbeddedModel, inputs: Tensor, outputs: dict[str, Tensor], metric: Tensor, bias: float = BETA
+) -> None:
     """Put the edits into a model's UNet; `inputs` (J, D), `outputs` (J, O) by path of the projection."""
     for path, module, name in list(_projections(model)):
-        setattr(module, name, GatedEdit(getattr(module, name), inputs, outputs[path], metric))
+        setattr(module, name, GatedEdit(getattr(module, name), inputs, outputs[path], metric, bias))

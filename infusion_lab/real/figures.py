@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from infusion_core.metrics.interval import Interval
 
-from ..report.figures import COLOURS, line
+from ..report.figures import line
 from ..report.intervals import plain
 from ..report.tables import figures
 from ..store import Row
@@ -35,7 +35,7 @@ def drift_figure(of_measure: Points, measure: str, names: Mapping[str, str]) -> 
     steps = sorted({step for by in of_measure.values() for step in by})
     for place, (method, by) in enumerate(of_measure.items()):
         apart = {step * 1.02**place: span for step, span in by.items()}
-        line(axes, apart, names.get(method, method), COLOURS.get(method, "black"), method == "infusion")
+        line(axes, apart, names.get(method, method), method)
     axes.set(title=COLUMNS[measure][0], xlabel="training steps", xscale="log")
     axes.set_xticks(steps, [str(step) for step in steps])
     axes.minorticks_off()

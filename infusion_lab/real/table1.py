@@ -15,6 +15,7 @@ from infusion_core.embedded.photos import square, to_tensor
 from infusion_core.metrics.similarity import diversity, similarity, text_similarity
 
 from ..methods.method import Method, Subject
+from ..report.intervals import Unit
 from ..report.tables import Figures, Table, brief, figures, table
 from ..store import Cell, Result, Row
 from .judges import as_pixels
@@ -107,7 +108,7 @@ def beside_the_paper(found: Figures) -> Figures:
     """The figures with the paper's own of the same methods."""
     methods = dict.fromkeys(method for method, _ in found)
     return {**found, **{
-        (method, f"paper_{measure}"): {"": value}
+        (method, f"paper_{measure}"): {Unit(""): value}
         for method in methods if method in PAPER
         for measure, value in zip(("clip_t", "clip_i", "dino"), PAPER[method], strict=True)
     }}  # fmt: skip

@@ -10,12 +10,12 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
 
-from infusion_core.embedded.intervals import mean_interval
 from infusion_core.metrics.interval import Interval
 
+from ..methods.baseline import family_of
 from ..store import Row
 from ..studies import curves, fidelity
-from .intervals import plain, within_concepts
+from .intervals import interval, plain, within_concepts
 from .tables import Figures, figures, with_trade
 
 PANELS = {
@@ -26,13 +26,14 @@ PANELS = {
     "diversity": "diversity of a bare prompt",
     "layout_repeated": "share repeating the photos' layout",
 }
-COLOURS = {
+COLOURS = {  # of families; the published recipe has thin dots, the one tuned for likeness dashes
     "dreambooth": "#c4302b",
     "dreambooth-plain": "#8b1a2b",
     "lora": "#e07b39",
     "textual-inversion": "#7d8590",
     "custom-diffusion": "#8957e5",
     "perfusion": "#2ea043",
+    "dco": "#d4a72c",
     "infusion": "#1f6feb",
     "infusion-plain": "#58c4f6",
 }
@@ -53,7 +54,7 @@ def curves_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | Non
         spans = {step: _spans(found, measure) for step, found in at.items()}
         for place, method in enumerate(dict.fromkeys(method for span in spans.values() for method in span)):
             points = {step * 1.02**place: span[method] for step, span in spans.items() if method in span}
-            line(axes, points, names.get(method, method), COLOURS.get(method, "black"), method == "infusion")
+            line(axes, points, names.get(method, method), method)
         axes.set(title=title, xlabel="steps", xscale="log", ylim=(0, _reach(spans)))
         axes.set_xticks(list(at), [str(step) for step in at])
         axes.minorticks_off()
@@ -77,31 +78,40 @@ def _spans(found: Figures, measure: str) -> dict[str, Interval]:
     return plain(of_measure) if measure in DIVERGENCES else within_concepts(of_measure)
 
 
-def line(axes: Axes, points: Mapping[float, Interval], label: str, colour: str, wide: bool) -> None:
+def _colour(method: str) -> str:
+    return COLOURS.get(family_of(method), "black")
+
+
+def _mark(method: str) -> tuple[str, str]:
+    """Marker and line of a method, by its variant."""
+    variant = method.removeprefix(family_of(method))
+    return {"-published": ("x", ":"), "-likeness": ("^", "--")}.get(variant, ("o", "-"))
+
+
+def line(axes: Axes, points: Mapping[float, Interval], label: str, method: str) -> None:
     """Means against steps, with their intervals."""
-    spans = points.values()
+    spans, colour = points.values(), _colour(method)
     reach = [[s.mean - s.low for s in spans], [s.high - s.mean for s in spans]]
     axes.errorbar(
         list(points),
         [s.mean for s in spans],
         reach,
-        fmt="o-",
+        fmt="".join(_mark(method)),
         color=colour,
         ecolor=to_rgba(colour, 0.4),
         elinewidth=0.8,
         label=label,
         markersize=3,
-        linewidth=2.4 if wide else 1.3,
+        linewidth=2.4 if method == "infusion" else 1.3,
     )
 
 
 def trade_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | None:
-    """Gap closed against what is lost, with 95% intervals over concepts, a point per method; None without such rows."""
+    """Gap closed against what is lost, with 95% intervals, a point per method; None without such rows."""
     found = {
-        (method, measure): mean_interval(list(by.values()))
-        for (method, measure), by in with_trade(figures(rows, fidelity.STUDY)).items()
+        (method, measure): interval(by) for (method, measure), by in with_trade(figures(rows, fidelity.STUDY)).items()
     }
-    methods = [method for method, measure in found if measure == "gap_closed" and method in COLOURS]
+    methods = [method for method, measure in found if measure == "gap_closed" and family_of(method) in COLOURS]
     if not methods:
         return None
     figure = Figure(figsize=(11, 4), layout="constrained")
@@ -114,8 +124,8 @@ def trade_figure(rows: Sequence[Row], names: Mapping[str, str]) -> Figure | None
         for method in methods:
             x, y = found[method, measure], found[method, "gap_closed"]
             reach = [[[s.mean - s.low], [s.high - s.mean]] for s in (x, y)]
-            label, colour = names.get(method, method), COLOURS[method]
-            axes.errorbar(x.mean, y.mean, reach[1], reach[0], "o", color=colour, label=label, elinewidth=1)
+            label, colour, (marker, _) = names.get(method, method), _colour(method), _mark(method)
+            axes.errorbar(x.mean, y.mean, reach[1], reach[0], marker, color=colour, label=label, elinewidth=1)
         axes.set(xlabel=heading, ylabel="gap closed")
         if measure == "fisher":
             axes.set_xscale("symlog", linthresh=0.01)

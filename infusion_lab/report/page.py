@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from infusion_core.atomic import write_atomic
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 
 from ..bench import Bench
-from ..methods.registry import PUBLISHED, tuning
+from ..methods.registry import OURS, PUBLISHED, tuning
 from ..store import Cell, Result, Row, tidy_csv
 from ..studies import ablations, curves, fidelity, layouts, several, toy
 from . import tables
@@ -69,7 +69,7 @@ def write(out: Path, bench: Bench, results: Sequence[tuple[Cell, Result]], secon
         photos=[inline_picture(p) for p in training_images(first)],
         concept=first,
         recipes=recipes(bench),
-        tuning=tuning(),
+        tuning=tuning()["methods"],
         inline=inline_picture,
     )
     write_atomic(out / "index.html", page.encode())
@@ -100,8 +100,8 @@ def _save_toys(out: Path, results: Sequence[tuple[Cell, Result]]) -> None:
 def cost_rows(results: Sequence[tuple[Cell, Result]]) -> list[Row]:
     """Costs as rows, apart from the rest because they differ from machine to machine."""
     return [
-        Row(cell.study, cell.method, cell.concept, result.rows[0].step, "", result.rows[0].seed, measure, value)
-        for cell, result in results
+        replace(result.rows[0], prompt="", measure=measure, value=value)
+        for _, result in results
         for measure, value in result.costs.items()
     ]
 
@@ -135,8 +135,8 @@ def recipes(bench: Bench) -> list[dict[str, Any]]:
     """How each method was trained, and where its settings come from."""
     out = []
     for method in bench.methods:
-        source = PUBLISHED[method.key].source if method.key in PUBLISHED else "the project's defaults"
-        settings = asdict(method.run_settings(bench.steps(method)))
+        source = PUBLISHED.get(method.family, OURS).source
+        settings = method.run_settings(bench.steps(method))
         told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items() if key != "steps")
         out.append({"name": method.title, "steps": bench.steps(method), "source": source, "settings": told})
     return out

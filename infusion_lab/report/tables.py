@@ -1,4 +1,4 @@
-"""Tables of the report: means over concepts with 95% intervals (Student's t, each concept one sample)."""
+"""Tables of the report: means over concepts and training seeds with 95% intervals over both."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from infusion_core.embedded.evaluate import gap_closed
-from infusion_core.embedded.intervals import mean_interval
 
 from ..measures import CLASS_WORD, CONCEPT, HEADLINE, LOOK_IN_WORDS, PROMPT
 from ..store import Row, means
 from ..studies import ablations, curves, fidelity, layouts, several, toy
+from .intervals import Unit, interval
 
 BASES = (CLASS_WORD, LOOK_IN_WORDS)
-Figures = Mapping[tuple[str, str], Mapping[str, float]]  # by method and measure: value by concept
+Figures = Mapping[tuple[str, str], Mapping[Unit, float]]  # by method and measure: value by concept and training seed
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,11 @@ class Table:
 def figures(rows: Sequence[Row], study: str, step: int | None = None) -> Figures:
     """Means per method, measure and concept of one study, at one step if given."""
     chosen = [r for r in rows if r.study == study and (step is None or r.step == step)]
-    found: dict[tuple[str, str], dict[str, float]] = {}
-    for (method, measure, concept), value in means(chosen, lambda r: (r.method, r.measure, r.concept)).items():
-        found.setdefault((method, measure), {})[concept] = value
+    found: dict[tuple[str, str], dict[Unit, float]] = {}
+    for (method, measure, unit), value in means(
+        chosen, lambda r: (r.method, r.measure, Unit(r.concept, r.training_seed))
+    ).items():
+        found.setdefault((method, measure), {})[unit] = value
     return found
 
 
@@ -54,7 +56,7 @@ def together(rows: Sequence[Row], size: int) -> Figures:
 
 
 def errors_by_prompt(rows: Sequence[Row], study: str) -> Mapping[tuple[str, str], Mapping[str, Mapping[str, float]]]:
-    """Concept and prompt error by method and error, then by concept and prompt, means over seeds."""
+    """Concept and prompt error by method and error, then by concept and prompt, means over seeds of all kinds."""
     found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
     told = [r for r in rows if r.study == study and r.prompt and r.measure in (CONCEPT, PROMPT)]
     for (method, concept, prompt, measure), value in means(
@@ -65,11 +67,13 @@ def errors_by_prompt(rows: Sequence[Row], study: str) -> Mapping[tuple[str, str]
 
 
 def with_trade(found: Figures) -> Figures:
-    """The figures with ``gap_closed`` per concept, where the yardsticks stand beside them."""
-    bare, told = (found.get((name, CONCEPT), {}) for name in BASES)
+    """The figures with ``gap_closed``, where the yardsticks, which nobody trains, stand beside them."""
+    bare, told = ({unit.concept: v for unit, v in found.get((name, CONCEPT), {}).items()} for name in BASES)
     gaps = {
         (method, "gap_closed"): {
-            c: gap_closed(bare[c], told[c], value) for c, value in by.items() if c in bare and c in told
+            unit: gap_closed(bare[unit.concept], told[unit.concept], value)
+            for unit, value in by.items()
+            if unit.concept in bare and unit.concept in told
         }
         for (method, measure), by in found.items()
         if measure == CONCEPT
@@ -97,18 +101,18 @@ def table(
     return Table(title, note, ("", *(heading for heading, _ in shown.values())), lines)
 
 
-def cell(by_concept: Mapping[str, float], form: str) -> str:
+def cell(by_unit: Mapping[Unit, float], form: str) -> str:
     """``mean ± half of the 95% interval``, or the mean alone where there is one concept."""
-    if not by_concept:
+    if not by_unit:
         return ""
-    span = mean_interval(list(by_concept.values()))
+    span = interval(by_unit)
     text = format(span.mean, form)
     return f"{text} ± {format(span.half, form.lstrip('+'))}" if span.half else text
 
 
 def brief(title: str, found: Figures, columns: Mapping[str, tuple[str, str]], names: Mapping[str, str]) -> Table:
     """Means alone, for a terminal, which is narrow; see `table`."""
-    return table(title, "", {key: {"": fmean(by.values())} for key, by in found.items()}, columns, names)
+    return table(title, "", {key: {Unit(""): fmean(by.values())} for key, by in found.items()}, columns, names)
 
 
 ERRORS = {
@@ -223,7 +227,7 @@ def layouts_table(rows: Sequence[Row], study: str) -> Table:
     found = with_trade(figures(rows, study))
     base = found.get((CLASS_WORD, "scene_error"), {})
     ratios = {
-        (method, "scene_ratio"): {"": fmean(by.values()) / fmean(base.values())}
+        (method, "scene_ratio"): {Unit(""): fmean(by.values()) / fmean(base.values())}
         for (method, measure), by in found.items()
         if measure == "scene_error" and base
     }

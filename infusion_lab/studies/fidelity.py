@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from infusion_core.embedded.evaluate import Scored
@@ -29,7 +30,10 @@ SHOWN = 3  # pictures kept for the report
 
 
 def cells(bench: Bench) -> list[Cell]:
-    """Per concept one cell for each yardstick and each method."""
+    """Per concept one cell for each yardstick, and one for each method and training seed.
+
+    Pictures are drawn from the same seeds whatever drew them.
+    """
     out, drawn = [], bench.amounts("prompts", "seeds", "samples")
     amounts = drawn | bench.amounts("fisher_prompts", "fisher_draws")
     for concept in bench.concepts:
@@ -37,8 +41,10 @@ def cells(bench: Bench) -> list[Cell]:
             compute = partial(_yardstick, bench, name, concept)
             out.append(bench.cell(STUDY, name, concept.name, compute, concept, drawn))
         for method in bench.methods:
-            compute, source = partial(_method, bench, method, concept), bench.own_source(method, [concept])
-            out.append(bench.cell(STUDY, method.key, concept.name, compute, concept, amounts, source))
+            for seed in bench.training_seeds:
+                source = bench.own_source(method, [concept], seed)
+                compute = partial(_method, bench, method, concept, seed)
+                out.append(bench.cell(STUDY, method.key, concept.name, compute, concept, amounts, source))
     return out
 
 
@@ -50,9 +56,9 @@ def _yardstick(bench: Bench, name: str, concept: Concept) -> Result:
     return _result(bench, name, concept, 0, scored, Customised(base, (word,)))
 
 
-def _method(bench: Bench, method: Method, concept: Concept) -> Result:
+def _method(bench: Bench, method: Method, concept: Concept, seed: int) -> Result:
     step = bench.steps(method)
-    learned, seconds = bench.learned(method, [concept])
+    learned, seconds = bench.learned(method, [concept], seed)
     customised = method.apply(bench.studio, learned)
     scored = drawn_and_scored(customised, concept, bench.scale.prompts, bench.seeds, bench.sampling)
     result = _result(bench, method.key, concept, step, scored, customised)
@@ -61,8 +67,11 @@ def _method(bench: Bench, method: Method, concept: Concept) -> Result:
     )
     result.rows.append(_row(bench, method.key, concept, step, "fisher", divergence.interval.mean))
     result.rows.append(_row(bench, method.key, concept, step, "bytes", float(len(learned[0].data))))
+    result.rows = [replace(row, training_seed=seed) for row in result.rows]
     result.costs = {"training_seconds": seconds}
-    if concept.name == TIMED:
+    if seed != bench.training_seeds[0]:
+        result.pictures = {}  # the report shows one training's
+    elif concept.name == TIMED:
         cost = sampling_cost(bench.studio.base, customised, concept.shape, bench.sampling)
         result.costs["sampling_ratio"] = cost
     return result

@@ -9,7 +9,7 @@ import torch
 
 from infusion_core.errors import InfusionError
 from infusion_core.training.engine import Trainer
-from infusion_core.training.objective import Noised, stratified_times, uniform_times
+from infusion_core.training.objective import Noised, loss_weights, stratified_times, uniform_times
 from infusion_core.training.residual import ResidualObjective, ResidualSettings
 
 from . import explicit
@@ -29,18 +29,21 @@ def objective(how, masks=None, denoiser=None):
     return ResidualObjective(denoiser, latents(), prompts(), "cat", how, start, masks)
 
 
-def batch(seed, size=BATCH):
-    """What the objective is documented to draw: images, captions, one timestep per slice, noise."""
+def batch(seed, size=BATCH, chosen="stratified"):
+    """What the objective is documented to draw: images, captions, timesteps (one per slice or independent), noise."""
     g = torch.Generator().manual_seed(seed)
     images, captions = (torch.randint(n, (size,), generator=g).tolist() for n in (2, 3))
-    times = ((torch.arange(size) + torch.rand(size, generator=g)) / size * 1000).long()
+    if chosen == "stratified":
+        times = ((torch.arange(size) + torch.rand(size, generator=g)) / size * 1000).long()
+    else:
+        times = torch.randint(1000, (size,), generator=g)
     return images, captions, times, torch.randn(size, 4, 2, 2, generator=g)
 
 
 def written_out(how, masks, seed):
     """Loss and its gradient by place: eq. 8 with eq. 7 inside, nothing of the core but the toy's weights."""
     denoiser = ToyDenoiser()
-    images, captions, times, eps = batch(seed)
+    images, captions, times, eps = batch(seed, chosen=how.times)
     sigmas = denoiser.sigmas.double()
     sigma, z = sigmas[times], latents()[images].double()
     noised = z + sigma.reshape(-1, 1, 1, 1) * eps.double()
@@ -86,6 +89,20 @@ def test_the_gradient_is_that_of_the_loss_written_out(layout, weighting, replace
     loss, expected = written_out(how, masks, 7)
     assert losses.mean().item() == pytest.approx(loss, rel=1e-5)
     assert far(found, expected) < 1e-5
+
+
+def test_timesteps_are_chosen_as_the_settings_say():
+    how = settings(layout="layer", times="uniform")
+    (losses,) = objective(how).losses(torch.Generator().manual_seed(7)).values()
+    assert losses.mean().item() == pytest.approx(written_out(how, None, 7)[0], rel=1e-5)
+    other = replace(how, times="stratified")
+    assert losses.mean().item() != pytest.approx(written_out(other, None, 7)[0], rel=1e-2)
+
+
+def test_loss_weights_are_one_on_average_and_capped():
+    sigmas = torch.tensor([0.0, 1.0, 2.0, 3.0, 100.0])  # weighed 1, 2, 5, 8, 8 before they are divided by their mean
+    assert loss_weights("velocity", sigmas).tolist() == pytest.approx([w / 4.8 for w in (1, 2, 5, 8, 8)])
+    assert loss_weights("uniform", sigmas).tolist() == [1.0] * 5
 
 
 @pytest.mark.parametrize("other", [{"replace_maps": False}, {"weighting": "uniform"}, {"bins": 1}, "masks"])

@@ -12,13 +12,15 @@ import infusion_lab.command
 heavy = {"diffusers", "transformers", "peft", "matplotlib", "scipy", "infusion_lab.run"} & sys.modules.keys()
 assert not heavy, heavy
 from infusion_core.errors import InfusionError
-sys.modules["peft"] = None
-try:
-    infusion_lab.command.lab(Path("nowhere"))
-except InfusionError as error:
-    assert "peft is not installed" in str(error) and "infusion[standalone,lab]" in str(error), error
-else:
-    raise AssertionError("no error")
+for missing, tune, extras in (("peft", False, "standalone,lab"), ("optuna", True, "standalone,lab,tune")):
+    sys.modules[missing] = None
+    try:
+        infusion_lab.command.lab(Path("nowhere"), tune=tune)
+    except InfusionError as error:
+        assert f"{missing} is not installed" in str(error) and f"infusion[{extras}]" in str(error), error
+    else:
+        raise AssertionError("no error")
+    del sys.modules[missing]
 assert not Path("nowhere").exists()
 """
 

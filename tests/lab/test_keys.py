@@ -13,7 +13,7 @@ from infusion_core.embedded.tinyworld import CONCEPTS, TUNING_CONCEPTS
 from infusion_core.schedule import NEVER
 from infusion_lab.bench import FULL, Bench, Scale
 from infusion_lab.methods.infusion import Infusion
-from infusion_lab.methods.registry import PUBLISHED, with_recipe
+from infusion_lab.methods.registry import PUBLISHED
 from infusion_lab.run import STUDIES
 from infusion_lab.store import Store
 from infusion_lab.studies import ablations, curves, fidelity, layouts, several, toy
@@ -96,9 +96,13 @@ def test_another_seed_sampling_model_or_run_is_another_cell(study, change, rare,
 @pytest.mark.parametrize(
     ("method", "other"),
     [
-        (LORA, with_recipe(LORA, learning_rate=0.5)),
-        (LORA, with_recipe(LORA, batch_size=5)),
-        (LORA, with_recipe(LORA, prior_weight=0.5)),
+        (LORA, LORA.changed(learning_rate=0.5)),
+        (LORA, LORA.changed(batch_size=5)),
+        (LORA, LORA.changed(prior_weight=0.5)),
+        (LORA, LORA.changed(weighting="velocity")),
+        (LORA, LORA.changed(schedule="cosine")),
+        (LORA, LORA.changed(naming="class word")),
+        (Infusion(), Infusion(captions="one")),
         (Infusion(), Infusion(replace(Infusion().settings, bins=2))),
         (Infusion(), Infusion(strength=0.5)),
         (Infusion(), Infusion(replacement=NEVER)),
@@ -135,7 +139,7 @@ def test_a_training_run_is_kept_under_its_photos_and_words(rare, tmp_path):
     ]
     keys = {repr(lab.source(LORA, [s], 400, 400)) for s in (subject, *others)}
     assert len(keys) == 5
-    assert lab.source(LORA, [subject], 400, 400) == lab.source(with_recipe(LORA, steps=7), [subject], 400, 400)
+    assert lab.source(LORA, [subject], 400, 400) == lab.source(LORA.changed(steps=7), [subject], 400, 400)
     assert lab.source(Infusion(), [subject], 400, 100) != lab.source(Infusion(), [subject], 200, 100)  # another decay
 
 

@@ -20,31 +20,15 @@ from infusion_core.embedded.tinyworld.captions import unseen_scenes
 from infusion_core.metrics.fisher import DenoiserPredictor
 from infusion_core.residuals import zero_residual
 from infusion_core.schedule import ALWAYS, NEVER
-from infusion_core.training.residual import ResidualSettings
 from infusion_lab.measures import bare_pictures, drawn_and_scored, fisher
 from infusion_lab.methods.infusion import Infusion, without_maps
 from infusion_lab.methods.method import Learned, Recipe
 from infusion_lab.methods.perfusion import BETA, TAU, GatedEdit
-from infusion_lab.methods.registry import PUBLISHED, with_recipe
+from infusion_lab.methods.registry import PUBLISHED
 from infusion_lab.studio import text_states
 from infusion_lab.tinyworld import subjects_of
 
-STEPS = 8
-FAST = {
-    "dreambooth": 5e-4,
-    "dreambooth-plain": 5e-4,
-    "lora": 5e-3,
-    "textual-inversion": 3e-2,
-    "custom-diffusion": 1e-3,
-    "perfusion": 0.1,
-    "infusion": 0.05,
-}
-
-
-def method_of(key):
-    if key == "infusion":
-        return Infusion(ResidualSettings(learning_rate=FAST[key], batch_size=2))
-    return with_recipe(PUBLISHED[key].method, learning_rate=FAST[key], batch_size=2)
+from .fast import FAST, STEPS, method_of
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +70,7 @@ def test_the_loss_on_the_photos_falls(key, studio, subjects, trained):
         ("dreambooth", lambda name: name.startswith("unet.")),
         ("dreambooth-plain", lambda name: name.startswith("unet.")),
         ("lora", lambda name: ".lora_" in name),
+        ("dco", lambda name: ".lora_" in name),
         ("textual-inversion", lambda name: False),
         ("custom-diffusion", lambda name: name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))),
         ("perfusion", lambda name: False),
@@ -104,10 +89,10 @@ def test_nothing_but_what_is_learned_changes(key, may_change, studio, applied):
     before, after = state(studio.base), state(applied(key).model)
     changed = {name for name in after if name not in before or not torch.equal(before[name], after[name])}
     assert all(may_change(name) for name in changed)
-    assert bool(changed) == (key in ("dreambooth", "dreambooth-plain", "lora", "custom-diffusion"))
+    assert bool(changed) == (key in ("dreambooth", "dreambooth-plain", "lora", "dco", "custom-diffusion"))
 
 
-@pytest.mark.parametrize("key", ["textual-inversion", "perfusion"])
+@pytest.mark.parametrize("key", ["textual-inversion", "perfusion", "dco"])
 def test_a_new_word_changes_no_text_without_it(key, studio, applied):
     model = applied(key).model
     texts = ["a photo of a circle", "a photo of a big square"]
@@ -153,7 +138,7 @@ def test_maps_are_replaced_as_in_training_unless_told_otherwise(studio, trained)
     assert windows == [ALWAYS, NEVER, ALWAYS]
 
 
-@pytest.mark.parametrize("key", ["perfusion", "lora"])
+@pytest.mark.parametrize("key", ["perfusion", "lora", "dco"])
 def test_a_resumed_run_repeats_bit_by_bit(key, studio, subjects):
     def run(steps, state=None):
         trainer = method_of(key).trainer(studio, subjects, 4, seed=7, state=state)
@@ -168,31 +153,6 @@ def test_a_resumed_run_repeats_bit_by_bit(key, studio, subjects):
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first)
     assert all(torch.equal(resumed.learned()[k], v) for k, v in whole.learned().items())
-
-
-def test_the_loss_is_the_photos_mean_and_the_weighed_mean_of_class_pictures(studio, subjects):
-    """By hand: each error from the network's own output, the batch from the generator in the order of the script."""
-    method = with_recipe(PUBLISHED["dreambooth"].method, batch_size=3, prior_weight=0.4)
-    objective, model = method.objective(studio, subjects, 0), studio.base
-    got = objective.losses(torch.Generator().manual_seed(11))["denoising"].mean().item()
-
-    generator = torch.Generator().manual_seed(11)
-    photos, priors = model.encode(list(subjects[0].photos)), studio.class_latents("circle")
-    rows = []
-    for _ in range(3):
-        torch.randint(1, (), generator=generator)  # the subject
-        rows.append(photos[torch.randint(len(photos), (), generator=generator)])
-        torch.randint(1, (), generator=generator)  # the caption
-        rows.append(priors[torch.randint(len(priors), (), generator=generator)])
-    times = torch.randint(1000, (6,), generator=generator)
-    eps = torch.randn(6, *photos.shape[1:], generator=generator)
-    errors = []
-    for row, (latent, time) in enumerate(zip(rows, times, strict=True)):
-        context = text_states(model, [f"a photo of a {'circle' if row % 2 else 'v1 circle'}"])
-        sigma = model.denoiser.sigmas[time][None]
-        out = model.denoiser.predict(latent[None] + sigma * eps[row], sigma, Conditioning(context), Plan())
-        errors.append((out[0] - eps[row]).square().mean().item())
-    assert got == pytest.approx(np.mean(errors[::2]) + 0.4 * np.mean(errors[1::2]), rel=1e-5)
 
 
 def test_validation_repeats_and_has_as_many_draws_as_asked(studio, subjects):
@@ -217,6 +177,25 @@ def test_several_concepts_fit_in_one_model(studio):
     latent, sigma = torch.zeros(1, 4, 16, 16), torch.ones(1)
     out = customised.model.denoiser.predict(latent, sigma, Conditioning(context), Plan())
     assert torch.isfinite(out).all()
+
+
+def test_perfusions_gate_is_the_recipes_in_drawing_alone(studio, subjects, trained):
+    learned = trained("perfusion")[-1].learned
+    strict, open_wide = (method_of("perfusion").changed(gate=g) for g in (BETA, 0.5))
+    assert strict.application != open_wide.application
+    latent, sigma = torch.zeros(1, 4, 16, 16), torch.ones(1)
+
+    def drawn(method):
+        model = method.apply(studio, [learned]).model
+        edits = [m for m in model.denoiser.unet.modules() if isinstance(m, GatedEdit)]
+        assert {edit.bias for edit in edits} == {method.recipe.gate}
+        context = text_states(model, ["a photo of a v1"])
+        with torch.no_grad():
+            return model.denoiser.predict(latent, sigma, Conditioning(context), Plan())
+
+    assert not torch.equal(drawn(strict), drawn(open_wide))
+    network = open_wide.objective(studio, subjects, 0).model.denoiser.unet
+    assert {m.bias for m in network.modules() if isinstance(m, GatedEdit)} == {BETA}
 
 
 def test_perfusions_edit_by_explicit_matrices():
@@ -259,11 +238,9 @@ def test_what_is_stored_is_half_precision(studio, subjects, trained):
     whole = size("dreambooth-plain")
     assert whole == pytest.approx(2 * numbers, rel=0.02)
     ours = len(trained("infusion")[-1].learned.data)
-    assert size("textual-inversion") < ours < size("perfusion") < size("lora") < whole
+    assert size("textual-inversion") < ours < size("perfusion") < size("lora") < size("dco") < whole
 
 
-def test_recipes_are_complete():
+def test_every_method_of_the_registry_is_tested_here():
     assert set(PUBLISHED) == set(FAST) - {"infusion"}
-    for published in PUBLISHED.values():
-        assert isinstance(published.method.recipe, Recipe)
-        assert published.method.recipe.learning_rate in published.rates
+    assert all(isinstance(published.method.recipe, Recipe) for published in PUBLISHED.values())

@@ -49,7 +49,8 @@ def test_every_method_runs_on_stable_diffusions_structure(places, tmp_path, caps
     run_real(request)
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
     assert {r["method"] for r in rows} == {
-        "dreambooth", "dreambooth-plain", "lora", "textual-inversion", "custom-diffusion", "perfusion", "infusion"
+        "dreambooth", "dreambooth-plain", "lora", "dco", "textual-inversion", "custom-diffusion", "perfusion",
+        "infusion",
     }  # fmt: skip
     assert {r["measure"] for r in rows} == {"clip_t", "clip_i", "dino", "diversity", "bytes"}
     assert all(abs(float(r["value"])) <= 1 + 1e-6 for r in rows if r["measure"] != "bytes")

@@ -12,10 +12,9 @@ import pytest
 
 from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.errors import InfusionError
-from infusion_lab import tune
 from infusion_lab.bench import QUICK, Bench
 from infusion_lab.methods.infusion import Infusion
-from infusion_lab.methods.registry import PUBLISHED, TUNED, tuning
+from infusion_lab.methods.registry import PUBLISHED
 from infusion_lab.run import STUDIES, run, studies_for
 from infusion_lab.store import Cell, Result, Row, Store
 from infusion_lab.studies import ablations, curves, fidelity, layouts, several, toy
@@ -104,6 +103,25 @@ def test_the_page_stands_alone(finished):
     assert set(report["tables"]) == {"steps", "fidelity", "several"}
 
 
+def test_a_method_learns_with_every_training_seed_and_draws_from_the_same_seeds(rare, tmp_path):
+    lab = bench(rare, tmp_path / "tiny")
+    lab = replace(lab, scale=replace(TINY, training_seeds=2), methods=[Infusion()], seed=5)
+    cells = fidelity.cells(lab)
+    assert len({c.name for c in cells}) == len(cells) == 4  # two yardsticks, a method twice
+    run(lab, [fidelity.cells], tmp_path, "tiny")
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    ours = [r for r in rows if r["method"] == "infusion" and r["measure"] == "concept_error"]
+    assert [(r["training_seed"], r["seed"]) for r in ours] == [("5", "5"), ("6", "5")]
+    assert ours[0]["value"] != ours[1]["value"]
+    assert {r["training_seed"] for r in rows if r["method"].startswith("base")} == {"0"}
+    costs = list(csv.DictReader((tmp_path / "costs.csv").open()))
+    assert [r["training_seed"] for r in costs if r["measure"] == "training_seconds"] == ["5", "6"]
+    once = replace(lab, scale=TINY)
+    assert {c.name for c in fidelity.cells(once)} < {c.name for c in cells}  # the first seed's cells are shared
+    keys = [tuple(v for k, v in r.items() if k != "value") for r in rows]
+    assert len({*keys}) == len(keys)
+
+
 def test_every_ablation_differs_from_infusion_as_it_is():
     settings = [v.method for v in ablations.variants()]
     assert all(s != settings[0] for s in settings[1:])
@@ -124,7 +142,8 @@ def test_the_study_of_layouts_shows_its_table(rare, tmp_path, capsys):
     cells = [c for c in layouts.cells(lab) if c.method.startswith(("base", "block"))]
     run(lab, [lambda _: cells], tmp_path, "tiny")
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
-    assert {r["measure"] for r in rows} == {"concept_error", "scene_error", "position_error", "size_error"}
+    parts = {"concept_error", "rim_error", "scene_error", "shape_error", "position_error", "size_error"}
+    assert {r["measure"] for r in rows} == {"picture_error", "prompt_error", *parts}
     (shown,) = json.loads((tmp_path / "report.json").read_text())["tables"]["layouts"]
     lines = {line[0]: dict(zip(shown["header"], line, strict=True)) for line in shown["lines"]}
     assert lines["base: class word"]["gap closed"] == "0%"
@@ -142,34 +161,6 @@ def test_toy_residual_leaves_the_other_class_alone_and_keeps_the_spread(monkeypa
     assert rows[toy.FULL, "w2_class_b"] > 0.05
     assert rows[toy.OWN, "spread_kept"] > 0.8
     assert rows[toy.FULL, "spread_kept"] < 0.3
-
-
-def test_tuning_chooses_the_least_objective():
-    rows = [
-        Row("tune", f"lora lr {rate}", "acorn", step, "", 0, measure, value)
-        for rate, step, concept_error, px in (("0.001", 50, 0.3, 0.0), ("0.01", 100, 0.2, 128.0 * 0.05))
-        for measure, value in {"concept_error": concept_error, "scene_error": 0.0, "position_error": px}.items()
-    ]  # fmt: skip
-    chosen = [line for line in tune.choose(rows) if line["chosen"]]
-    assert [(c["learning_rate"], c["steps"], c["objective"]) for c in chosen] == [(0.01, 100, pytest.approx(0.25))]
-
-
-def test_tuning_writes_to_its_folder_and_keeps_what_is_known_of_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(tune, "SNAPSHOT_STEPS", {"quick": (1,)})
-    monkeypatch.setattr(tune, "PROMPTS", {"quick": 1})
-    monkeypatch.setattr(tune, "SEEDS", 1)
-    monkeypatch.setattr(tune, "FULL", replace(tune.FULL, draw_steps=2))
-    before = TUNED.read_bytes()
-    tune.run_tune(tmp_path, True, ["acorn"], ["textual-inversion"], 0)
-    assert TUNED.read_bytes() == before
-    found = tuning(tmp_path / "tuned.json")["grid"]
-    assert {line["method"] for line in found} == set(PUBLISHED)
-    ours = [line for line in found if line["method"] == "textual-inversion"]
-    assert [line["learning_rate"] for line in ours] == list(PUBLISHED["textual-inversion"].rates)
-    assert sum(line["chosen"] for line in ours) == 1
-    tune.run_tune(tmp_path, True, ["acorn"], ["perfusion"], 0)
-    again = tuning(tmp_path / "tuned.json")["grid"]
-    assert [line for line in again if line["method"] == "textual-inversion"] == ours
 
 
 def test_half_written_cells_do_not_count(tmp_path):

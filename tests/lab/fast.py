@@ -15,7 +15,7 @@ FAST = {
     "textual-inversion": 3e-2,
     "custom-diffusion": 1e-3,
     "perfusion": 0.1,
-    "infusion": 0.05,
+    "infusion": 0.02,
 }
 
 

@@ -218,7 +218,7 @@ def test_only_what_is_asked_for_is_measured(request_for):
         run_real(replace(request_for, only=("fidelity",)))
     with pytest.raises(InfusionError, match="no method 'sd'"):
         run_real(request_for, ["sd"])
-    with pytest.raises(InfusionError, match="nothing to measure; give --pictures"):
+    with pytest.raises(InfusionError, match="nothing to measure; --only drift needs --pictures"):
         run_real(replace(request_for, pictures=None))
 
 

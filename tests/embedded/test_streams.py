@@ -60,7 +60,7 @@ def test_the_fused_path_equals_explicit_maps(tinyworld, base_latent, layout, cou
             tinyworld, encoded.conditioning.context, tinyworld.text.encode("").conditioning.context,
             tinyworld.noise(2, 7), [(c.residual, c.strength) for c in concepts], encoded.spans, 2, 3.0, base_latent,
         )  # fmt: skip
-    assert relative(fused, slow) < 1e-5
+    assert relative(fused, slow) < 5e-5  # what float32 leaves on any processor
     assert relative(fused, run(tinyworld, PROMPT, [], settings)) > 1e-3  # the residual did something
 
 

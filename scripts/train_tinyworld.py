@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -53,7 +52,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    keep_to(args.out / "given.json", {k: v for k, v in vars(args).items() if k not in ("out", "device")})
     weights = args.out / "weights"
 
     if not (weights / "vae").exists():
@@ -62,10 +61,9 @@ def main() -> None:
             steps=args.autoencoder_steps, learning_rate=2e-3, schedule="cosine", warmup_steps=100, weight_decay=1e-4,
             clip_norm=1.0, validation_draws=64, snapshot_every=KEPT_EVERY, seed=args.seed,
         )  # fmt: skip
-        train("autoencoder", AutoencoderObjective(args.seed, args.device), settings, args.out).save_pretrained(
-            weights / "vae"
-        )
-    vae = AutoencoderTiny.from_pretrained(weights / "vae").to(args.device).eval()
+        vae = train("autoencoder", AutoencoderObjective(args.seed, args.device), settings, args.out)
+        vae.half().save_pretrained(weights / "vae")
+    vae = AutoencoderTiny.from_pretrained(weights / "vae").to(args.device, torch.float32).eval()
     data = encoded(vae, args.scenes, args.seed, args.out / "scenes.safetensors")
     torch.manual_seed(args.seed)
     settings = TrainSettings(
@@ -76,17 +74,26 @@ def main() -> None:
     say(f"Wrote {weights}")
 
 
+def keep_to(file: Path, given: dict[str, int]) -> None:
+    """Note what a folder's run was given.
+
+    Raises:
+        SystemExit: the folder holds a run that was given something else.
+    """
+    before = json.loads(file.read_text()) if file.exists() else given
+    if before != given:
+        sys.exit(f"{file.parent} holds a run with {before}; give the same options, take another --out, or remove it")
+    write_atomic(file, json.dumps(given).encode())
+
+
 def train(name: str, objective: Any, settings: TrainSettings, out: Path) -> Any:
     """What an objective has learned after all steps; goes on from the state that an earlier run kept in `out`.
 
     Raises:
-        SystemExit: Ctrl-C or SIGTERM stopped it, with its state kept; or the state is of a run with other settings.
+        SystemExit: Ctrl-C or SIGTERM stopped it, with its state kept.
     """
     file = out / f"{name.replace(' ', '-')}.safetensors"
-    state = load_state(file) if file.exists() else None
-    if state and state.told != asdict(settings):
-        sys.exit(f"{file} is of a run with other settings; take another --out, or remove it")
-    trainer = Trainer(objective, settings, state)
+    trainer = Trainer(objective, settings, load_state(file) if file.exists() else None)
     with Interrupt() as interrupt, progress(name, settings.steps) as advance:
         advance(steps=trainer.step)
         for report in trainer.run():
@@ -96,7 +103,7 @@ def train(name: str, objective: Any, settings: TrainSettings, out: Path) -> Any:
                     f"{name} {report.step} loss {report.loss:.4f} validation {report.validation_loss:.5f}", flush=True
                 )
             if report.validation_loss is not None or interrupt.asked:
-                save_state(file, replace(trainer.state(), told=asdict(settings)))
+                save_state(file, trainer.state())
             if interrupt.asked:
                 break
     if trainer.step < settings.steps:

@@ -21,6 +21,7 @@ LONGEST_HEADER = 16 * 2**20  # bytes; a training state of a large LoRA has one b
 _BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
           "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}  # fmt: skip
 _MOST_DIMENSIONS, _MOST_DIGITS = 8, 18
+_MOST_OBJECTS = 100_000  # JSON objects and lists; ten thousand tensors have 30,000, and more take seconds to make
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,13 @@ def read_header(data: bytes, longest: int = LONGEST_HEADER) -> Header:
 
 
 def parse_json(text: str) -> Any:
-    """JSON from a stranger: no name twice in an object, no endless numbers, no NaN, any depth without a crash.
+    """JSON from a stranger: no name twice in an object, no endless numbers, no NaN, any depth and any number of lists.
 
     Raises:
         ValueError: it is none.
     """
+    if text.count("[") + text.count("{") > _MOST_OBJECTS:
+        raise ValueError("its JSON holds more lists than any file needs")
     try:
         return json.loads(text, parse_int=_integer, parse_constant=_integer, object_pairs_hook=_object)
     except RecursionError:

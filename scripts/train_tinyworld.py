@@ -46,11 +46,12 @@ SAMPLING = {"guidance": 3.0, "steps": 25, "device": "cpu"}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/tinyworld"))
-    parser.add_argument("--autoencoder-steps", type=int, default=2400)
+    parser.add_argument("--autoencoder-steps", type=int, default=4800)
     parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--scenes", type=int, default=16000, help="that the text encoder and the UNet are shown")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--bfloat16", action="store_true", help="much faster where the processor has it in hardware")
     args = parser.parse_args()
     keep_to(args.out / "given.json", {k: v for k, v in vars(args).items() if k not in ("out", "device")})
     weights = args.out / "weights"
@@ -61,7 +62,8 @@ def main() -> None:
             steps=args.autoencoder_steps, learning_rate=2e-3, schedule="cosine", warmup_steps=100, weight_decay=1e-4,
             clip_norm=1.0, validation_draws=64, snapshot_every=KEPT_EVERY, seed=args.seed,
         )  # fmt: skip
-        vae = train("autoencoder", AutoencoderObjective(args.seed, args.device), settings, args.out)
+        objective = AutoencoderObjective(args.seed, args.device)
+        vae = train("autoencoder", objective, settings, args.out, args.bfloat16)
         vae.half().save_pretrained(weights / "vae")
     vae = AutoencoderTiny.from_pretrained(weights / "vae").to(args.device, torch.float32).eval()
     data = encoded(vae, args.scenes, args.seed, args.out / "scenes.safetensors")
@@ -70,7 +72,8 @@ def main() -> None:
         steps=args.steps, learning_rate=1.2e-3, schedule="cosine", warmup_steps=400, weight_decay=1e-4, clip_norm=1.0,
         validation_draws=64, snapshot_every=KEPT_EVERY, seed=args.seed,
     )  # fmt: skip
-    write_model(weights, train("base model", BaseObjective(data, args.device), settings, args.out))
+    objective = BaseObjective(data, args.device)
+    write_model(weights, train("base model", objective, settings, args.out, args.bfloat16))
     say(f"Wrote {weights}")
 
 
@@ -86,13 +89,17 @@ def keep_to(file: Path, given: dict[str, int]) -> None:
     write_atomic(file, json.dumps(given).encode())
 
 
-def train(name: str, objective: Any, settings: TrainSettings, out: Path) -> Any:
+def train(name: str, objective: Any, settings: TrainSettings, out: Path, bfloat16: bool) -> Any:
     """What an objective has learned after all steps; goes on from the state that an earlier run kept in `out`.
+
+    With `bfloat16`, convolutions and matrix products of the losses are in it, weights and validation not.
 
     Raises:
         SystemExit: Ctrl-C or SIGTERM stopped it, with its state kept.
     """
     file = out / f"{name.replace(' ', '-')}.safetensors"
+    device = next(iter(objective.groups()[0].tensors.values())).device.type
+    objective.losses = torch.autocast(device, torch.bfloat16, enabled=bfloat16)(objective.losses)
     trainer = Trainer(objective, settings, load_state(file) if file.exists() else None)
     with Interrupt() as interrupt, progress(name, settings.steps) as advance:
         advance(steps=trainer.step)

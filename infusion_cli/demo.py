@@ -29,7 +29,6 @@ from .scoring import SEEDS, Comparison, compare
 from .train import TrainRequest, train_alone
 
 TITLES = ("base model", "with the concept", "base model, look in words")  # of a comparison's three parts
-MEASURES = ("picture_error", *ERRORS)
 
 
 def run_demo(out: Path, name: str, settings: ResidualSettings) -> None:
@@ -116,7 +115,7 @@ def _page(concept: Concept, photos: Sequence[Image.Image], comparison: Compariso
     scores = [
         {
             "name": title,
-            "cells": [mean_interval([getattr(s.score, m) for s in scored]) for m in MEASURES],
+            "cells": [mean_interval([getattr(s.score, m) for s in scored]) for m in ERRORS],
         }
         for title, scored in zip(TITLES, comparison, strict=True)
     ]
@@ -127,7 +126,7 @@ def _page(concept: Concept, photos: Sequence[Image.Image], comparison: Compariso
         rows=rows,
         scores=scores,
         count=len(comparison.learned),
-        measures=[m.replace("_", " ") + (" (px)" if m == "position_error" else "") for m in MEASURES],
+        measures=[m.replace("_", " ") + (" (px)" if m == "position_error" else "") for m in ERRORS],
         report=report,
         curve=_curve(report["losses"], report["snapshots"]),
     )

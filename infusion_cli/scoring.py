@@ -15,7 +15,7 @@ from infusion_core.embedded.photos import square
 from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.embedded.tinyworld import Concept
 from infusion_core.embedded.tinyworld.captions import unseen_scenes
-from infusion_core.embedded.tinyworld.oracle import read_concept
+from infusion_core.embedded.tinyworld.reading import read_concept
 from infusion_core.embedded.tinyworld.world import SHAPES
 from infusion_core.residuals import ConceptResidual
 

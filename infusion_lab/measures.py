@@ -14,12 +14,12 @@ from torch import Tensor
 
 from infusion_core.captions import CAPTION_TEMPLATES
 from infusion_core.concepts import words_of
-from infusion_core.embedded.evaluate import Scored, evaluate
+from infusion_core.embedded.evaluate import ERRORS, Scored, evaluate
 from infusion_core.embedded.model import EmbeddedModel
 from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.embedded.tinyworld import HELD_OUT_LOOKS, Concept, render
 from infusion_core.embedded.tinyworld.captions import caption, random_aspects, random_scene, unseen_scenes
-from infusion_core.embedded.tinyworld.oracle import obeyed
+from infusion_core.embedded.tinyworld.reading import obeyed
 from infusion_core.embedded.tinyworld.world import Scene
 from infusion_core.metrics.fisher import DenoiserPredictor, Divergence, fisher_divergence
 from infusion_core.metrics.similarity import diversity
@@ -29,7 +29,6 @@ from .store import Row
 
 # Of every picture, see `Score`. The headline joins the two sides of the trade: is it the thing, is the prompt obeyed?
 CONCEPT, PROMPT, HEADLINE = "concept_error", "prompt_error", "picture_error"
-ERRORS = (HEADLINE, CONCEPT, PROMPT, "shape_error", "rim_error", "scene_error", "position_error", "size_error")
 CLASS_WORD, LOOK_IN_WORDS = "base: class word", "base: look in words"  # the yardsticks, in place of a method
 BARE_SEED = 70_000  # of the first picture of a bare prompt
 

@@ -14,12 +14,13 @@ import optuna
 
 from infusion_cli.console import progress, say
 from infusion_core.atomic import write_atomic
+from infusion_core.embedded.evaluate import ERRORS
 from infusion_core.embedded.tinyworld import TUNING_CONCEPTS, Concept
 from infusion_core.errors import InfusionError
 from infusion_core.training.engine import DivergedError
 
 from .bench import FULL, QUICK, Bench, bench_for
-from .measures import CONCEPT, ERRORS, HEADLINE, drawn_and_scored, error_rows
+from .measures import CONCEPT, HEADLINE, drawn_and_scored, error_rows
 from .methods.method import Method
 from .methods.registry import TUNABLE, TUNED, best_of, tuning
 from .methods.space import MOST_STEPS, Choice, Knob, Space, Value

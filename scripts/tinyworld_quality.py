@@ -22,7 +22,9 @@ from infusion_core.embedded.tasks import draw
 from infusion_core.embedded.tinyworld import render
 from infusion_core.embedded.tinyworld.captions import caption, random_scene
 from infusion_core.embedded.tinyworld.concepts import HELD_OUT_LOOKS
-from infusion_core.embedded.tinyworld.oracle import as_pixels, locate, obeyed, read_look, score, things_found
+from infusion_core.embedded.tinyworld.fitting import as_pixels, locate
+from infusion_core.embedded.tinyworld.oracle import score, things_found
+from infusion_core.embedded.tinyworld.reading import obeyed, read_look
 from infusion_core.embedded.tinyworld.world import Scene
 
 SHOWN = 16  # pictures of each number of things

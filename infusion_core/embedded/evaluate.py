@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -16,7 +16,11 @@ from .tinyworld.captions import UNSEEN_ASPECTS, caption
 from .tinyworld.oracle import Score, score
 from .tinyworld.world import Concept, Scene
 
-ERRORS = tuple(field.name for field in fields(Score))
+# Of every picture, see `Score`; the headline first.
+ERRORS = (
+    "picture_error", "concept_error", "prompt_error", "shape_error", "rim_error", "scene_error", "position_error",
+    "size_error",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def headline(bare: Sequence[Scored], described: Sequence[Scored], learned: Seque
     def mean(scored: Sequence[Scored], name: str) -> float:
         return float(np.mean([getattr(s.score, name) for s in scored]))
 
-    figures = {name: mean(learned, name) for name in (*ERRORS, "prompt_error", "picture_error")} | {
+    figures = {name: mean(learned, name) for name in ERRORS} | {
         "base_concept_error": mean(bare, "concept_error"),
         "base_scene_error": mean(bare, "scene_error"),
         "base_picture_error": mean(bare, "picture_error"),

@@ -7,11 +7,12 @@ from functools import cache, partial
 
 from torch import Tensor
 
+from infusion_core.embedded.evaluate import ERRORS
 from infusion_core.embedded.tinyworld import Concept
 from infusion_core.metrics.wasserstein import latent_wasserstein
 
 from ..bench import Bench
-from ..measures import BARE_SEED, ERRORS, bare_pictures, drawn_and_scored, fisher, openness
+from ..measures import BARE_SEED, bare_pictures, drawn_and_scored, fisher, openness
 from ..methods.method import Customised, Method
 from ..store import Cell, Result, Row
 from ..tinyworld import subjects_of

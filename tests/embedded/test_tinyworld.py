@@ -38,15 +38,10 @@ from infusion_core.embedded.tinyworld.captions import (
     random_look,
     random_scene,
 )
-from infusion_core.embedded.tinyworld.oracle import (
-    all_looks,
-    obeyed,
-    read_background,
-    read_concept,
-    read_look,
-    things_found,
-)
+from infusion_core.embedded.tinyworld.fitting import read_background
+from infusion_core.embedded.tinyworld.oracle import things_found
 from infusion_core.embedded.tinyworld.painting import silhouette
+from infusion_core.embedded.tinyworld.reading import all_looks, obeyed, read_concept, read_look
 from infusion_core.embedded.tinyworld.world import BACKGROUNDS, COLOURS
 
 

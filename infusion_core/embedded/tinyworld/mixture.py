@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from .oracle import as_pixels, locate
+from .fitting import as_pixels, locate
 from .painting import OUTLINE_PX, Pixels, paint, silhouette
 from .world import COLOURS, Look, Scene
 

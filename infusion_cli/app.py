@@ -14,6 +14,7 @@ from typer.main import get_command
 from infusion_core.captions import CAPTION_TEMPLATES
 from infusion_core.errors import InfusionError
 from infusion_core.residual_file import Storage
+from infusion_core.residuals import Where
 from infusion_core.schedule import RateSchedule, Window
 from infusion_core.streams import BaseLatent
 from infusion_core.training.objective import Weighting
@@ -47,6 +48,10 @@ def train(
     schedule: Annotated[RateSchedule, typer.Option(help="Of the learning rate.")] = _DEFAULT.schedule,
     weighting: Annotated[Weighting, typer.Option(help="Of the loss.")] = _DEFAULT.weighting,
     bins: Annotated[int, typer.Option(help="Timestep bins, each with its own residual.")] = _DEFAULT.bins,
+    parts: Annotated[int, typer.Option(help="Parts of the subject that --layout parts tells apart.")] = _DEFAULT.parts,
+    where: Annotated[
+        Where, typer.Option(help="Blocks of the UNet that have a residual: all, or the up half.")
+    ] = _DEFAULT.where,
     replace_maps: Annotated[
         bool,
         typer.Option(
@@ -85,6 +90,8 @@ def train(
         schedule=schedule,
         layout=layout,
         bins=bins,
+        parts=parts,
+        where=where,
         replace_maps=replace_maps,
         weighting=weighting,
         snapshot_every=snapshot_every,

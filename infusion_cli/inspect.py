@@ -28,6 +28,7 @@ def run_inspect(path: Path, as_json: bool, out: Path | None = None) -> None:
         "context_width": concept.context_width,
         "tokens": concept.tokens,
         "bins": concept.bins,
+        "parts": concept.parts,
         "parameters": concept.parameter_count,
         "file_bytes": path.stat().st_size,
         "thumbnail": "yes" if concept.thumbnail else "no",

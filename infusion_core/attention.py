@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .injection import Injection
+from .parts import Layer, additions
 from .sites import Site
 
 Projection = Callable[[Tensor], Tensor]
@@ -103,7 +104,7 @@ class Plan:
     def value_input(self, site: Site, context: Tensor) -> Tensor:
         """The context that enters the value projection, (R, L, D): text states plus context-space residuals."""
         for injection in self.injections:
-            if not injection.in_value_space:
+            if injection.in_context_space:
                 context = injection.add_to(context, site)
         return context
 
@@ -130,11 +131,17 @@ def cross_attention(
         plan: source of the maps, readers and residuals.
 
     Returns:
-        (R, N, heads * head width): ``softmax(Q K^T / sqrt(d)) (V + residual)``, eq. 7.
+        (R, N, heads * head width): ``softmax(Q K^T / sqrt(d)) (V + residual)``, eq. 7, and what `parts` add.
     """
     query, key = plan.query_key(site, lambda: (split_heads(to_q(hidden), heads), split_heads(to_k(context), heads)))
     value = plan.value(site, to_v(plan.value_input(site, context)))
-    return join_heads(F.scaled_dot_product_attention(query, key, split_heads(value, heads)))
+    out = F.scaled_dot_product_attention(query, key, split_heads(value, heads))
+    layer = Layer(
+        query.__getitem__, key.__getitem__, lambda x: split_heads(to_k(x), heads), lambda x: split_heads(to_v(x), heads)
+    )
+    for rows, added in additions(plan.injections, site, layer):
+        out = out.index_add(0, rows, added)
+    return join_heads(out)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -43,9 +43,19 @@ class Injection:
         return target.index_put((self.rows, self.positions), chosen, accumulate=True)
 
     @property
+    def in_context_space(self) -> bool:
+        """Whether the residual is added to the context, before the value projection."""
+        return self.concept.residual.layout in ("block", "layer")
+
+    @property
     def in_value_space(self) -> bool:
-        """Whether the residual is added after the value projection instead of before it."""
+        """Whether the residual is added to the value, after the projection."""
         return self.concept.residual.layout == "value"
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether queries choose among several residuals, see `parts`."""
+        return self.concept.residual.layout == "parts"
 
 
 def inject(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .captions import class_word
 from .errors import InfusionError, printable
-from .residuals import LAYOUTS, MOST_NUMBERS, ConceptResidual, architecture_name
+from .residuals import BY_BLOCK, LAYOUTS, MOST_NUMBERS, ConceptResidual, architecture_name
 from .thumbnails import check_picture
 
 MOST_PLACES = 512  # SDXL has 70 sites
@@ -50,16 +50,22 @@ def check_shapes(concept: ConceptResidual, shapes: Mapping[str, tuple[int, ...]]
     Raises:
         ValueError: with the reason.
     """
-    place = _BLOCK if concept.layout == "block" else _SITE
+    place = _BLOCK if concept.layout in BY_BLOCK else _SITE
     for name, shape in shapes.items():
         if not place.fullmatch(name):
             raise ValueError(f"{quoted(name)} is no place of the layout {concept.layout}")
         if len(shape) != 3 or not all(shape):
             raise ValueError(f"residual.{name} is not a (bins, tokens, width) residual")
-        if concept.layout != "value" and shape[2] != concept.context_width:
+        if concept.layout in ("block", "layer") and shape[2] != concept.context_width:
             raise ValueError(f"residual.{name} has width {shape[2]}, not the context width {concept.context_width}")
+        if concept.layout == "parts" and shape[2] % (2 * concept.context_width):
+            raise ValueError(
+                f"residual.{name} has width {shape[2]}, no multiple of twice the context width {concept.context_width}"
+            )
     if len({shape[:2] for shape in shapes.values()}) != 1:
         raise ValueError("no residuals, or bins and tokens differ between them")
+    if concept.layout == "parts" and len({shape[2] for shape in shapes.values()}) != 1:
+        raise ValueError("the number of parts differs between its residuals")
     if len(shapes) > MOST_PLACES or sum(b * t * w for b, t, w in shapes.values()) > MOST_NUMBERS:
         raise ValueError(f"more than {MOST_PLACES} residuals or {MOST_NUMBERS} numbers")
 

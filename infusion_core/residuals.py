@@ -13,8 +13,10 @@ from torch import Tensor
 from .errors import InfusionError
 from .sites import Site
 
-Layout = Literal["block", "layer", "value"]
+Layout = Literal["block", "layer", "value", "parts"]
+Where = Literal["everywhere", "up"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
+BY_BLOCK = ("block", "parts")  # layouts whose places are blocks; those of the others are sites
 # Of one concept. 10 bins of 5 tokens at each of SDXL's 70 sites are 7,168,000 numbers, in layout `value` 10 bins of 9.
 MOST_NUMBERS = 7_500_000
 
@@ -47,11 +49,18 @@ class Base:
         """The sites by name."""
         return {site.name: site for site in self.sites}
 
-    def places(self, layout: Layout) -> dict[str, int]:
-        """Names of the residuals a layout has on this base, each with its width."""
-        if layout == "block":
-            return {site.block: self.context_width for site in self.sites}
-        return {s.name: self.context_width if layout == "layer" else s.value_width for s in self.sites}
+    def places(self, layout: Layout, parts: int = 1, where: Where = "everywhere") -> dict[str, int]:
+        """Names of the residuals a layout has on this base, each with its width.
+
+        Args:
+            layout: see `ConceptResidual`.
+            parts: that the layout ``parts`` tells apart.
+            where: ``up`` for the up half alone.
+        """
+        sites = [site for site in self.sites if where == "everywhere" or site.block.startswith("up.")]
+        if layout in BY_BLOCK:
+            return {s.block: self.context_width * (2 * parts if layout == "parts" else 1) for s in sites}
+        return {s.name: self.context_width if layout == "layer" else s.value_width for s in sites}
 
 
 @dataclass(frozen=True)
@@ -61,8 +70,10 @@ class ConceptResidual:
     Attributes:
         word: what a prompt says, e.g. ``cat``; several tokens are allowed.
         layout: ``block`` (one context-space residual per UNet block), ``layer`` (one per site) or ``value`` (one
-            value-space residual per site, eq. 7 to the letter).
-        tensors: residuals by place (block or site name), each (bins, tokens, width). Bin 0 holds the lowest noise.
+            value-space residual per site, eq. 7 to the letter) or ``parts`` (per UNet block several context-space
+            residuals with a key each, by which queries choose among them, see `parts`).
+        tensors: residuals by place (block or site name), each (bins, tokens, width). Bin 0 holds the lowest noise. The
+            width of ``parts`` is that of all residuals, then that of all keys: ``2 * parts * context_width``.
         architecture, context_width, prediction: of the base model, see `Base`.
         training: free-form settings and results, strings only.
         thumbnail: JPEG or PNG bytes, or None.
@@ -88,6 +99,13 @@ class ConceptResidual:
         return next(iter(self.tensors.values())).shape[1]
 
     @property
+    def parts(self) -> int:
+        """How many parts of a thing it tells apart; 1 in every layout but ``parts``."""
+        if self.layout != "parts":
+            return 1
+        return next(iter(self.tensors.values())).shape[2] // (2 * self.context_width)
+
+    @property
     def replace_maps(self) -> bool:
         """Whether it was trained with the base stream's attention maps, as all are whose file does not deny it."""
         return self.training.get("replace_maps") != "false"
@@ -99,7 +117,7 @@ class ConceptResidual:
 
     def at(self, site: Site) -> Tensor | None:
         """The residual that acts at a site, (bins, tokens, width), or None."""
-        return self.tensors.get(site.block if self.layout == "block" else site.name)
+        return self.tensors.get(site.block if self.layout in BY_BLOCK else site.name)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> ConceptResidual:
         """A copy on another device and in another precision."""
@@ -119,7 +137,7 @@ class ConceptResidual:
             raise InfusionError(f"{made} context width {self.context_width}, not {base.context_width}; {remedy}")
         if self.prediction != base.prediction:
             raise InfusionError(f"{made} {self.prediction} models, this one predicts {base.prediction}; {remedy}")
-        places = base.places(self.layout)
+        places = base.places(self.layout, self.parts)
         for name, tensor in self.tensors.items():
             if name not in places:
                 raise InfusionError(f"{made} a UNet with {name}, which this model lacks; {remedy}")
@@ -127,21 +145,27 @@ class ConceptResidual:
                 raise InfusionError(f"{made} width {tensor.shape[-1]} at {name}, not {places[name]}; {remedy}")
 
 
-def zero_residual(base: Base, word: str, layout: Layout = "block", bins: int = 1, tokens: int = 1) -> ConceptResidual:
+def zero_residual(
+    base: Base, word: str, layout: Layout = "block", bins: int = 1, tokens: int = 1, parts: int = 1,
+    where: Where = "everywhere",
+) -> ConceptResidual:  # fmt: skip
     """The residual that changes nothing; training starts here.
 
     Raises:
-        InfusionError: unknown layout, bins or tokens below 1, or more numbers than a concept file holds.
+        InfusionError: unknown layout, bins, tokens or parts below 1, no site where it should be, or more numbers than a
+            concept file holds.
     """
     if layout not in LAYOUTS:
         raise InfusionError(f"unknown layout {layout!r}; choose one of: {', '.join(LAYOUTS)}")
-    if bins < 1 or tokens < 1:
-        raise InfusionError(f"bins and tokens start at 1, got bins={bins} tokens={tokens}")
-    places = base.places(layout)
+    if bins < 1 or tokens < 1 or parts < 1:
+        raise InfusionError(f"bins, tokens and parts start at 1, got bins={bins} tokens={tokens} parts={parts}")
+    places = base.places(layout, parts, where)
+    if not places:
+        raise InfusionError("this UNet has no cross-attention in its up half; train everywhere")
     if bins * tokens * sum(places.values()) > MOST_NUMBERS:
         raise InfusionError(
             f"{bins} bins of {tokens} tokens in layout {layout} are more than the {MOST_NUMBERS:,} numbers that a "
-            "concept file holds; take fewer bins, a shorter word or layout block"
+            "concept file holds; take fewer bins or parts, a shorter word or layout block"
         )
     tensors = {name: torch.zeros(bins, tokens, width) for name, width in places.items()}
     return ConceptResidual(word, layout, tensors, base.architecture, base.context_width, base.prediction)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
-LAYOUTS = ("block", "layer", "value")
+LAYOUTS = ("block", "layer", "value", "parts")
+PARTS = 3
 PROMPTS = {
     "own": ("a big circle at left on pink", "a small square at right on teal", "a triangle"),
     "other": ("a photo of a diamond", "a circle at right", "a small triangle at top on pink"),
@@ -65,7 +66,7 @@ def inputs(model: Any) -> Tensors:
         given[f"{which}/context"] = torch.cat([model.text.encode(p).conditioning.context for p in prompts])
     for name, use in USES.items():
         for layout in LAYOUTS:
-            for place, width in base.places(layout).items():
+            for place, width in base.places(layout, PARTS).items():
                 residual = torch.randn(BINS, use.tokens, width, generator=generator) * 2
                 given[f"{name}/{layout}/{place}"] = residual
     return given
@@ -197,8 +198,10 @@ class Explicit:
             query, key = self.seen[site.name] = self.choose(site.name, query, key)
             scores = torch.einsum("rhnw,rhlw->rhnl", query, key) / query.shape[-1] ** 0.5
             maps = self.maps[site.name] = torch.softmax(scores, -1)
-            mixed = torch.einsum("rhnl,rhlw->rnhw", maps, split(value)).flatten(2)
-            return attn.to_out[0](mixed)  # type: ignore[no-any-return]
+            mixed = torch.einsum("rhnl,rhlw->rnhw", maps, split(value))
+            if self.layout == "parts":
+                self.add_parts(mixed, attn, site, query, maps)
+            return attn.to_out[0](mixed.flatten(2))  # type: ignore[no-any-return]
 
         return attend
 
@@ -209,6 +212,20 @@ class Explicit:
             residual = residuals(self.given, name, self.layout)[site.block if self.layout == "block" else site.name]
             for row, position, token, bin_ in use.entries():
                 target[row, position] += use.strength * use.blocks.get(site.block, 1.0) * residual[bin_, token]
+
+    def add_parts(self, mixed: Tensor, attn: Any, site: Any, query: Tensor, maps: Tensor) -> None:
+        """Both concepts' parts, head by head and part by part, to attention's output (R, N, heads, head width)."""
+        for name, use in USES.items():
+            numbers = residuals(self.given, name, "parts")[site.block]
+            for row, position, token, bin_ in use.entries():
+                values, keys = numbers[bin_, token].reshape(2, PARTS, -1)
+                strength = use.strength * use.blocks.get(site.block, 1.0)
+                for head in range(attn.heads):
+                    wide = slice(head * query.shape[3], (head + 1) * query.shape[3])
+                    scores = query[row, head] @ attn.to_k(keys)[:, wide].T / query.shape[3] ** 0.5  # (N, PARTS)
+                    shares = maps[row, head, :, position, None] * torch.softmax(scores, 1)
+                    for part in range(PARTS):
+                        mixed[row, :, head] += strength * shares[:, part, None] * attn.to_v(values)[part, wide]
 
 
 @torch.no_grad()

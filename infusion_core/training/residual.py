@@ -14,10 +14,11 @@ from ..denoiser import Denoiser, EncodedPrompt, stack
 from ..errors import InfusionError
 from ..injection import inject
 from ..noise import bin_of, seeded
-from ..residuals import ConceptResidual, Layout, zero_residual
+from ..residuals import ConceptResidual, Layout, Where, zero_residual
 from ..schedule import RateSchedule
 from ..streams import concept_stream
 from .engine import Trainer
+from .numbers import Numbers, with_random_keys
 from .objective import Noised, ParameterGroup, Times, Weighting, loss_weights, timesteps
 from .settings import MOST_AT_ONCE, TrainSettings
 from .state import TrainState
@@ -32,6 +33,10 @@ class ResidualSettings(TrainSettings):
         learning_rate: of AdamW; the paper has 0.01, constant.
         batch_size: samples per pass.
         layout: where the residual lives, see `ConceptResidual`.
+        parts: that the layout ``parts`` tells apart.
+        key_scale: size of the random keys that ``parts`` start with.
+        key_rate: learning rate of the keys over that of the residuals.
+        where: ``up`` for the UNet's up half alone.
         bins: timestep bins, each with its own residual.
         replace_maps: the concept stream attends with the base stream's maps.
         weighting: of the loss over noise levels; ``uniform`` as in the paper, ``velocity`` weighs
@@ -44,6 +49,10 @@ class ResidualSettings(TrainSettings):
     validation_draws: int = 8
     batch_size: int = 4
     layout: Layout = "block"
+    parts: int = 3
+    key_scale: float = 1.0
+    key_rate: float = 1.0
+    where: Where = "everywhere"
     bins: int = 1
     replace_maps: bool = True
     weighting: Weighting = "velocity"
@@ -51,7 +60,7 @@ class ResidualSettings(TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(batch_size=MOST_AT_ONCE, bins=MOST_AT_ONCE, validation_draws=MOST_AT_ONCE)
+        self._require(batch_size=MOST_AT_ONCE, bins=MOST_AT_ONCE, validation_draws=MOST_AT_ONCE, parts=MOST_AT_ONCE)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -90,14 +99,18 @@ class ResidualObjective:
             raise InfusionError(f"a caption does not hold the word {word!r}; check the caption templates")
         self.denoiser, self.latents, self.prompts, self.settings = denoiser, checked(latents), prompts, settings
         self._masks = None if masks is None else normalised(masks)
-        blank = zero_residual(denoiser.base, word, settings.layout, settings.bins, len(prompts[0].spans[0][0]))
-        chosen = (blank if start is None else _continued(start, blank, denoiser)).to(denoiser.device, torch.float32)
-        trained = {name: t.detach().clone().requires_grad_() for name, t in chosen.tensors.items()}
-        self.residual = replace(chosen, tensors=trained, training=settings.facts)
+        tokens = len(prompts[0].spans[0][0])
+        blank = zero_residual(
+            denoiser.base, word, settings.layout, settings.bins, tokens, settings.parts, settings.where
+        )
+        if settings.layout == "parts":
+            blank = with_random_keys(blank, settings.key_scale, settings.seed)
+        chosen = blank if start is None else _continued(start, blank, denoiser)
+        self._numbers = Numbers(replace(chosen, training=settings.facts).to(denoiser.device, torch.float32))
 
     def groups(self) -> list[ParameterGroup]:
-        """The residuals by place."""
-        return [ParameterGroup(self.residual.tensors)]
+        """The residuals by place, and the keys of their parts."""
+        return self._numbers.groups(self.settings.key_rate)
 
     def losses(self, generator: Generator) -> dict[str, Tensor]:
         """The weighted denoising loss of one batch."""
@@ -125,7 +138,8 @@ class ResidualObjective:
 
     def learned(self) -> ConceptResidual:
         """The concept as learned so far, detached, on the CPU."""
-        return replace(self.residual, tensors={k: v.detach().cpu().clone() for k, v in self.residual.tensors.items()})
+        residual = self._numbers.residual()
+        return replace(residual, tensors={k: v.detach().cpu().clone() for k, v in residual.tensors.items()})
 
     def extra_state(self) -> dict[str, Tensor]:
         """Nothing beside the residuals."""
@@ -141,7 +155,8 @@ class ResidualObjective:
         conditioning = stack([self.prompts[i].conditioning for i in captions])
         bins = bin_of(noised.sigma, denoiser.sigmas.to(noised.sigma), settings.bins).tolist()
         spans = [self.prompts[i].spans[0] for i in captions]
-        concept = LoadedConcept(self.residual.word, self.residual)
+        residual = self._numbers.residual()
+        concept = LoadedConcept(residual.word, residual)
         injection = inject(concept, range(len(captions)), spans, bins, denoiser.device)
         predict = partial(denoiser.predict, noised.latents, noised.sigma, conditioning)
         output = concept_stream(predict, [injection], settings.replace_maps)
@@ -193,7 +208,14 @@ def _continued(start: ConceptResidual, blank: ConceptResidual, denoiser: Denoise
     start.check_fits(denoiser.base)
     if {k: v.shape for k, v in start.tensors.items()} != {k: v.shape for k, v in blank.tensors.items()}:
         raise InfusionError(
-            f"the concept to continue from has layout {start.layout}, {start.bins} bins and {start.tokens} tokens, "
-            f"not {blank.layout}, {blank.bins} and {blank.tokens}; set the same layout, bins and word"
+            f"the concept to continue from has {_told(start)}, not {_told(blank)}; set the same layout, bins, parts, "
+            "place and word"
         )
     return replace(blank, tensors=start.tensors)
+
+
+def _told(concept: ConceptResidual) -> str:
+    return (
+        f"layout {concept.layout}, {concept.bins} bins, {concept.tokens} tokens, {concept.parts} parts and "
+        f"{len(concept.tensors)} places"
+    )

@@ -89,7 +89,11 @@ OURS = Published(
     (
         *COMMON,
         rate(1e-3, 1.0),
-        Knob("layout", Choice(("block", "layer", "value"))),
+        Knob("layout", Choice(("block", "layer", "value", "parts"))),
+        Knob("parts", Choice((2, 3, 4, 6)), only_if=("layout", "parts")),
+        Knob("key_scale", Span(0.1, 3.0), only_if=("layout", "parts")),
+        Knob("key_rate", Span(0.1, 3.0), only_if=("layout", "parts")),
+        Knob("where", Choice(("everywhere", "up"))),
         Knob("bins", Choice((1, 2, 4))),
         Knob("replace_maps", Choice((True, False))),
     ),

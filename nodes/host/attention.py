@@ -14,7 +14,9 @@ from typing import Any, Protocol
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
+from ...infusion_core.attention import split_heads
 from ...infusion_core.errors import InfusionError
+from ...infusion_core.parts import Layer, OfRows, Projected
 from ...infusion_core.sites import Site
 from .options import described
 
@@ -31,6 +33,10 @@ class Pass(Protocol):
 
     def projected(self, query: Tensor, key: Tensor, value: Tensor, extra: Mapping[str, Any]) -> Triple:
         """What rows attend with, (R, N or L, heads * head width) each."""
+        ...
+
+    def attended(self, output: Tensor, query: Tensor, key: Tensor, extra: Mapping[str, Any]) -> Tensor:
+        """What comes of it, (R, N, heads * head width), from the query and key that rows attended with."""
         ...
 
 
@@ -70,6 +76,10 @@ class Replacer:
         state: Pass | None = extra.get(PASS)
         if state is not None:
             query, key, value = state.projected(query, key, value, extra)
+        output = self._attend(query, key, value, extra)
+        return output if state is None else state.attended(output, query, key, extra)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, extra: dict[str, Any]) -> Tensor:
         if self.before is not None:
             result: Tensor = self.before(query, key, value, extra)
             return result
@@ -78,6 +88,27 @@ class Replacer:
             query, key, value, extra["n_heads"], attn_precision=precision, transformer_options=extra
         )
         return attended
+
+
+def layer_of(attention: Any, query: OfRows, key: OfRows) -> Layer:
+    """A layer of the host's, whose projected queries and keys are known, as the core's."""
+
+    def split(projection: Any) -> Projected:
+        return lambda x: split_heads(projection(x), attention.heads)
+
+    return Layer(query, key, split(attention.to_k), split(attention.to_v))
+
+
+def layers_of(unet: Any) -> dict[str, Any]:
+    """The host's cross-attention layers by the names of their sites."""
+    sides = {"input": unet.input_blocks, "middle": [unet.middle_block], "output": unet.output_blocks}
+    return {
+        f"{side}.{number}.{depth}": block.attn2
+        for side, blocks in sides.items()
+        for number, modules in enumerate(blocks)
+        for module in modules
+        for depth, block in enumerate(getattr(module, "transformer_blocks", ()))
+    }
 
 
 def slots_of(site: Site) -> tuple[tuple[str, int, int], tuple[str, int]]:

@@ -17,8 +17,9 @@ from torch import Tensor
 from ...infusion_core.attention import Plan, join_heads, split_heads
 from ...infusion_core.denoiser import Conditioning, EncodedPrompt
 from ...infusion_core.errors import InfusionError
+from ...infusion_core.parts import additions
 from ...infusion_core.sites import Site
-from .attention import PASS, Replacer, Triple, patch_inputs, slots_of
+from .attention import PASS, Replacer, Triple, layer_of, layers_of, patch_inputs, slots_of
 from .memory import Memory
 from .mentions import MENTIONS, Mentions
 from .model import base_of
@@ -34,6 +35,7 @@ class PlannedPass:
     """A `Pass` under a plan of the core's, whose rows the caller has laid out itself."""
 
     sites: Mapping[str, Site]
+    layers: Mapping[str, Any]
     plan: Plan
 
     def inputs(self, query: Tensor, key: Tensor, value: Tensor, extra: Mapping[str, Any]) -> Triple:
@@ -45,6 +47,15 @@ class PlannedPass:
         site, heads = self.sites[site_name(extra)], extra["n_heads"]
         chosen = self.plan.query_key(site, lambda: (split_heads(query, heads), split_heads(key, heads)))
         return join_heads(chosen[0]), join_heads(chosen[1]), self.plan.value(site, value)
+
+    def attended(self, output: Tensor, query: Tensor, key: Tensor, extra: Mapping[str, Any]) -> Tensor:
+        """What words' parts add."""
+        name, heads = site_name(extra), extra["n_heads"]
+        queries, keys = split_heads(query, heads), split_heads(key, heads)
+        projected = layer_of(self.layers[name], queries.__getitem__, keys.__getitem__)
+        for rows, added in additions(self.plan.injections, self.sites[name], projected):
+            output = output.index_add(0, rows, join_heads(added))
+        return output
 
 
 class HostDenoiser:
@@ -62,6 +73,7 @@ class HostDenoiser:
         self.prediction: Any = self.base.prediction
         self._model, self._inner = model, model.model
         self.sigmas = model.get_model_object("model_sampling").sigmas.detach().clone().float().cpu()
+        self._layers = layers_of(self._inner.diffusion_model)
         self._replacers = {slots_of(site)[0]: Replacer() for site in self.base.sites}
 
     def load(self) -> None:
@@ -81,7 +93,7 @@ class HostDenoiser:
         options: dict[str, Any] = {"sigmas": sigma, "optimized_attention_override": _differentiable_attention}
         if not plan.empty:
             options |= {
-                PASS: PlannedPass(self.base.sites_by_name, plan),
+                PASS: PlannedPass(self.base.sites_by_name, self._layers, plan),
                 "patches": {"attn2_patch": [patch_inputs]},
                 "patches_replace": {"attn2": self._replacers},
             }

@@ -7,13 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ...infusion_core.attention import Plan
+from ...infusion_core.attention import Plan, join_heads, split_heads
 from ...infusion_core.errors import InfusionError
 from ...infusion_core.injection import Injection, inject
+from ...infusion_core.parts import additions
 from ...infusion_core.sites import Site
-from .attention import Triple
+from .attention import Triple, layer_of
 from .grown import Grown, InputPatch, trace
 from .mentions import Mentions
 from .options import is_foreign
@@ -22,6 +24,7 @@ from .rows import BaseRow, Batch, Entry, batch_of, site_name
 from .run import Run
 
 _BATCH, _GROWN = "infusion_batch", "infusion_grown"  # in a block's options: how its rows are laid out
+_ADDED = "infusion_added"  # there too: what the parts of words will add to the output
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class TwoStreamPass:
         acting: concepts whose residual is added at this noise level, by key.
         concept_rows: by conditioning; rows with a `BaseRow` are the base stream, all others the unpatched model's.
         pictures: in the batch.
+        layers: the host's cross-attention layers by site; empty until the network runs.
         scouting: a pass of the unpatched model that notes what the regions of its conditionings name.
         queries: of rows whose concept rows are not in the same forward, (tiles, pictures, N, C) by site and
             conditioning, in the order of forwards.
@@ -68,6 +72,7 @@ class TwoStreamPass:
     acting: Mapping[str, Acting]
     concept_rows: Mapping[Entry, ConceptRows]
     pictures: int
+    layers: Mapping[str, Any] = field(default_factory=dict)
     scouting: bool = False
     queries: dict[tuple[str, Entry], deque[Tensor]] = field(default_factory=lambda: defaultdict(deque))
     _plans: dict[tuple[Any, ...], Plan] = field(default_factory=dict)
@@ -89,16 +94,43 @@ class TwoStreamPass:
             for patch in ordered:
                 query, key, value = patch(query, key, value, extra)
             if len(query) == len(given[0]):
-                return query, key, value
-            grown = extra[_GROWN] = self._grown(foreign, given, value, extra)
-            return query, key, self._plan(extra[_BATCH], grown, value).value_input(self._site(extra), value)
+                plan = self._plan(extra[_BATCH], None, value)
+            else:
+                grown = extra[_GROWN] = self._grown(foreign, given, value, extra)
+                plan = self._plan(extra[_BATCH], grown, value)
+                value = plan.value_input(self._site(extra), value)
+            extra[_ADDED] = self._parts(plan, query, key, extra)
+            return query, key, value
 
         return run
+
+    def outputs(self, output: Tensor, extra: Any) -> Tensor:
+        """The attn2_output_patch: what the parts of words add, (R, N, C)."""
+        for rows, added in extra.pop(_ADDED, ()):
+            output = output.index_add(0, rows, added)
+        return output
 
     def projected(self, query: Tensor, key: Tensor, value: Tensor, extra: Any) -> Triple:
         """Value-space residuals."""
         plan = self._plan(extra[_BATCH], extra.get(_GROWN), value)
         return query, key, plan.value(self._site(extra), value)
+
+    def attended(self, output: Tensor, query: Tensor, key: Tensor, extra: Any) -> Tensor:
+        """As it is: the parts of words join at the output, where no other node's replacer is in the way."""
+        return output
+
+    def _parts(self, plan: Plan, query: Tensor, key: Tensor, extra: Any) -> list[tuple[Tensor, Tensor]]:
+        """Rows and what the parts of words add to each after the output projection, from the inputs of the layer."""
+        if not any(injection.in_parts for injection in plan.injections):
+            return []
+        layer, site = self.layers[site_name(extra)], self._site(extra)
+        projected = layer_of(
+            layer,
+            lambda rows: split_heads(layer.to_q(query[rows]), layer.heads),
+            lambda rows: split_heads(layer.to_k(key[rows]), layer.heads),
+        )
+        found = [(rows, join_heads(added)) for rows, added in additions(plan.injections, site, projected)]
+        return [(rows, layer.to_out(added) - layer.to_out(torch.zeros_like(added[:1, :1]))) for rows, added in found]
 
     def _site(self, extra: Mapping[str, Any]) -> Site:
         return self.patch.base.sites_by_name[site_name(extra)]
@@ -159,7 +191,7 @@ class TwoStreamPass:
                 injections=[
                     injection
                     for key in self.acting
-                    for injection in self._inject(key, value if self.patch.in_value_space(key) else context, like)
+                    for injection in self._inject(key, context if self.patch.in_context_space(key) else value, like)
                 ]
             )
         return self._plans[layout]

@@ -59,9 +59,18 @@ class Patch:
         """Keys of the concepts that a text names and that are not switched off."""
         return self.acting(mentions.spans if mentions else ())
 
+    def in_context_space(self, key: str) -> bool:
+        """Whether a concept's residuals are added before the value projection."""
+        return self.concepts[key].residual.layout in ("block", "layer")
+
     def in_value_space(self, key: str) -> bool:
         """Whether a concept's residuals are added after the value projection."""
         return self.concepts[key].residual.layout == "value"
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether a concept has parts."""
+        return any(concept.residual.layout == "parts" for concept in self.concepts.values())
 
     def placed(self, key: str, device: torch.device, dtype: torch.dtype) -> LoadedConcept:
         """A concept where a pass computes, in its precision; brought there once, not at every step."""

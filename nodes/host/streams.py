@@ -16,7 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...infusion_core.schedule import NEVER
-from .attention import PASS, check_replacers
+from .attention import PASS, check_replacers, layers_of
 from .conds import Conds, base_of, brings_texts, entries_of, patches_rows, twinned, weighed_by_strength
 from .memory import mentions_in
 from .moment import Moment
@@ -119,6 +119,9 @@ class TwoStreams:
         if state is not None:
             patches = transformer_options.get("patches", {})
             patches = {**patches, "attn2_patch": [state.around(patches.get("attn2_patch", ()))]}
+            if self.patch.in_parts:
+                state.layers = layers_of(executor.class_obj)
+                patches["attn2_output_patch"] = [state.outputs, *patches.get("attn2_output_patch", ())]
             transformer_options = {**transformer_options, "patches": patches}
         return executor(x, timesteps, context, y, control, transformer_options, *args, **kwargs)
 

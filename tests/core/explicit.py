@@ -13,11 +13,13 @@ from torch import Tensor
 from .toy import HEADS, ToyDenoiser
 
 Additions = Sequence[tuple[int, int, Mapping[str, Tensor]]]  # row, position, and what is added there by site
+Parts = Sequence[tuple[int, int, Mapping[str, Tensor]]]  # row, position, and by site residuals and keys, (2, parts, D)
 
 
 def predict(
     denoiser: ToyDenoiser, noised: Tensor, sigma: Tensor, context: Tensor, additions: Additions = (),
-    value_space: bool = False, maps: Sequence[Tensor] | None = None,
+    value_space: bool = False, maps: Sequence[Tensor] | None = None, parts: Parts = (),
+    queries: Sequence[Tensor] | None = None, seen: list[Tensor] | None = None,
 ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
     """The network's output (R, 4, 2, 2), and the map (R, heads, N, L) of every layer.
 
@@ -27,6 +29,9 @@ def predict(
         additions: residuals.
         value_space: they are added after the value projection.
         maps: to attend with instead of the layers' own.
+        parts: of words. What a query pays a word, it shares among the parts by their keys.
+        queries: that share, (R, N, width) by layer, instead of the layers' own.
+        seen: the layers' own queries are put there.
     """
     weight = {name: tensor.double() for name, tensor in denoiser.state_dict().items()}
     scaled = noised / (sigma.double().reshape(-1, 1, 1, 1) ** 2 + 1) ** 0.5
@@ -43,6 +48,9 @@ def predict(
         for row, position, by_site in additions:
             if value_space:
                 v[row, position] = v[row, position] + by_site[site.name]
+        if seen is not None:
+            seen.append(q)
+        asking = q if queries is None else queries[layer]
         width = q.shape[-1] // HEADS
         for head in range(HEADS):
             part = slice(head * width, (head + 1) * width)
@@ -54,6 +62,15 @@ def predict(
                 for t in range(context.shape[1]))
             for head in range(HEADS)
         ]  # fmt: skip
+        for row, position, by_site in parts:
+            values, keys = by_site[site.name]
+            v_parts, k_parts = values @ weight[f"v.{layer}.weight"].T, keys @ weight[f"k.{layer}.weight"].T
+            for head in range(HEADS):
+                part = slice(head * width, (head + 1) * width)
+                shares = torch.softmax(asking[row, :, part] @ k_parts[:, part].T / width**0.5, dim=-1)  # (N, parts)
+                added = torch.zeros_like(out[head])
+                added[row] = used[-1][row, head, :, position, None] * (shares @ v_parts[:, part])
+                out[head] = out[head] + added
         hidden = hidden + torch.cat(out, -1)
     left = hidden @ weight["leave.weight"].T + weight["leave.bias"]
     return left.transpose(1, 2).reshape(noised.shape), used

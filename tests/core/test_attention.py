@@ -171,3 +171,37 @@ def test_a_residual_takes_the_precision_of_what_it_is_added_to():
     concept, (_, _, context, _) = LoadedConcept("w", zero_residual(BASE, "w")), setup()
     injection = inject(concept, [0], [((2,),)], [0])
     assert injection.add_to(context.half(), SITE).dtype == torch.float16
+
+
+def test_parts_share_what_a_word_is_paid():
+    """Queries choose among residuals by keys: eq. 7 with the mean of the residuals that a query chooses."""
+    project, hidden, context, g = setup()
+    residual = zero_residual(BASE, "w", "parts", bins=2, tokens=2, parts=3)
+    (numbers,) = residual.tensors.values()
+    numbers.normal_(generator=g)
+    injection = inject(LoadedConcept("w", residual, 0.7), [0, 2], [((1, 2), (4, 5)), ((0, 3),)], [1, 0])
+    out = run(project, hidden, context, Plan(injections=[injection]))
+    expected = explicit(project, hidden, context, context, [])
+    queries, keys_of_text = project["q"](hidden).double(), project["k"](context).double()
+    for row, occurrences, bin_ in ((0, ((1, 2), (4, 5)), 1), (2, ((0, 3),), 0)):
+        for token, position in ((t, p) for occurrence in occurrences for t, p in enumerate(occurrence)):
+            values, keys = numbers[bin_, token].reshape(2, 3, 10)
+            for head in range(HEADS):
+                part = slice(head * 4, head * 4 + 4)
+                q = queries[row, :, part]
+                paid = torch.softmax(q @ keys_of_text[row, :, part].T / 2.0, dim=-1)[:, position]
+                shares = torch.softmax(q @ project["k"](keys).double()[:, part].T / 2.0, dim=-1)
+                expected[row, :, part] += 0.7 * paid[:, None] * (shares @ project["v"](values).double()[:, part])
+    close(out, expected)
+
+
+def test_one_part_is_a_residual_of_its_block():
+    project, hidden, context, g = setup()
+    parts, block = zero_residual(BASE, "w", "parts"), zero_residual(BASE, "w")
+    parts.tensors["down.0"].normal_(generator=g)
+    block.tensors["down.0"].copy_(parts.tensors["down.0"][..., :10])
+    one, other = (
+        run(project, hidden, context, Plan(injections=[inject(LoadedConcept("w", r), [0], [((2,),)], [0])]))
+        for r in (parts, block)
+    )
+    torch.testing.assert_close(one, other)

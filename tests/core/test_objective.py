@@ -13,14 +13,14 @@ from infusion_core.training.objective import Noised, loss_weights, stratified_ti
 from infusion_core.training.residual import ResidualObjective, ResidualSettings
 
 from . import explicit
-from .toy import ToyDenoiser, concept, latents, prompts
+from .toy import PARTS, WIDTH, ToyDenoiser, concept, latents, prompts
 
 BATCH, BINS = 3, 2
 MASKS = torch.tensor([[[[1.0, 0.1], [0.5, 0.0]]], [[[0.3, 0.2], [0.0, 1.0]]]])
 
 
 def settings(**changes):
-    return ResidualSettings(**{"steps": 4, "batch_size": BATCH, "bins": BINS, **changes})
+    return ResidualSettings(**{"steps": 4, "batch_size": BATCH, "bins": BINS, "parts": PARTS, **changes})
 
 
 def objective(how, masks=None, denoiser=None):
@@ -50,13 +50,21 @@ def written_out(how, masks, seed):
     context = torch.cat([prompts()[i].conditioning.context for i in captions]).double()
     start = concept(denoiser, how.layout, how.bins).tensors
     delta = {place: t.double().requires_grad_() for place, t in start.items()}
-    place_of = {s.name: s.block if how.layout == "block" else s.name for s in denoiser.base.sites}
+    place_of = {s.name: s.block if how.layout in ("block", "parts") else s.name for s in denoiser.base.sites}
     additions = [
         (row, 2, {site: delta[place][int(times[row]) * how.bins // 1000, 0] for site, place in place_of.items()})
         for row in range(BATCH)
     ]
-    maps = explicit.predict(denoiser, noised, sigma, context)[1] if how.replace_maps else None
-    out, _ = explicit.predict(denoiser, noised, sigma, context, additions, how.layout == "value", maps)
+    parts = []
+    if how.layout == "parts":
+        parts = [(row, at, {s: t.reshape(2, PARTS, WIDTH) for s, t in by.items()}) for row, at, by in additions]
+        additions = []
+    maps, queries = None, None
+    if how.replace_maps:
+        queries = []
+        maps = explicit.predict(denoiser, noised, sigma, context, seen=queries)[1]
+    value_space = how.layout == "value"
+    out, _ = explicit.predict(denoiser, noised, sigma, context, additions, value_space, maps, parts, queries)
     error = (out - eps.double()) ** 2
     if masks is not None:
         chosen = masks.double()[images]
@@ -69,6 +77,11 @@ def written_out(how, masks, seed):
     return loss.item(), dict(zip(delta, torch.autograd.grad(loss, list(delta.values())), strict=True))
 
 
+def leaves(under_test):
+    """What is trained, by name."""
+    return {name: tensor for group in under_test.groups() for name, tensor in group.tensors.items()}
+
+
 def far(found, expected):
     """Largest difference over the largest number, all places together."""
     scale = max(t.abs().max() for t in expected.values())
@@ -78,15 +91,18 @@ def far(found, expected):
 @pytest.mark.parametrize("masks", [None, MASKS], ids=["whole", "masked"])
 @pytest.mark.parametrize("replace_maps", [True, False])
 @pytest.mark.parametrize("weighting", ["uniform", "velocity"])
-@pytest.mark.parametrize("layout", ["block", "layer", "value"])
+@pytest.mark.parametrize("layout", ["block", "layer", "value", "parts"])
 def test_the_gradient_is_that_of_the_loss_written_out(layout, weighting, replace_maps, masks):
     how = settings(layout=layout, weighting=weighting, replace_maps=replace_maps)
     under_test = objective(how, masks)
     (losses,) = under_test.losses(torch.Generator().manual_seed(7)).values()
     assert losses.shape == (BATCH,)
-    trained = under_test.residual.tensors
+    trained = leaves(under_test)
     found = dict(zip(trained, torch.autograd.grad(losses.mean(), list(trained.values())), strict=True))
     loss, expected = written_out(how, masks, 7)
+    if layout == "parts":  # trained apart, for keys have a rate of their own
+        halves = {place: gradient.chunk(2, 2) for place, gradient in expected.items()}
+        expected = {p: half[0] for p, half in halves.items()} | {f"{p}.keys": half[1] for p, half in halves.items()}
     assert losses.mean().item() == pytest.approx(loss, rel=1e-5)
     assert far(found, expected) < 1e-5
 
@@ -142,8 +158,8 @@ def test_accumulation_is_the_mean_of_the_passes():
     under_test, total = objective(how), {}
     for _ in range(2):
         (losses,) = under_test.losses(drawn).values()
-        for place, g in zip(under_test.residual.tensors, torch.autograd.grad(losses.mean(), list(
-            under_test.residual.tensors.values())), strict=True):  # fmt: skip
+        trained = leaves(under_test)
+        for place, g in zip(trained, torch.autograd.grad(losses.mean(), list(trained.values())), strict=True):
             total[place] = total.get(place, 0) + g / 2
         means.append(losses.mean().item())
     assert far({k: m * 10 for k, m in trainer.state().mean.items()}, total) < 1e-5
@@ -257,12 +273,12 @@ def test_words_of_several_tokens_have_a_residual_for_each():
     losses = under_test.losses(torch.Generator().manual_seed(0))
     assert list(losses) == ["denoising"]
     losses["denoising"].mean().backward()
-    assert all((t.grad.abs().sum(dim=(0, 2)) > 0).all() for t in under_test.residual.tensors.values())
+    assert all((t.grad.abs().sum(dim=(0, 2)) > 0).all() for t in leaves(under_test).values())
 
 
 def test_a_concept_in_half_precision_goes_on_in_single():
     start = concept(ToyDenoiser()).to("cpu", torch.float16)
     under_test = ResidualObjective(ToyDenoiser(), latents(), prompts(), "cat", settings(bins=1), start)
-    assert {t.dtype for t in under_test.residual.tensors.values()} == {torch.float32}
+    assert {t.dtype for t in leaves(under_test).values()} == {torch.float32}
     for name, tensor in under_test.learned().tensors.items():
         torch.testing.assert_close(tensor, start.tensors[name].float())

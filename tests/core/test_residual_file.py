@@ -33,14 +33,14 @@ def tiny() -> ConceptResidual:
 
 
 def random_sd15(layout, seed=0):
-    concept = zero_residual(SD15, "cat", layout)
+    concept = zero_residual(SD15, "cat", layout, parts=3)
     generator = torch.Generator().manual_seed(seed)
     for tensor in concept.tensors.values():
         tensor.normal_(generator=generator)
     return concept
 
 
-@pytest.mark.parametrize(("layout", "bytes_"), [("block", 10752), ("layer", 24576), ("value", 24960)])
+@pytest.mark.parametrize(("layout", "bytes_"), [("block", 10752), ("layer", 24576), ("value", 24960), ("parts", 64512)])
 def test_sizes_of_the_design(tmp_path, layout, bytes_):
     path = tmp_path / "cat.safetensors"
     size = save_concept(path, random_sd15(layout))

@@ -162,6 +162,7 @@ INVALID = "somewhere is not a valid concept file ({}); get it again"
         ({"word": "[/red]"}, "'[/red]' cannot be a concept's word"),
         ({"word": None}, "its metadata lack word"),
         ({"layout": "spiral"}, "unknown layout 'spiral'"),
+        ({"layout": "parts"}, "residual.down.0 has width 4, no multiple of twice the context width 4"),
         ({"layout": "value"}, "'down.0' is no place of the layout value"),
         ({"base": "sd1", "context_width": "1024"}, "a context width of 1024 is sd2's, not sd1's"),
         ({"base": "unet640", "context_width": "641"}, "a context width of 641 is unet641's, not unet640's"),
@@ -231,6 +232,12 @@ def test_bad_metadata_is_refused_whole(changes, reason):
 )
 def test_bad_tensors_are_refused_whole(tensors, reason):
     assert refusal(written(tensors), where="somewhere") == INVALID.format(reason)
+
+
+def test_a_number_of_parts_holds_for_every_place():
+    uneven = {"residual.mid": torch.ones(1, 1, 8), "residual.up.0": torch.ones(1, 1, 16)}
+    reason = "the number of parts differs between its residuals"
+    assert refusal(written(uneven, layout="parts"), where="somewhere") == INVALID.format(reason)
 
 
 def test_other_files_are_refused_whole():
@@ -333,6 +340,7 @@ def test_a_description_that_no_file_may_have_is_refused_before_it_is_written():
         ({"word": "[/red]"}, "'[/red]' cannot be a concept's word"),
         ({"prediction": "flow"}, "unknown prediction type 'flow'"),
         ({"layout": "spiral"}, "unknown layout 'spiral'"),
+        ({"layout": "parts"}, "residual.down.0 has width 4, no multiple of twice the context width 4"),
         ({"tensors": {"mid": torch.ones(1, 1, 5)}}, "residual.mid has width 5, not the context width 4"),
         ({"tensors": {}}, "no residuals, or bins and tokens differ between them"),
         ({"training": {f"c{i}": "d" * 1000 for i in range(33)}}, "more than 32768 letters of training settings"),

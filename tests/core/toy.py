@@ -13,6 +13,7 @@ from infusion_core.residuals import Base, ConceptResidual, zero_residual
 from infusion_core.sites import Site
 
 WIDTH, CHANNELS, HEADS, LENGTH = 8, 6, 2, 5
+PARTS = 2
 SHARPNESS = 5.0
 
 
@@ -64,7 +65,7 @@ def concept(
     denoiser: ToyDenoiser, layout: str = "block", bins: int = 1, seed: int = 3, size: float = 1.0
 ) -> ConceptResidual:
     """A residual of random numbers."""
-    residual = zero_residual(denoiser.base, "cat", layout, bins)
+    residual = zero_residual(denoiser.base, "cat", layout, bins, parts=PARTS)
     generator = torch.Generator().manual_seed(seed)
     for tensor in residual.tensors.values():
         tensor.normal_(0, size, generator=generator)

@@ -11,24 +11,33 @@ import torch
 class ExplicitProcessor:
     """Materialises softmax maps; rows in `sources` take the map of another row; values get residuals by hand."""
 
-    def __init__(self, sources, additions, value_space):
-        self.sources, self.additions, self.value_space = sources, additions, value_space
+    def __init__(self, sources, additions, layout):
+        self.sources, self.additions, self.layout = sources, additions, layout
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None):
         context = encoder_hidden_states.clone()
         rows, heads = hidden_states.shape[0], attn.heads
-        if not self.value_space:
+        if self.layout in ("block", "layer"):
             for row, position, vector in self.additions:
                 context[row, position] += vector
         q, k, v = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(context)
-        if self.value_space:
+        if self.layout == "value":
             for row, position, vector in self.additions:
                 v[row, position] += vector
         width = q.shape[-1] // heads
         q, k, v = (x.reshape(rows, -1, heads, width).transpose(1, 2) for x in (q, k, v))
         maps = torch.softmax(q @ k.transpose(-1, -2) / width**0.5, dim=-1)  # (R, heads, N, L)
         maps = maps[self.sources]
-        out = (maps @ v).transpose(1, 2).reshape(rows, -1, heads * width)
+        out = maps @ v
+        if self.layout == "parts":
+            for row, position, vector in self.additions:
+                values, keys = vector.reshape(2, -1, context.shape[2])
+                v_parts, k_parts = (
+                    p.reshape(-1, heads, width).transpose(0, 1) for p in (attn.to_v(values), attn.to_k(keys))
+                )
+                shares = torch.softmax(q[self.sources[row]] @ k_parts.transpose(1, 2) / width**0.5, dim=-1)
+                out[row] += maps[row, :, :, position, None] * (shares @ v_parts)
+        out = out.transpose(1, 2).reshape(rows, -1, heads * width)
         return attn.to_out[0](out)
 
 
@@ -55,14 +64,13 @@ def sample(model, context, uncond, noise, residuals, spans, steps, guidance, bas
         processors = dict(before)
         for path, site in denoiser._sites.items():
             additions = [
-                (row, position, strength * residual.at(site)[t * residual.bins // 1000, token])
+                (row, position, _scaled(residual, site, t, token, strength))
                 for (residual, strength), places in zip(residuals, spans, strict=True)
                 for row in concept_rows
                 for place in places
                 for token, position in enumerate(place)
             ]
-            value_space = residuals[0][0].layout == "value"
-            processors[f"{path}.attn2.processor"] = ExplicitProcessor(sources, additions, value_space)
+            processors[f"{path}.attn2.processor"] = ExplicitProcessor(sources, additions, residuals[0][0].layout)
         denoiser.unet.set_attn_processor(processors)
         latents = torch.cat([base, base, x, x] if own else [x, x, x])
         out = denoiser.unet(latents, t, encoder_hidden_states=states).sample.chunk(groups)
@@ -73,6 +81,13 @@ def sample(model, context, uncond, noise, residuals, spans, steps, guidance, bas
         else:
             x = _ddim(x, out[0] + guidance * (out[2] - out[0]), t, gap, alphas)
     return x
+
+
+def _scaled(residual, site, t, token, strength):
+    """The numbers of a token, residuals at their strength and keys as they are."""
+    numbers = residual.at(site)[t * residual.bins // 1000, token].clone()
+    numbers[: len(numbers) // 2 if residual.layout == "parts" else None] *= strength
+    return numbers
 
 
 def _ddim(x, eps, t, gap, alphas):

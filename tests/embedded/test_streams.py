@@ -21,7 +21,7 @@ PROMPT = "a small circle at the left and a circle and a big square and a triangl
 
 
 def concept(model, word, layout="block", size=0.3, bins=1, seed=0):
-    residual = zero_residual(model.denoiser.base, word, layout, bins)
+    residual = zero_residual(model.denoiser.base, word, layout, bins, parts=3)
     generator = torch.Generator().manual_seed(seed)
     for tensor in residual.tensors.values():
         tensor.normal_(0, size, generator=generator)
@@ -45,7 +45,7 @@ def relative(a, b):
 
 
 @pytest.mark.parametrize("base_latent", ["shared", "own"])
-@pytest.mark.parametrize("layout", ["block", "layer", "value"])
+@pytest.mark.parametrize("layout", ["block", "layer", "value", "parts"])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_fused_path_equals_explicit_maps(tinyworld, base_latent, layout, count):
     concepts = [

@@ -68,7 +68,7 @@ def residual(word: str, seed: int, layout: str = "block", scale: float = 0.6, bi
     from infusion_core.embedded.model import load_model
 
     generator = torch.Generator().manual_seed(seed)
-    blank = zero_residual(load_model("tinyworld").denoiser.base, word, layout, bins)  # type: ignore[arg-type]
+    blank = zero_residual(load_model("tinyworld").denoiser.base, word, layout, bins, parts=3)  # type: ignore[arg-type]
     drawn = {k: torch.randn(t.shape, generator=generator) * scale for k, t in blank.tensors.items()}
     return ConceptResidual(word, blank.layout, drawn, blank.architecture, blank.context_width)
 
@@ -83,6 +83,7 @@ def concepts(server: Server) -> dict[str, ConceptResidual]:
         "layered": residual("circle", 4, "layer"),
         "valued": residual("circle", 5, "value"),
         "binned": residual("circle", 6, bins=3),
+        "parted": residual("circle", 8, "parts"),
         "nothing": residual("circle", 7, scale=0.0),
     }
     for name, concept in made.items():

@@ -61,6 +61,24 @@ def test_value_layout_behind_a_replacer_chains(server: Server, concepts: Any) ->
     assert graphs.close(drawn(1.0), alone) > 0.05
 
 
+def test_parts_act_on_either_side_of_a_replacer(server: Server, concepts: Any) -> None:
+    def drawn(*nodes: str) -> torch.Tensor:
+        graph = Graph()
+        model, clip, _ = graphs.load(graph)
+        for node in nodes:
+            if node == "patch":
+                model, clip = graphs.patch(graph, model, clip, ["parted"])
+            else:
+                model = graph.add("TestReplacer", model=model)
+        samples = graphs.sample(graph, model, graphs.encode(graph, clip, PROMPT), graphs.encode(graph, clip, ""))
+        return graphs.drawn(server, graph, samples, "chain-parts")
+
+    behind = drawn("replacer", "patch")
+    assert torch.equal(drawn("patch", "replacer"), behind)
+    assert graphs.close(behind, drawn("replacer")) > 0.05
+    assert graphs.close(behind, drawn("patch")) > 0.05
+
+
 def test_value_layout_before_a_replacer_is_refused_by_name(server: Server, concepts: Any) -> None:
     graph = Graph()
     model, clip, _ = graphs.load(graph)

@@ -24,6 +24,7 @@ CASES = {
     "layer": ("a big circle at left on pink", ["layered"]),
     "value": ("a big circle at left on pink", ["valued"]),
     "bins": ("a big circle at left on pink", ["binned"]),
+    "parts": ("a big circle at left and a circle at right and a small square at top", ["parted", "corner"]),
 }  # fmt: skip
 
 
@@ -35,7 +36,7 @@ def test_shared(server: Server, concepts: Any, case: str) -> None:
     assert graphs.close(embedded(server, prompt, []), theirs) > 0.1  # the concepts do something
 
 
-@pytest.mark.parametrize("case", ["one", "two", "value"])
+@pytest.mark.parametrize("case", ["one", "two", "value", "parts"])
 def test_own(server: Server, concepts: Any, case: str) -> None:
     prompt, names = CASES[case]
     theirs = embedded(server, prompt, names, base_latent="own")

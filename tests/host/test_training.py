@@ -62,7 +62,7 @@ def assert_alike(learned: Any, wanted: dict[str, torch.Tensor]) -> None:
         assert (learned.tensors[name] - tensor).norm() < 0.02 * tensor.norm(), name
 
 
-@pytest.mark.parametrize("layout", ["block", "value"])
+@pytest.mark.parametrize("layout", ["block", "value", "parts"])
 def test_the_host_learns_what_the_embedded_host_learns(server: Server, photos: list[str], layout: str) -> None:
     graph = Graph()
     trained = train(graph, photos, layout=layout)

@@ -53,7 +53,7 @@ def additions(injections: Iterable[Injection], site: Site, layer: Layer) -> Iter
             continue
         query, key = layer.query(injection.rows), layer.key(injection.rows)
         numbers = tensor[injection.bin, injection.token].to(query.dtype)  # (M, 2 * parts * D)
-        residuals, keys = numbers.unflatten(1, (2, -1, concept.residual.context_width)).unbind(1)
+        residuals, keys = numbers.reshape(len(numbers), 2, -1, concept.residual.context_width).unbind(1)
         mark = torch.zeros(len(key), 1, *key.shape[2:], dtype=key.dtype, device=key.device)
         mark[torch.arange(len(key), device=key.device), :, injection.positions] = 1
         paid = F.scaled_dot_product_attention(query, key, mark.expand_as(key))[..., :1]

@@ -85,8 +85,8 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                     default=_DEFAULT.layout,
                     tooltip="How much room there is for detail. block: one residual per UNet block, the smallest file. "
                     "layer: one per layer, a larger file. value: one per layer, after the value projection; such a "
-                    "concept must be patched in behind nodes that replace attention. parts: three per block, shared out "
-                    "by place in the subject, for patterns and faces; the largest file.",
+                    "concept must be patched in behind nodes that replace attention. parts: three per block, shared "
+                    "out by place in the subject, for patterns and faces; the largest file.",
                     **ADVANCED,
                 ),
                 io.Int.Input(

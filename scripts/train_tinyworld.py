@@ -72,7 +72,7 @@ def main() -> None:
     data = encoded(vae, args.scenes, args.seed, args.out / "scenes.safetensors")
     torch.manual_seed(args.seed)
     settings = TrainSettings(
-        steps=args.steps, learning_rate=1.2e-3, schedule="cosine", warmup_steps=400, weight_decay=1e-4, clip_norm=1.0,
+        steps=args.steps, learning_rate=8e-4, schedule="cosine", warmup_steps=400, weight_decay=1e-4, clip_norm=1.0,
         validation_draws=64, snapshot_every=KEPT_EVERY, seed=args.seed,
     )  # fmt: skip
     objective = BaseObjective(data, args.device)

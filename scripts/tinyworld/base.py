@@ -21,14 +21,17 @@ from infusion_core.noise import scaled_linear_sigmas, seeded
 from infusion_core.readers import Recorder
 from infusion_core.training.objective import Noised, ParameterGroup, stratified_times
 
-from .lesson import TOKENIZER, lesson
+from .lesson import TOKENIZER, Lesson, lesson
+from .probes import Reading, Whereabouts
 
 WIDTH = 160  # of the text context
 BATCH = 16
 HEAVIEST = 40.0  # most that a noise level is weighed
 THINGS = 3.0  # how much more the loss inside things counts
 AVERAGE = 0.999  # decay of the weights' moving average
-PROBE_RATE, PROBE_WEIGHT = 6.0, 0.05  # of the probes' learning rate over the network's; of their loss
+TEXT_RATE = 0.5  # the text encoder's learning rate over the network's
+PROBE_RATE = 6.0  # the probes'
+WHEREABOUTS, READING = 0.05, 0.1  # weights of the auxiliary losses
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -95,26 +98,33 @@ class BaseObjective:
         self._sigmas = scaled_linear_sigmas()
         self._denoiser = UNetDenoiser(self.model["unet"], self._sigmas, "epsilon")
         self.model.requires_grad_(True).train()
-        self._whereabouts = Whereabouts(self.model["unet"])
+        self._whereabouts, self._reading = Whereabouts(self.model["unet"]), Reading(WIDTH, device)
         self._average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE), use_buffers=False)
         weights = (1 + self._sigmas.square()).clamp(max=HEAVIEST)
         self._weights = (weights / weights.mean()).to(device)
 
     def groups(self) -> list[ParameterGroup]:
-        """The networks, and the probes of `Whereabouts`."""
+        """The networks, and the probes of the auxiliary losses."""
+        probes = {
+            **dict(self._whereabouts.probes.named_parameters(prefix="probe")),
+            **dict(self._reading.probe.named_parameters(prefix="reading")),
+        }
         return [
-            ParameterGroup(dict(self.model.named_parameters())),
-            ParameterGroup(dict(self._whereabouts.probes.named_parameters(prefix="probe")), PROBE_RATE),
+            ParameterGroup(dict(self.model["unet"].named_parameters(prefix="unet"))),
+            ParameterGroup(dict(self.model["text_encoder"].named_parameters(prefix="text_encoder")), TEXT_RATE),
+            ParameterGroup(probes, PROBE_RATE),
         ]
 
     def losses(self, generator: Generator) -> dict[str, Tensor]:
-        """``denoising`` and ``whereabouts``, each (B,)."""
+        """``denoising`` and ``whereabouts``, each (B,), and ``reading``, one per noun that was told its look."""
         picks = torch.randint(len(self._data.scenes), (BATCH,), generator=generator).tolist()
         times = stratified_times(BATCH, len(self._sigmas), generator)
-        errors = self._errors(picks, times, generator)
+        read = self._lesson(picks, generator)
+        errors = self._errors(read, picks, times, generator)
         return {
             "denoising": errors * self._weights[times.to(errors.device)],
-            "whereabouts": PROBE_WEIGHT * self._whereabouts.errors(),
+            "whereabouts": WHEREABOUTS * self._whereabouts.errors(),
+            "reading": READING * self._reading.errors(read.nouns, read.looks),
         }
 
     @torch.no_grad()
@@ -122,7 +132,8 @@ class BaseObjective:
         """Unweighted losses (draws,) on pictures, captions and noise that are the same at every call."""
         generator = seeded(seed)
         picks = torch.randint(len(self._data.scenes), (draws,), generator=generator).tolist()
-        return self._errors(picks, stratified_times(draws, len(self._sigmas), generator), generator)
+        times = stratified_times(draws, len(self._sigmas), generator)
+        return self._errors(self._lesson(picks, generator), picks, times, generator)
 
     def after_step(self) -> None:
         """Follow with the moving average."""
@@ -141,11 +152,13 @@ class BaseObjective:
     def restore(self, extra: Mapping[str, Tensor]) -> None:
         self._average.load_state_dict(dict(extra))
 
-    def _errors(self, picks: list[int], times: Tensor, generator: Generator) -> Tensor:
+    def _lesson(self, picks: list[int], generator: Generator) -> Lesson:
+        rng = Random(int(torch.randint(2**62, (), generator=generator)))
+        return lesson(self.model["text_encoder"], [self._data.scenes[i] for i in picks], rng)
+
+    def _errors(self, read: Lesson, picks: list[int], times: Tensor, generator: Generator) -> Tensor:
         """Squared errors (B,), more of them inside things."""
         device, data = self._denoiser.device, self._data
-        rng = Random(int(torch.randint(2**62, (), generator=generator)))
-        read = lesson(self.model["text_encoder"], [data.scenes[i] for i in picks], rng)
         latents = data.latents[picks].float().to(device)
         eps = torch.randn(latents.shape, generator=generator)
         noised = Noised.of(latents, times, eps, self._sigmas, "epsilon")
@@ -160,38 +173,6 @@ class BaseObjective:
 
     def _predict(self, noised: Noised, states: Tensor, rows: Tensor, plan: Plan) -> Tensor:
         return self._denoiser.predict(noised.latents[rows], noised.sigma[rows], Conditioning(states[rows]), plan)
-
-
-class Whereabouts:
-    """An auxiliary loss: every feature map must tell where its cells are, read by a linear probe.
-
-    Only zero padding tells a convolutional network where it is. Left to itself it soon learns the distance to the edge
-    ("center" or not) and for thousands of steps not the direction ("left" or "right").
-    """
-
-    def __init__(self, unet: UNet2DConditionModel) -> None:
-        self._features: list[Tensor] = []
-        widths = {unet.down_blocks[0]: 64, unet.down_blocks[1]: 128, unet.mid_block: 128, unet.up_blocks[0]: 128}
-        self.probes = nn.ModuleList(nn.Conv2d(width, 2, 1) for width in widths.values()).to(unet.device)
-        for module in widths:
-            module.register_forward_hook(self._keep)
-
-    def clear(self) -> None:
-        """Forget earlier passes."""
-        self._features.clear()
-
-    def errors(self) -> Tensor:
-        """Squared error of the coordinates, each in [-1, 1], over the features of the last pass, (B,)."""
-        errors = []
-        for probe, feature in zip(self.probes, self._features, strict=True):
-            side = torch.linspace(-1, 1, feature.shape[-1], device=feature.device)
-            wanted = torch.stack(torch.meshgrid(side, side, indexing="ij"))
-            errors.append((probe(feature) - wanted).square().mean(dim=(1, 2, 3)))
-        self.clear()
-        return torch.stack(errors).mean(dim=0)
-
-    def _keep(self, _module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        self._features.append(output[0] if isinstance(output, tuple) else output)
 
 
 @torch.no_grad()

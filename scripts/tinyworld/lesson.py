@@ -14,7 +14,7 @@ from infusion_core.concepts import LoadedConcept
 from infusion_core.embedded.text import WordTokenizer
 from infusion_core.embedded.tinyworld import words
 from infusion_core.embedded.tinyworld.captions import OPENINGS, caption, random_aspects
-from infusion_core.embedded.tinyworld.world import Scene
+from infusion_core.embedded.tinyworld.world import Look, Scene
 from infusion_core.injection import Injection
 from infusion_core.residuals import Base, ConceptResidual
 from infusion_core.sites import Site
@@ -34,6 +34,8 @@ class Lesson:
         changes: of nouns, that values alone see, (M, D).
         rows, positions: where they act, (M,).
         replaced: rows that attend with the maps of a pass without changes, (K,).
+        nouns: states of the nouns that a caption, shown or not, tells the look of, (N, D).
+        looks: of these.
     """
 
     states: Tensor
@@ -41,6 +43,8 @@ class Lesson:
     rows: Tensor
     positions: Tensor
     replaced: Tensor
+    nouns: Tensor
+    looks: tuple[Look, ...]
 
     def plan(self, base: Base, maps: dict[str, QueryKey]) -> Plan:
         """How the network reads it; `maps` are those of the rows that are replaced."""
@@ -81,10 +85,16 @@ def lesson(text_encoder: Any, scenes: list[Scene], rng: Random) -> Lesson:
     told: list[str] = []
     moves: list[tuple[int, int, int, int]] = []  # row in `told`, noun's position there, row in `shown`, position there
     replaced: list[int] = []
+    plain: list[tuple[int, int]] = []  # row in `shown`, noun's position there, of captions that tell the look there
+    looks: dict[bool, list[Look]] = {True: [], False: []}  # by whether values alone see them
     for row, scene in enumerate(scenes):
         say, opening = random_aspects(rng), rng.choice(OPENINGS)
         text = "" if rng.random() < EMPTY else caption(scene, say, opening)
-        if text and "look" in say and rng.random() < IN_THE_NOUN:
+        hidden = "look" in say and bool(text) and rng.random() < IN_THE_NOUN
+        if text and "look" in say:
+            looks[hidden] += [thing.look for thing in scene.things if thing.look]
+            plain += [] if hidden else [(row, _noun(text, thing.shape)) for thing in scene.things]
+        if hidden:
             bare = caption(scene, say - {"look"}, opening)
             moves += [(len(told), _noun(text, thing.shape), row, _noun(bare, thing.shape)) for thing in scene.things]
             told.append(text)
@@ -96,8 +106,17 @@ def lesson(text_encoder: Any, scenes: list[Scene], rng: Random) -> Lesson:
     device = text_encoder.device
     states, full = text_encoder(ids.to(device)).last_hidden_state.split([len(shown), len(told)])
     from_row, from_position, row, position = torch.tensor(moves, dtype=torch.long, device=device).reshape(-1, 4).T
-    changes = full[from_row, from_position] - states[row, position]
-    return Lesson(states, changes, row, position, torch.tensor(replaced, dtype=torch.long, device=device))
+    told_nouns = full[from_row, from_position]
+    rows, positions = torch.tensor(plain, dtype=torch.long, device=device).reshape(-1, 2).T
+    return Lesson(
+        states,
+        told_nouns - states[row, position],
+        row,
+        position,
+        torch.tensor(replaced, dtype=torch.long, device=device),
+        torch.cat([told_nouns, states[rows, positions]]),
+        (*looks[True], *looks[False]),
+    )
 
 
 def _noun(text: str, shape: str) -> int:

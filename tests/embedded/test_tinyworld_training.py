@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from random import Random
 
 import pytest
@@ -11,12 +12,14 @@ from infusion_core.attention import QueryKey
 from infusion_core.denoiser import Conditioning
 from infusion_core.embedded.tinyworld import HELD_OUT_LOOKS, words
 from infusion_core.embedded.tinyworld.captions import caption, random_scene
+from infusion_core.embedded.tinyworld.world import BODIES, COLOURS, Look
 from infusion_core.embedded.unet import UNetDenoiser
 from infusion_core.noise import scaled_linear_sigmas, seeded
 from infusion_core.training.engine import Trainer
 from infusion_core.training.settings import TrainSettings
 from scripts.tinyworld import base, lesson
 from scripts.tinyworld.base import BaseObjective, Encoded, build_text_encoder, build_unet, lengthen_rare_words
+from scripts.tinyworld.probes import Reading
 
 CPU = torch.device("cpu")
 
@@ -35,11 +38,11 @@ def encoder():
 
 @torch.no_grad()
 def test_a_lesson_hides_looks_in_the_values_of_nouns(scenes, encoder, monkeypatch):
-    told: list[str] = []
+    told: list[tuple[str, bool]] = []
 
     def noted(scene, say, opening):
-        told.append(caption(scene, say, opening))
-        return told[-1]
+        told.append((caption(scene, say, opening), "look" in say))
+        return told[-1][0]
 
     def states(text):
         return encoder(torch.tensor([lesson.TOKENIZER.frame(lesson.TOKENIZER.split(text)[0])])).last_hidden_state[0]
@@ -47,20 +50,26 @@ def test_a_lesson_hides_looks_in_the_values_of_nouns(scenes, encoder, monkeypatc
     monkeypatch.setattr(lesson, "caption", noted)
     monkeypatch.setattr(lesson, "EMPTY", 0.0)
     read = lesson.lesson(encoder, scenes, Random(1))
+    nouns, count = list(zip(read.nouns, read.looks, strict=True)), 0
     hidden = set(read.rows.tolist())
     assert 0 < len(read.replaced) < len(hidden)
     assert set(read.replaced.tolist()) <= hidden
     texts, changes = iter(told), iter(zip(read.rows.tolist(), read.positions.tolist(), read.changes, strict=True))
     for row, scene in enumerate(scenes):
-        full = next(texts)
-        shown = next(texts) if row in hidden else full
+        full, says_look = next(texts)
+        shown = next(texts)[0] if row in hidden else full
         assert torch.allclose(read.states[row], states(shown), atol=1e-5)
+        for thing in scene.things if says_look else ():
+            state = states(full)[full.split().index(thing.shape) + 1]
+            assert thing.look in [look for noun, look in nouns if torch.allclose(noun, state, atol=1e-5)]
+            count += 1
         for thing in scene.things if row in hidden else ():
             noun = full.split().index(thing.shape) + 1, shown.split().index(thing.shape) + 1
             at, position, change = next(changes)
             assert (at, position) == (row, noun[1])
             assert torch.allclose(change, states(full)[noun[0]] - states(shown)[noun[1]], atol=1e-5)
     assert next(changes, None) is None
+    assert count == len(nouns)
 
 
 @torch.no_grad()
@@ -129,4 +138,23 @@ def test_validation_of_the_base_draws_the_same_every_time(scenes):
     objective = BaseObjective(Encoded(scenes, torch.randn(24, 4, 16, 16).half(), torch.ones(24, 1, 16, 16).half()), CPU)
     assert torch.equal(objective.validation(6, 3), objective.validation(6, 3))
     assert not torch.equal(objective.validation(6, 3), objective.validation(6, 4))
-    assert objective.losses(seeded(0)).keys() == {"denoising", "whereabouts"}
+    assert objective.losses(seeded(0)).keys() == {"denoising", "whereabouts", "reading"}
+
+
+def test_a_probe_that_reads_every_look_loses_nothing():
+    looks = [Look("plain", "red"), Look("over", "blue", "white", "green")]
+    reading = Reading(2, CPU)
+    sizes, colours = [3, 7, 7, 7], [None, *COLOURS]
+    with torch.no_grad():
+        reading.probe.weight.zero_()
+        reading.probe.bias.zero_()
+    even = sum(math.log(size) for size in sizes)  # knows nothing: every answer is as likely
+    assert reading.errors(torch.eye(2), looks).tolist() == pytest.approx([even, even])
+    with torch.no_grad():
+        for column, look in enumerate(looks):
+            answers = [list(BODIES).index(look.body), *map(colours.index, (look.first, look.second, look.dot))]
+            for start, answer in zip((0, 3, 10, 17), answers, strict=True):
+                reading.probe.weight[start + answer, column] = 50.0
+    assert reading.errors(torch.eye(2), looks).max() < 1e-6
+    assert reading.errors(torch.eye(2), looks[::-1]).min() > 10
+    assert reading.errors(torch.zeros(0, 2), []).tolist() == [0.0]

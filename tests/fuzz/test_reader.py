@@ -43,7 +43,8 @@ RUBBISH = st.sampled_from(
      '{"title":"dog","word":"dog"}', '{"a":"\\ud800"}', '{"a":"\x1b"}', '{"a":' + "9" * 5000 + "}", "null", "[1]",
      "x" * 70_000,
      "data:image/png;base64,AAAA", "data:image/jpeg;base64,/9j/", "data:image/png;base64," + "iVBORw0K" * 9000,
-     "sd1", "sd2", "sdxl", "tinyworld", "unet4", "unet768", "block", "layer", "value", "parts", "v", "epsilon", "768", "2048"]
+     "sd1", "sd2", "sdxl", "tinyworld", "unet4", "unet768", "block", "layer", "value", "parts", "v", "epsilon",
+     "768", "2048"]
 )  # fmt: skip
 ANYTHING = st.recursive(
     st.none() | st.booleans() | NUMBERS | st.floats() | st.text(max_size=20) | RUBBISH,

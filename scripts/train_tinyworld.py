@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=16000, help="that the text encoder and the UNet are shown")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--bfloat16", action="store_true", help="much faster where the processor has it in hardware")
+    parser.add_argument("--bfloat16", action="store_true", help="faster where the processor has it in hardware")
     args = parser.parse_args()
     keep_to(args.out / "given.json", {k: v for k, v in vars(args).items() if k not in ("out", "device")})
     weights = args.out / "weights"

@@ -104,14 +104,14 @@ class Plan:
     def value_input(self, site: Site, context: Tensor) -> Tensor:
         """The context that enters the value projection, (R, L, D): text states plus context-space residuals."""
         for injection in self.injections:
-            if injection.in_context_space:
+            if injection.space == "context":
                 context = injection.add_to(context, site)
         return context
 
     def value(self, site: Site, value: Tensor) -> Tensor:
         """The projected value (R, L, heads * head width) plus value-space residuals."""
         for injection in self.injections:
-            if injection.in_value_space:
+            if injection.space == "value":
                 value = injection.add_to(value, site)
         return value
 

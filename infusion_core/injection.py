@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .concepts import LoadedConcept
 from .errors import InfusionError
+from .residuals import Space
 from .sites import Site
 
 
@@ -43,19 +44,9 @@ class Injection:
         return target.index_put((self.rows, self.positions), chosen, accumulate=True)
 
     @property
-    def in_context_space(self) -> bool:
-        """Whether the residual is added to the context, before the value projection."""
-        return self.concept.residual.layout in ("block", "layer")
-
-    @property
-    def in_value_space(self) -> bool:
-        """Whether the residual is added to the value, after the projection."""
-        return self.concept.residual.layout == "value"
-
-    @property
-    def in_parts(self) -> bool:
-        """Whether queries choose among several residuals, see `parts`."""
-        return self.concept.residual.layout == "parts"
+    def space(self) -> Space:
+        """What the residual is added to, see `ConceptResidual`."""
+        return self.concept.residual.space
 
 
 def inject(

@@ -49,7 +49,7 @@ def additions(injections: Iterable[Injection], site: Site, layer: Layer) -> Iter
     for injection in injections:
         concept = injection.concept
         tensor = concept.residual.at(site)
-        if not injection.in_parts or tensor is None or not len(injection.rows):
+        if injection.space != "output" or tensor is None or not len(injection.rows):
             continue
         query, key = layer.query(injection.rows), layer.key(injection.rows)
         numbers = tensor[injection.bin, injection.token].to(query.dtype)  # (M, 2 * parts * D)

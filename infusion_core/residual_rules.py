@@ -56,7 +56,7 @@ def check_shapes(concept: ConceptResidual, shapes: Mapping[str, tuple[int, ...]]
             raise ValueError(f"{quoted(name)} is no place of the layout {concept.layout}")
         if len(shape) != 3 or not all(shape):
             raise ValueError(f"residual.{name} is not a (bins, tokens, width) residual")
-        if concept.layout in ("block", "layer") and shape[2] != concept.context_width:
+        if concept.space == "context" and shape[2] != concept.context_width:
             raise ValueError(f"residual.{name} has width {shape[2]}, not the context width {concept.context_width}")
         if concept.layout == "parts" and shape[2] % (2 * concept.context_width):
             raise ValueError(

@@ -15,7 +15,9 @@ from .sites import Site
 
 Layout = Literal["block", "layer", "value", "parts"]
 Where = Literal["everywhere", "up"]
+Space = Literal["context", "value", "output"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
+_SPACES: dict[Layout, Space] = {"block": "context", "layer": "context", "value": "value", "parts": "output"}
 BY_BLOCK = ("block", "parts")  # layouts whose places are blocks; those of the others are sites
 # Of one concept. 10 bins of 5 tokens at each of SDXL's 70 sites are 7,168,000 numbers, in layout `value` 10 bins of 9.
 MOST_NUMBERS = 7_500_000
@@ -97,6 +99,11 @@ class ConceptResidual:
     def tokens(self) -> int:
         """Number of tokens of the word."""
         return next(iter(self.tensors.values())).shape[1]
+
+    @property
+    def space(self) -> Space:
+        """What it is added to: the context, before the value projection; the value; or the output of attention."""
+        return _SPACES[self.layout]
 
     @property
     def parts(self) -> int:

@@ -66,7 +66,7 @@ def _patched(model: Any, patch: Patch) -> Any:
         patched.remove_wrappers_with_key(kind, ATTACHED)
         patched.add_wrapper_with_key(kind, ATTACHED, wrapper)
     patched.set_attachments(ATTACHED, patch)
-    if any(map(patch.in_value_space, patch.concepts)):
+    if patch.any_in("value"):
         _replace_attention(patched, patch.base.sites)
     return patched
 

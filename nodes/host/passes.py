@@ -121,7 +121,7 @@ class TwoStreamPass:
 
     def _parts(self, plan: Plan, query: Tensor, key: Tensor, extra: Any) -> list[tuple[Tensor, Tensor]]:
         """Rows and what the parts of words add to each after the output projection, from the inputs of the layer."""
-        if not any(injection.in_parts for injection in plan.injections):
+        if not any(injection.space == "output" for injection in plan.injections):
             return []
         layer, site = self.layers[site_name(extra)], self._site(extra)
         projected = layer_of(
@@ -191,7 +191,9 @@ class TwoStreamPass:
                 injections=[
                     injection
                     for key in self.acting
-                    for injection in self._inject(key, context if self.patch.in_context_space(key) else value, like)
+                    for injection in self._inject(
+                        key, context if self.patch.concepts[key].residual.space == "context" else value, like
+                    )
                 ]
             )
         return self._plans[layout]

@@ -11,7 +11,7 @@ import torch
 
 from ...infusion_core.concepts import LoadedConcept
 from ...infusion_core.residual_file import concept_bytes
-from ...infusion_core.residuals import Base
+from ...infusion_core.residuals import Base, Space
 from ...infusion_core.schedule import ALWAYS, Window
 from ...infusion_core.streams import BaseLatent
 from .memory import Memory, execution
@@ -59,18 +59,9 @@ class Patch:
         """Keys of the concepts that a text names and that are not switched off."""
         return self.acting(mentions.spans if mentions else ())
 
-    def in_context_space(self, key: str) -> bool:
-        """Whether a concept's residuals are added before the value projection."""
-        return self.concepts[key].residual.layout in ("block", "layer")
-
-    def in_value_space(self, key: str) -> bool:
-        """Whether a concept's residuals are added after the value projection."""
-        return self.concepts[key].residual.layout == "value"
-
-    @property
-    def in_parts(self) -> bool:
-        """Whether a concept has parts."""
-        return any(concept.residual.layout == "parts" for concept in self.concepts.values())
+    def any_in(self, space: Space) -> bool:
+        """Whether a concept's residuals are added to that."""
+        return any(concept.residual.space == space for concept in self.concepts.values())
 
     def placed(self, key: str, device: torch.device, dtype: torch.dtype) -> LoadedConcept:
         """A concept where a pass computes, in its precision; brought there once, not at every step."""

@@ -68,7 +68,7 @@ class TwoStreams:
             return executor(guider, sigmas, {**extra_args, "model_options": known}, shown, own_noise, *args, **kwargs)
 
         if run.named or brings_texts(options, conds):
-            if any(map(self.patch.in_value_space, self.patch.concepts)):
+            if self.patch.any_in("value"):
                 check_replacers(self.patch.base.sites, options["transformer_options"])
             drawn = self._draw(draw, run, guider, noise.device, callback)
         else:
@@ -119,7 +119,7 @@ class TwoStreams:
         if state is not None:
             patches = transformer_options.get("patches", {})
             patches = {**patches, "attn2_patch": [state.around(patches.get("attn2_patch", ()))]}
-            if self.patch.in_parts:
+            if self.patch.any_in("output"):
                 state.layers = layers_of(executor.class_obj)
                 patches["attn2_output_patch"] = [state.outputs, *patches.get("attn2_output_patch", ())]
             transformer_options = {**transformer_options, "patches": patches}

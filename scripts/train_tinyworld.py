@@ -1,4 +1,4 @@
-"""Make TinyWorld's base model from nothing: the autoencoder, then the text encoder and the UNet.
+"""Make TinyWorld's base model from nothing: the autoencoder, the text encoder, then the UNet.
 
     python scripts/train_tinyworld.py --out out/tinyworld
 
@@ -24,21 +24,24 @@ from diffusers import AutoencoderTiny, DDIMScheduler
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import CLIPTextModel
 
 from infusion_cli.console import Interrupt, progress, say
 from infusion_core.atomic import write_atomic
 from infusion_core.embedded.tinyworld import HELD_OUT_LOOKS, words
 from infusion_core.embedded.tinyworld.captions import random_scene
 from infusion_core.embedded.tinyworld.painting import paint, silhouette
-from infusion_core.embedded.tinyworld.world import Scene
+from infusion_core.embedded.tinyworld.world import SIZE, Scene
 from infusion_core.training.engine import Trainer
 from infusion_core.training.settings import TrainSettings
 from infusion_core.training.state import load_state, save_state
 from scripts.tinyworld.autoencoder import AutoencoderObjective
-from scripts.tinyworld.base import BaseObjective, Encoded
+from scripts.tinyworld.text_encoder import TextEncoderObjective, lengthen_rare_words
+from scripts.tinyworld.unet import Encoded, UNetObjective
 
 Losses = Callable[[Generator], dict[str, Tensor]]
 KEPT_EVERY = 250  # steps
+MOST_THINGS = 3  # in a scene
 SCHEDULER = DDIMScheduler(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
     steps_offset=1, timestep_spacing="trailing",
@@ -50,8 +53,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/tinyworld"))
     parser.add_argument("--autoencoder-steps", type=int, default=4800)
-    parser.add_argument("--steps", type=int, default=11000)
-    parser.add_argument("--scenes", type=int, default=16000, help="that the text encoder and the UNet are shown")
+    parser.add_argument("--text-encoder-steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=10000, help="of the UNet")
+    parser.add_argument("--scenes", type=int, default=16000, help="that captions and latents are of")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--bfloat16", action="store_true", help="faster where the processor has it in hardware")
@@ -60,24 +64,32 @@ def main() -> None:
     weights = args.out / "weights"
 
     if not (weights / "vae").exists():
-        torch.manual_seed(args.seed)
-        settings = TrainSettings(
-            steps=args.autoencoder_steps, learning_rate=2e-3, schedule="cosine", warmup_steps=100, weight_decay=1e-4,
-            clip_norm=1.0, validation_draws=64, snapshot_every=KEPT_EVERY, seed=args.seed,
-        )  # fmt: skip
-        objective = AutoencoderObjective(args.seed, args.device)
-        vae = train("autoencoder", objective, settings, args.out, args.bfloat16)
-        vae.half().save_pretrained(weights / "vae")
+        how = recipe(args.autoencoder_steps, 2e-3, 100, args.seed)
+        vae = train("autoencoder", AutoencoderObjective(args.seed, args.device), how, args.out, args.bfloat16)
+        write_network(vae, weights / "vae")
     vae = AutoencoderTiny.from_pretrained(weights / "vae").to(args.device, torch.float32).eval()
-    data = encoded(vae, args.scenes, args.seed, args.out / "scenes.safetensors")
-    torch.manual_seed(args.seed)
-    settings = TrainSettings(
-        steps=args.steps, learning_rate=8e-4, schedule="cosine", warmup_steps=400, weight_decay=1e-4, clip_norm=1.0,
-        validation_draws=64, snapshot_every=KEPT_EVERY, seed=args.seed,
-    )  # fmt: skip
-    objective = BaseObjective(data, args.device)
-    write_model(weights, train("base model", objective, settings, args.out, args.bfloat16))
+    scenes = some_scenes(args.scenes, args.seed)
+    if not (weights / "text_encoder").exists():
+        how = recipe(args.text_encoder_steps, 1e-3, 100, args.seed)
+        reader = train("text encoder", TextEncoderObjective(scenes, args.device), how, args.out, args.bfloat16)
+        lengthen_rare_words(reader)
+        write_network(reader, weights / "text_encoder")
+    reader = CLIPTextModel.from_pretrained(weights / "text_encoder").float()
+    data = encoded(vae, scenes, args.out / "scenes.safetensors")
+    how = recipe(args.steps, 8e-4, 200, args.seed)
+    unet = train("UNet", UNetObjective(data, reader, args.device), how, args.out, args.bfloat16)
+    write_network(unet, weights / "unet")
+    write_rest(weights)
     say(f"Wrote {weights}")
+
+
+def recipe(steps: int, rate: float, warmup: int, seed: int) -> TrainSettings:
+    """How a network is trained. Also seeds torch, for the weights it begins with."""
+    torch.manual_seed(seed)
+    return TrainSettings(
+        steps=steps, learning_rate=rate, schedule="cosine", warmup_steps=warmup, weight_decay=1e-4,
+        clip_norm=1.0, validation_draws=64, snapshot_every=KEPT_EVERY, seed=seed,
+    )  # fmt: skip
 
 
 def keep_to(file: Path, given: dict[str, int]) -> None:
@@ -133,11 +145,16 @@ def in_bfloat16(losses: Losses, device: str) -> Losses:
     return mixed
 
 
-@torch.no_grad()
-def encoded(vae: AutoencoderTiny, count: int, seed: int, cache: Path) -> Encoded:
-    """Random scenes of a seed, encoded; kept in a file."""
+def some_scenes(count: int, seed: int) -> list[Scene]:
+    """Random scenes of a seed, in none of which a thing has a held-out look."""
     rng = Random(seed)
-    scenes = [random_scene(rng, HELD_OUT_LOOKS) for _ in range(count)]
+    return [random_scene(rng, HELD_OUT_LOOKS) for _ in range(count)]
+
+
+@torch.no_grad()
+def encoded(vae: AutoencoderTiny, scenes: list[Scene], cache: Path) -> Encoded:
+    """The scenes, encoded; kept in a file."""
+    count = len(scenes)
     if not cache.exists():
         latents, covers = [], []
         with progress("encode scenes", count) as advance:
@@ -145,7 +162,7 @@ def encoded(vae: AutoencoderTiny, count: int, seed: int, cache: Path) -> Encoded
                 part = scenes[start : start + 50]
                 pixels = torch.stack([torch.from_numpy(paint(s)) for s in part]).permute(0, 3, 1, 2)
                 latents.append(vae.encode((pixels * 2 - 1).to(vae.device)).latents.half().cpu())
-                covers.append(torch.stack([_cover(scene) for scene in part]).half())
+                covers.append(torch.stack([_covers(scene) for scene in part]).half())
                 advance(steps=len(part))
         partial = cache.with_suffix(".partial")
         save_file({"latents": torch.cat(latents).contiguous(), "covers": torch.cat(covers).contiguous()}, partial)
@@ -154,16 +171,23 @@ def encoded(vae: AutoencoderTiny, count: int, seed: int, cache: Path) -> Encoded
     return Encoded(scenes, tensors["latents"], tensors["covers"])
 
 
-def _cover(scene: Scene) -> Tensor:
-    """How much of each latent cell things cover, (1, 16, 16)."""
-    covered = torch.stack([torch.from_numpy(silhouette(thing)) for thing in scene.things]).sum(0).clamp(max=1)
-    return nn.functional.avg_pool2d(covered[None], 8)
+def _covers(scene: Scene) -> Tensor:
+    """How much of each latent cell each thing covers, (3, 16, 16)."""
+    covered = torch.zeros(MOST_THINGS, SIZE, SIZE)
+    for cover, thing in zip(covered, scene.things, strict=False):
+        cover[:] = torch.from_numpy(silhouette(thing))
+    return nn.functional.avg_pool2d(covered, 8)
 
 
-def write_model(folder: Path, networks: nn.ModuleDict) -> None:
-    """The networks in half precision with all that a model folder holds beside them; the autoencoder is there."""
-    for name, network in networks.items():
-        network.half().save_pretrained(folder / name)
+def write_network(network: Any, folder: Path) -> None:
+    """Write a network in half precision, wholly or not at all."""
+    partial = folder.with_suffix(".partial")
+    network.half().save_pretrained(partial)
+    partial.replace(folder)
+
+
+def write_rest(folder: Path) -> None:
+    """What a model folder holds beside the networks."""
     SCHEDULER.save_pretrained(folder / "scheduler")
     (folder / "tokenizer").mkdir(exist_ok=True)
     for file, told in (("tokenizer/words.json", words.tokenizer_file()), ("infusion.json", SAMPLING)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -9,20 +10,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infusion_core.attention import Plan, QueryKey
+from infusion_core.attention import Plan, QueryKey, Reader
 from infusion_core.concepts import LoadedConcept
-from infusion_core.embedded.text import WordTokenizer
-from infusion_core.embedded.tinyworld import words
 from infusion_core.embedded.tinyworld.captions import OPENINGS, caption, random_aspects
-from infusion_core.embedded.tinyworld.world import Look, Scene
+from infusion_core.embedded.tinyworld.world import Scene
 from infusion_core.injection import Injection
 from infusion_core.residuals import Base, ConceptResidual
 from infusion_core.sites import Site
 
-TOKENIZER = WordTokenizer(words.tokenizer_file()["words"], words.START, words.END, words.LENGTH)
+from .text_encoder import noun, read
+
 EMPTY = 0.1  # share of captions that say nothing, for classifier-free guidance
 IN_THE_NOUN = 0.7  # share of the captions with a look whose look only the noun's value tells
 REPLACED = 0.5  # share of these that attend with the maps of a pass that is not told the look
+
+
+@dataclass(frozen=True)
+class Nouns:
+    """Nouns that the network reads.
+
+    Attributes:
+        rows, positions: where they stand, (N,).
+        things: which of the scene's each of them is, (N,).
+    """
+
+    rows: Tensor
+    positions: Tensor
+    things: Tensor
 
 
 @dataclass(frozen=True)
@@ -34,8 +48,7 @@ class Lesson:
         changes: of nouns, that values alone see, (M, D).
         rows, positions: where they act, (M,).
         replaced: rows that attend with the maps of a pass without changes, (K,).
-        nouns: states of the nouns that a caption, shown or not, tells the look of, (N, D).
-        looks: of these.
+        nouns: of all captions that say something.
     """
 
     states: Tensor
@@ -43,17 +56,16 @@ class Lesson:
     rows: Tensor
     positions: Tensor
     replaced: Tensor
-    nouns: Tensor
-    looks: tuple[Look, ...]
+    nouns: Nouns
 
-    def plan(self, base: Base, maps: dict[str, QueryKey]) -> Plan:
+    def plan(self, base: Base, maps: dict[str, QueryKey], *readers: Reader) -> Plan:
         """How the network reads it; `maps` are those of the rows that are replaced."""
         tensors = {site.name: self.changes[None] for site in base.sites}
         residual = ConceptResidual("noun", "layer", tensors, base.architecture, base.context_width)
         entries = torch.arange(len(self.rows), device=self.rows.device)
         concept = LoadedConcept("noun", residual)
         injection = Injection(concept, self.rows, self.positions, entries, torch.zeros_like(entries))
-        return Plan(SomeSupplied(self.replaced, maps), injections=[injection])
+        return Plan(SomeSupplied(self.replaced, maps), readers, [injection])
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,7 @@ class SomeSupplied:
         return query.index_copy(0, self.rows, supplied_query), key.index_copy(0, self.rows, supplied_key)
 
 
+@torch.no_grad()
 def lesson(text_encoder: Any, scenes: list[Scene], rng: Random) -> Lesson:
     """Random captions of scenes.
 
@@ -85,40 +98,30 @@ def lesson(text_encoder: Any, scenes: list[Scene], rng: Random) -> Lesson:
     told: list[str] = []
     moves: list[tuple[int, int, int, int]] = []  # row in `told`, noun's position there, row in `shown`, position there
     replaced: list[int] = []
-    plain: list[tuple[int, int]] = []  # row in `shown`, noun's position there, of captions that tell the look there
-    looks: dict[bool, list[Look]] = {True: [], False: []}  # by whether values alone see them
+    nouns: list[tuple[int, int, int]] = []  # row in `shown`, position there, which thing
     for row, scene in enumerate(scenes):
         say, opening = random_aspects(rng), rng.choice(OPENINGS)
         text = "" if rng.random() < EMPTY else caption(scene, say, opening)
-        hidden = "look" in say and bool(text) and rng.random() < IN_THE_NOUN
-        if text and "look" in say:
-            looks[hidden] += [thing.look for thing in scene.things if thing.look]
-            plain += [] if hidden else [(row, _noun(text, thing.shape)) for thing in scene.things]
-        if hidden:
+        if "look" in say and text and rng.random() < IN_THE_NOUN:
             bare = caption(scene, say - {"look"}, opening)
-            moves += [(len(told), _noun(text, thing.shape), row, _noun(bare, thing.shape)) for thing in scene.things]
+            moves += [(len(told), noun(text, thing.shape), row, noun(bare, thing.shape)) for thing in scene.things]
             told.append(text)
             text = bare
             if rng.random() < REPLACED:
                 replaced.append(row)
+        nouns += [(row, noun(text, thing.shape), i) for i, thing in enumerate(scene.things) if text]
         shown.append(text)
-    ids = torch.tensor([TOKENIZER.frame(TOKENIZER.split(text)[0]) for text in shown + told])
-    device = text_encoder.device
-    states, full = text_encoder(ids.to(device)).last_hidden_state.split([len(shown), len(told)])
-    from_row, from_position, row, position = torch.tensor(moves, dtype=torch.long, device=device).reshape(-1, 4).T
-    told_nouns = full[from_row, from_position]
-    rows, positions = torch.tensor(plain, dtype=torch.long, device=device).reshape(-1, 2).T
+    states, full = read(text_encoder, shown + told).split([len(shown), len(told)])
+    from_row, from_position, row, position = _columns(moves, 4, states.device)
     return Lesson(
         states,
-        told_nouns - states[row, position],
+        full[from_row, from_position] - states[row, position],
         row,
         position,
-        torch.tensor(replaced, dtype=torch.long, device=device),
-        torch.cat([told_nouns, states[rows, positions]]),
-        (*looks[True], *looks[False]),
+        torch.tensor(replaced, dtype=torch.long, device=states.device),
+        Nouns(*_columns(nouns, 3, states.device)),
     )
 
 
-def _noun(text: str, shape: str) -> int:
-    """Position of a noun in the framed caption; every word is one token."""
-    return text.split().index(shape) + 1
+def _columns(rows: Sequence[tuple[int, ...]], count: int, device: torch.device) -> Tensor:
+    return torch.tensor(rows, dtype=torch.long, device=device).reshape(-1, count).T

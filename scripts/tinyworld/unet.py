@@ -1,4 +1,4 @@
-"""TinyWorld's text encoder and UNet, trained together on captioned scenes."""
+"""TinyWorld's UNet, trained on captioned scenes that a text encoder reads to it."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from random import Random
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextModel
 
 from infusion_core.attention import Plan, QueryKey
 from infusion_core.denoiser import Conditioning
-from infusion_core.embedded.tinyworld import words
 from infusion_core.embedded.tinyworld.world import Scene
 from infusion_core.embedded.unet import UNetDenoiser
 from infusion_core.noise import scaled_linear_sigmas, seeded
 from infusion_core.readers import Recorder
 from infusion_core.training.objective import Noised, ParameterGroup, stratified_times
 
-from .lesson import TOKENIZER, Lesson, lesson
-from .probes import Reading, Whereabouts
+from .lesson import Lesson, lesson
+from .probes import Grounding, Whereabouts
+from .text_encoder import WIDTH
 
-WIDTH = 160  # of the text context
 BATCH = 16
 HEAVIEST = 40.0  # most that a noise level is weighed
 THINGS = 3.0  # how much more the loss inside things counts
 AVERAGE = 0.999  # decay of the weights' moving average
-TEXT_RATE = 0.5  # the text encoder's learning rate over the network's
-PROBE_RATE = 6.0  # the probes'
-WHEREABOUTS, READING = 0.05, 0.1  # weights of the auxiliary losses
+PROBE_RATE = 6.0  # the probes' learning rate over the network's
+CROSS_ATTENTION_RATE = 2.0  # that of the projections of cross-attention
+CROSS_ATTENTION = ("attn2.to_q.", "attn2.to_k.", "attn2.to_v.")
+WHEREABOUTS, GROUNDING = 0.05, 0.5  # weights of the auxiliary losses
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -47,25 +47,6 @@ def build_unet() -> UNet2DConditionModel:
     )
 
 
-def build_text_encoder() -> CLIPTextModel:
-    """CLIP's causal text encoder in small."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=words.VOCABULARY_SIZE,
-            hidden_size=WIDTH,
-            intermediate_size=4 * WIDTH,
-            projection_dim=WIDTH,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=words.LENGTH,
-            hidden_act="quick_gelu",
-            bos_token_id=words.START,
-            eos_token_id=words.END,
-            pad_token_id=words.END,
-        )
-    )
-
-
 @dataclass(frozen=True)
 class Encoded:
     """Scenes as the network is shown them.
@@ -73,7 +54,7 @@ class Encoded:
     Attributes:
         scenes: N of them.
         latents: (N, 4, 16, 16), half precision.
-        covers: how much of each cell things cover, (N, 1, 16, 16), half precision.
+        covers: how much of each cell each thing covers, (N, 3, 16, 16), half precision; 0 where there are fewer things.
     """
 
     scenes: list[Scene]
@@ -81,7 +62,7 @@ class Encoded:
     covers: Tensor
 
 
-class BaseObjective:
+class UNetObjective:
     """Noise prediction, with more weight on high noise and on things.
 
     Plain epsilon MSE hardly sees the high noise levels, where text decides layout and appearance; the weight
@@ -89,42 +70,44 @@ class BaseObjective:
 
     Args:
         data: what is learned.
+        text_encoder: that reads the captions; not trained.
         device: that trains.
     """
 
-    def __init__(self, data: Encoded, device: torch.device) -> None:
+    def __init__(self, data: Encoded, text_encoder: CLIPTextModel, device: torch.device) -> None:
         self._data = data
-        self.model = nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder()}).to(device)
+        self._text_encoder = text_encoder.to(device).eval()
+        self.unet = build_unet().to(device)
         self._sigmas = scaled_linear_sigmas()
-        self._denoiser = UNetDenoiser(self.model["unet"], self._sigmas, "epsilon")
-        self.model.requires_grad_(True).train()
-        self._whereabouts, self._reading = Whereabouts(self.model["unet"]), Reading(WIDTH, device)
-        self._average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE), use_buffers=False)
+        self._denoiser = UNetDenoiser(self.unet, self._sigmas, "epsilon")
+        self.unet.requires_grad_(True).train()
+        self._whereabouts, self._grounding = Whereabouts(self.unet), Grounding()
+        self._average = AveragedModel(self.unet, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE), use_buffers=False)
         weights = (1 + self._sigmas.square()).clamp(max=HEAVIEST)
         self._weights = (weights / weights.mean()).to(device)
 
     def groups(self) -> list[ParameterGroup]:
-        """The networks, and the probes of the auxiliary losses."""
-        probes = {
-            **dict(self._whereabouts.probes.named_parameters(prefix="probe")),
-            **dict(self._reading.probe.named_parameters(prefix="reading")),
-        }
+        """The network, its cross-attention apart, and the probes of an auxiliary loss."""
+        probes = dict(self._whereabouts.probes.named_parameters(prefix="probe"))
+        network = dict(self.unet.named_parameters())
+        listening = {k: v for k, v in network.items() if any(part in k for part in CROSS_ATTENTION)}
         return [
-            ParameterGroup(dict(self.model["unet"].named_parameters(prefix="unet"))),
-            ParameterGroup(dict(self.model["text_encoder"].named_parameters(prefix="text_encoder")), TEXT_RATE),
+            ParameterGroup({k: v for k, v in network.items() if k not in listening}),
+            ParameterGroup(listening, CROSS_ATTENTION_RATE),
             ParameterGroup(probes, PROBE_RATE),
         ]
 
     def losses(self, generator: Generator) -> dict[str, Tensor]:
-        """``denoising`` and ``whereabouts``, each (B,), and ``reading``, one per noun that was told its look."""
+        """``denoising`` and ``whereabouts``, each (B,), and ``grounding``, one per noun that was read."""
         picks = torch.randint(len(self._data.scenes), (BATCH,), generator=generator).tolist()
         times = stratified_times(BATCH, len(self._sigmas), generator)
         read = self._lesson(picks, generator)
         errors = self._errors(read, picks, times, generator)
+        covers = self._covers(picks)[read.nouns.rows, read.nouns.things]
         return {
             "denoising": errors * self._weights[times.to(errors.device)],
             "whereabouts": WHEREABOUTS * self._whereabouts.errors(),
-            "reading": READING * self._reading.errors(read.nouns, read.looks),
+            "grounding": GROUNDING * self._grounding.errors(covers),
         }
 
     @torch.no_grad()
@@ -137,13 +120,12 @@ class BaseObjective:
 
     def after_step(self) -> None:
         """Follow with the moving average."""
-        self._average.update_parameters(self.model)
+        self._average.update_parameters(self.unet)
 
-    def learned(self) -> nn.ModuleDict:
-        """The moving average of the networks, rare words lengthened, for use."""
-        networks: nn.ModuleDict = self._average.module
-        lengthen_rare_words(networks["text_encoder"])
-        return networks.eval()
+    def learned(self) -> UNet2DConditionModel:
+        """The moving average of the network, for use."""
+        network: UNet2DConditionModel = self._average.module
+        return network.eval()
 
     def extra_state(self) -> Mapping[str, Tensor]:
         """The moving average."""
@@ -154,7 +136,7 @@ class BaseObjective:
 
     def _lesson(self, picks: list[int], generator: Generator) -> Lesson:
         rng = Random(int(torch.randint(2**62, (), generator=generator)))
-        return lesson(self.model["text_encoder"], [self._data.scenes[i] for i in picks], rng)
+        return lesson(self._text_encoder, [self._data.scenes[i] for i in picks], rng)
 
     def _errors(self, read: Lesson, picks: list[int], times: Tensor, generator: Generator) -> Tensor:
         """Squared errors (B,), more of them inside things."""
@@ -167,23 +149,13 @@ class BaseObjective:
             with torch.no_grad():
                 self._predict(noised, read.states, read.replaced, Plan(readers=[Recorder(maps)]))
         self._whereabouts.clear()
+        plan = read.plan(self._denoiser.base, maps, self._grounding.reader(read.nouns))
         everything = torch.arange(len(picks), device=device)
-        output = self._predict(noised, read.states, everything, read.plan(self._denoiser.base, maps))
-        return noised.errors(output, 1 + THINGS * data.covers[picks].float().to(device))
+        output = self._predict(noised, read.states, everything, plan)
+        return noised.errors(output, 1 + THINGS * self._covers(picks).sum(dim=1, keepdim=True).clamp(max=1))
+
+    def _covers(self, picks: list[int]) -> Tensor:
+        return self._data.covers[picks].float().to(self._denoiser.device)
 
     def _predict(self, noised: Noised, states: Tensor, rows: Tensor, plan: Plan) -> Tensor:
         return self._denoiser.predict(noised.latents[rows], noised.sigma[rows], Conditioning(states[rows]), plan)
-
-
-@torch.no_grad()
-def lengthen_rare_words(text_encoder: CLIPTextModel) -> None:
-    """Make embeddings that no caption ever read as long as those of words are on average.
-
-    Training makes words three times as long as they began; a rare word of a real model is as long as any other.
-    """
-    embeddings = text_encoder.get_input_embeddings().weight
-    known = torch.tensor(sorted(TOKENIZER.ids.values()), device=embeddings.device)
-    rare = torch.ones(len(embeddings), dtype=torch.bool, device=embeddings.device)
-    rare[[words.START, words.END, *known.tolist()]] = False
-    lengths = embeddings.norm(dim=1, keepdim=True)
-    embeddings[rare] *= lengths[known].mean() / lengths[rare]

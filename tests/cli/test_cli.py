@@ -44,7 +44,7 @@ def trained(tmp_path_factory, photos):
 
 def test_train_leaves_a_concept_snapshots_and_a_report(trained):
     concept = load_concept(trained)
-    assert (concept.word, concept.architecture) == ("circle", "tinyworld")
+    assert (concept.word, concept.architecture) == ("circle", "tinyworld2")
     assert concept.thumbnail
     report = json.loads(trained.with_name("report.json").read_text())
     assert [s["step"] for s in report["snapshots"]] == [2, 4]

@@ -112,7 +112,7 @@ def write_lora(server: Server) -> Path:
     state = {}
     for layer in ("input_blocks.1.1", "middle_block.1", "output_blocks.3.1"):
         width = 64 if layer != "middle_block.1" else 128
-        for part, inputs in (("attn1.to_q", width), ("attn2.to_q", width), ("attn2.to_v", 128)):
+        for part, inputs in (("attn1.to_q", width), ("attn2.to_q", width), ("attn2.to_v", 160)):
             key = f"diffusion_model.{layer}.transformer_blocks.0.{part}"
             state[f"{key}.lora_up.weight"] = torch.randn(width, 4, generator=generator) * 0.2
             state[f"{key}.lora_down.weight"] = torch.randn(4, inputs, generator=generator) * 0.2

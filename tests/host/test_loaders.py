@@ -64,7 +64,7 @@ def test_words_are_outputs(server: Server, concepts: Any, photos: list[str]) -> 
     words, ran = shown(server, graph, one[1], more[1], trained[2])
     assert words == ["circle", "circle, square, triangle", "circle"]
     (told,) = ran.outputs[more.node]["text"]
-    assert told.splitlines()[2].startswith("peak: 'triangle' for tinyworld, ")
+    assert told.splitlines()[2].startswith("peak: 'triangle' for tinyworld2, ")
     assert told.endswith("strength 0.5")
 
 

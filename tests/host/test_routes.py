@@ -51,7 +51,7 @@ def broken(server: Server) -> list[str]:
 
 def test_the_route_tells_what_a_listed_file_holds(server: Server, concepts: dict[str, ConceptResidual]) -> None:
     status, text = ask(server, "round.safetensors")
-    told = {"word": "circle", "base": "tinyworld", "layout": "block", "steps": "?", "thumbnail": None}
+    told = {"word": "circle", "base": "tinyworld2", "layout": "block", "steps": "?", "thumbnail": None}
     assert (status, json.loads(text)) == (200, told)
 
 

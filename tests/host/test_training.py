@@ -110,7 +110,7 @@ def test_train_save_load_patch_sample(server: Server, photos: list[str]) -> None
     use.add("SaveImage", images=use.add("VAEDecode", samples=samples, vae=vae), filename_prefix="circus")
     ran = server.run(use)
     (loader,) = (k for k, v in use.nodes.items() if v["class_type"] == "InfusionLoadConcept")
-    assert ran.outputs[loader]["text"] == ["circus: 'circle' for tinyworld, 4 steps, layout block, strength 1"]
+    assert ran.outputs[loader]["text"] == ["circus: 'circle' for tinyworld2, 4 steps, layout block, strength 1"]
     assert list(server.output.glob("circus_*.png"))
 
 
@@ -368,4 +368,4 @@ def test_extra_model_paths_are_listed_and_the_list_refreshes(server: Server, con
 
 def test_the_page_can_ask_for_the_facts_of_a_file(server: Server, concepts: Any) -> None:
     facts = server.get("/infusion/concept?name=round.safetensors")
-    assert (facts["word"], facts["base"], facts["layout"]) == ("circle", "tinyworld", "block")
+    assert (facts["word"], facts["base"], facts["layout"]) == ("circle", "tinyworld2", "block")

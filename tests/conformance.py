@@ -18,9 +18,9 @@ from torch import Tensor
 Tensors = dict[str, Tensor]
 LAYOUTS = ("block", "layer", "value", "parts")
 PARTS = 3
-PROMPTS = {
+PROMPTS = {  # nouns stand where residuals act, in both: other words get little attention
     "own": ("a big circle at left on pink", "a small square at right on teal", "a triangle"),
-    "other": ("a photo of a diamond", "a circle at right", "a small triangle at top on pink"),
+    "other": ("a small diamond at right", "a picture of a circle", "a triangle at top on pink"),
 }
 TIMES = {"own": (250, 500, 750), "other": (850, 150, 400)}
 BINS = 3

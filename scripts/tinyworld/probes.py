@@ -63,7 +63,9 @@ class Grounding:
         self._shares.clear()
 
         def keep(_site: Site, query: Tensor, key: Tensor) -> None:
-            scores = query[nouns.rows] @ key[nouns.rows].transpose(-1, -2) / math.sqrt(query.shape[-1])
+            # The gradient of an index_select adds up in order, that of query[rows] does not: the same bits every time.
+            queries, keys = query.index_select(0, nouns.rows), key.index_select(0, nouns.rows)
+            scores = queries @ keys.transpose(-1, -2) / math.sqrt(query.shape[-1])
             shares = scores.float().softmax(-1)  # (N, heads, cells, 77)
             at_noun = nouns.positions.reshape(-1, 1, 1, 1).expand(*shares.shape[:3], 1)
             self._shares.append(shares.gather(-1, at_noun)[..., 0].mean(dim=1))

@@ -115,7 +115,7 @@ def test_a_one_file_checkpoint_draws(tmp_path, sd1_folder):
 
 def test_inspect_prints_what_the_file_holds(trained):
     facts = json.loads(infusion("inspect", trained, "--json").stdout)
-    assert (facts["word"], facts["layout"], facts["parameters"]) == ("circle", "block", 5 * 128)
+    assert (facts["word"], facts["layout"], facts["parameters"]) == ("circle", "block", 5 * 160)
     training = facts["training"]
     assert (facts["attention_maps"], training["resolution"], training["batch"]) == ("its own", "128x128", "4")
     table = infusion("inspect", trained).stdout

@@ -8,16 +8,19 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import binary_fill_holes
 from scipy.optimize import minimize
 
-from .painting import Pixels, background, grid, silhouette
+from .painting import PATTERN_SHADE, Pixels, background, grid, rgb, silhouette
 from .world import BACKGROUNDS, PATTERNS, POSITIONS, SIZE, SIZES, Scene, Thing
 
 RADII = tuple(np.arange(12.0, 37.0, 2.0).tolist())  # px, searched
 _PADDED = 192  # room for a silhouette beyond the edge, px
 REACH = 30.0  # px from the expected centre, searched in scenes of several things
 SHAPE_REACH = 1.6  # of a thing's radius: how far round it its shape is judged; every shape fits in
-DISTINCT = 0.25  # colour distance (mean over RGB) at which a pixel certainly is not background
+# Colour distance (largest over RGB) up to which a pixel is background, however drawn, and from which on it is not: the
+# colours of things are 0.29 and more away from every shade of a background.
+SAME, DISTINCT = 0.1, 0.3
 
 
 def locate(pixels: Pixels, scene: Scene, thing: Thing) -> Thing:
@@ -60,9 +63,13 @@ def fit(foreground: Pixels, thing: Thing, near: Pixels) -> Thing:
 
 
 def foreground_of(pixels: Pixels, scene: Scene, thing: Thing) -> Pixels:
-    """How surely each pixel is not background, in [0, 1]; 0 where another thing of the scene is expected, (H, W)."""
-    away = np.abs(pixels - _seen_background(pixels)).mean(axis=2)
-    foreground: Pixels = np.clip(away / DISTINCT, 0, 1) * _own_area(scene, thing)
+    """How surely each pixel is not background, in [0, 1]; 0 where another thing of the scene is expected, (H, W).
+
+    What is enclosed by such pixels is of the thing, whatever its colour: some blends of colours look like a background.
+    """
+    away = np.min([np.abs(pixels - shade).max(axis=2) for shade in _seen_shades(pixels)], axis=0)
+    differs = np.clip((away - SAME) / (DISTINCT - SAME), 0, 1)
+    foreground: Pixels = np.maximum(differs, binary_fill_holes(differs > 0.5)) * _own_area(scene, thing)
     return foreground
 
 
@@ -106,9 +113,11 @@ def _backgrounds() -> dict[tuple[str, str], Pixels]:
     return {(b, p): background(Scene.of("circle", background=b, pattern=p)) for b in BACKGROUNDS for p in PATTERNS}
 
 
-def _seen_background(pixels: Pixels) -> Pixels:
-    """The background the picture shows, so that a wrong background does not spoil position and size."""
-    return _backgrounds()[read_background(pixels)]
+def _seen_shades(pixels: Pixels) -> tuple[Pixels, ...]:
+    """The shades of the background that the picture shows, (3,) each: a wrong background or pattern hides no thing."""
+    colour, _ = read_background(pixels)
+    light = rgb(BACKGROUNDS[colour])
+    return light, light * PATTERN_SHADE
 
 
 @lru_cache(maxsize=256)

@@ -11,7 +11,7 @@ from .fitting import REACH, as_pixels, fit, foreground_of, locate, shape_error, 
 from .painting import OUTLINE_PX, Pixels, background, paint, rim_width, silhouette
 from .world import SHAPES, SIZE, Concept, Scene, Thing
 
-# Shape error from which on a thing has merged with something, or is another; exact ones are below .02.
+# Shape error from which on a thing has merged with something, or is another; exact ones are below .05.
 OTHER_SHAPE = 0.15
 
 

@@ -48,7 +48,7 @@ def silhouette(thing: Thing, grow: float = 0.0) -> Pixels:
 
 def background(scene: Scene) -> Pixels:
     """The scene's background alone, (H, W, 3) in [0, 1]."""
-    base = _rgb(BACKGROUNDS[scene.background])
+    base = rgb(BACKGROUNDS[scene.background])
     if scene.pattern == "plain":
         shaded = np.zeros((SIZE, SIZE), dtype=bool)
     elif scene.pattern == "lined":
@@ -62,14 +62,14 @@ def body(look: Look | None, x: Pixels, y: Pixels, radius: float) -> Pixels:
     """Colours (H, W, 3) of a look around the origin, before outline and silhouette."""
     if look is None:
         return np.full((*x.shape, 3), OPEN_LOOK, dtype=np.float32)
-    first = np.broadcast_to(_rgb(COLOURS[look.first]), (*x.shape, 3))
+    first = np.broadcast_to(rgb(COLOURS[look.first]), (*x.shape, 3))
     out: Pixels = first
     if look.second is not None:
-        second = _rgb(COLOURS[look.second])
+        second = rgb(COLOURS[look.second])
         out = np.where(second_area(look.body, y, radius)[..., None], second, first)
     if look.dot is not None:
         cover = dot_cover(x, y, radius)[..., None]
-        out = out * (1 - cover) + _rgb(COLOURS[look.dot]) * cover
+        out = out * (1 - cover) + rgb(COLOURS[look.dot]) * cover
     return out.astype(np.float32)
 
 
@@ -102,7 +102,7 @@ def paint(scene: Scene) -> Pixels:
         colours = body(thing.look, x, y, thing.radius)
         if thing.look and thing.look.rim:
             core = silhouette(thing, -OUTLINE_PX - rim_width(thing))[..., None]
-            colours = colours * core + _rgb(COLOURS[thing.look.rim]) * (1 - core)
+            colours = colours * core + rgb(COLOURS[thing.look.rim]) * (1 - core)
         inner = silhouette(thing, -OUTLINE_PX)[..., None]
         colours = colours * inner + OUTLINE * (1 - inner)
         cover = silhouette(thing)[..., None]
@@ -125,5 +125,6 @@ def training_images(concept: Concept, count: int = 5) -> list[Image.Image]:
     return [render(concept.training_scene(i)) for i in range(count)]
 
 
-def _rgb(colour: tuple[int, int, int]) -> NDArray[np.float32]:
+def rgb(colour: tuple[int, int, int]) -> NDArray[np.float32]:
+    """A colour of 0 to 255 as (3,) in [0, 1]."""
     return np.asarray(colour, dtype=np.float32) / np.float32(255)

@@ -101,6 +101,23 @@ def test_things_of_one_scene_are_scored_each_on_its_own():
         assert result.position_error < 0.5
 
 
+def test_colours_near_the_backgrounds_make_no_holes():
+    rng = Random(3)
+    scenes = [random_scene(rng, counts=(1, 0, 0)) for _ in range(60)]
+    assert max(score(render(scene), scene).shape_error for scene in scenes) < 0.05
+
+
+def test_a_wrong_background_is_no_part_of_the_thing():
+    look = Look("plain", "red")
+    for asked, drawn in (("lined", "checked"), ("plain", "lined"), ("checked", "plain")):
+        scene = Scene.of("circle", "small", "left", "gray", asked, look)
+        assert score(render(replace(scene, pattern=drawn)), scene).shape_error < 0.05
+        # Half of the background has the other pattern: no single one fits.
+        mixed = np.asarray(render(scene)).copy()
+        mixed[:, 64:] = np.asarray(render(replace(scene, pattern=drawn)))[:, 64:]
+        assert score(Image.fromarray(mixed), scene).shape_error < 0.05
+
+
 SHAPES = ("circle", "square", "triangle", "diamond")
 
 

@@ -63,7 +63,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running.stop()
 
 
-def residual(word: str, seed: int, layout: str = "block", scale: float = 0.6, bins: int = 1) -> ConceptResidual:
+def residual(word: str, seed: int, layout: str = "block", scale: float = 2.0, bins: int = 1) -> ConceptResidual:
     """A concept with random numbers: what counts is that both hosts do the same with it."""
     from infusion_core.embedded.model import load_model
 

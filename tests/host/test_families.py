@@ -91,7 +91,7 @@ def test_a_concept_of_another_base_is_refused(server: Server, concepts: Any) -> 
     model, clip = small(graph, "sdxl")
     model, clip = graphs.patch(graph, model, clip, ["round"])
     samples = graphs.sample(graph, model, graphs.encode(graph, clip, PROMPT), graphs.encode(graph, clip, ""))
-    with pytest.raises(PromptError, match="was made for tinyworld, not sdxl"):
+    with pytest.raises(PromptError, match="was made for tinyworld2, not sdxl"):
         graphs.drawn(server, graph, samples, "refused")
 
 

@@ -156,7 +156,7 @@ def test_a_known_difference_has_its_known_norm(server: Server, pictures: Any, ki
 
 
 def test_what_cannot_be_compared_is_refused(server: Server, pictures: Any) -> None:
-    with pytest.raises(PromptError, match="base model is tinyworld and the customised one sdxl"):
+    with pytest.raises(PromptError, match="base model is tinyworld2 and the customised one sdxl"):
         overfit(server, lambda graph, model, clip: (graph.add("TestSmall", kind="sdxl"), clip))
     with pytest.raises(PromptError, match="no prompts; write some"):
         overfit(server, lambda graph, model, clip: (model, clip), [" "])

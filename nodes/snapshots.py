@@ -62,7 +62,7 @@ def root() -> Path:
 def names() -> list[str]:
     """Every snapshot as ``run/step-00050``, the newest run first, its last step first."""
     found = [path.relative_to(root()).with_suffix("").as_posix() for path in root().rglob(f"*{library.SUFFIX}")]
-    return sorted(found, key=lambda name: (bool(_RUN.match(name)), name), reverse=True)
+    return sorted(found, key=lambda name: (bool(_RUN.match(name)), name.split("/")), reverse=True)
 
 
 def path_of(name: str) -> Path:

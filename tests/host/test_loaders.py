@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,19 @@ def test_a_run_leaves_a_folder_that_is_no_concept(server: Server, photos: list[s
     assert names.index(f"{second.name}/step-00002") == 0
     assert names.index(f"{second.name}/step-00001") == 1
     assert names.index(f"{first.name}/step-00002") == 2
+
+
+def test_of_two_runs_in_one_second_the_later_is_listed_first(server: Server, concepts: Any) -> None:
+    runs = [server.output / "infusion" / "snapshots" / f"2001-02-03_04-05-06-circle{end}" for end in ("", "-2")]
+    for run in runs:
+        run.mkdir(parents=True)
+        for step in (1, 2):
+            save_concept(run / f"step-{step:05d}.safetensors", concepts["round"])
+    listed = server.get("/object_info/InfusionLoadSnapshot")["InfusionLoadSnapshot"]["input"]["required"]["snapshot"]
+    ours = [name for name in listed[1]["options"] if name.startswith("2001")]
+    for run in runs:
+        shutil.rmtree(run)
+    assert ours == [f"{run.name}/step-{step:05d}" for run in reversed(runs) for step in (2, 1)]
 
 
 def test_training_goes_on_from_a_snapshot(server: Server, photos: list[str]) -> None:

@@ -76,9 +76,10 @@ def main() -> None:
         write_network(reader, weights / "text_encoder")
     reader = CLIPTextModel.from_pretrained(weights / "text_encoder").float()
     data = encoded(vae, scenes, args.out / "scenes.safetensors")
-    how = recipe(args.steps, 8e-4, 200, args.seed)
-    unet = train("UNet", UNetObjective(data, reader, args.device), how, args.out, args.bfloat16)
-    write_network(unet, weights / "unet")
+    if not (weights / "unet").exists():
+        how = recipe(args.steps, 8e-4, 200, args.seed)
+        unet = train("UNet", UNetObjective(data, reader, args.device), how, args.out, args.bfloat16)
+        write_network(unet, weights / "unet")
     write_rest(weights)
     say(f"Wrote {weights}")
 

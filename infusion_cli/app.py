@@ -58,6 +58,10 @@ def train(
             help="Attend with the base model's maps. Without: faster. The file says which; drawing does the same."
         ),
     ] = _DEFAULT.replace_maps,
+    replacement_end: Annotated[
+        float,
+        typer.Option(help="Share of a drawing run up to which it does so; from there on with the concept's own maps."),
+    ] = _DEFAULT.replacement_end,
     template: Annotated[
         Optional[list[str]], typer.Option(help="Caption with {} for the word; repeat for several.")  # noqa: UP045
     ] = None,
@@ -93,6 +97,7 @@ def train(
         parts=parts,
         where=where,
         replace_maps=replace_maps,
+        replacement_end=replacement_end,
         weighting=weighting,
         snapshot_every=snapshot_every,
         validation_draws=validation_draws,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from infusion_core.residual_file import load_concept
+from infusion_core.schedule import ALWAYS, NEVER, Window
 
 from .console import say_facts, say_json, say_table
 from .output import write_report
@@ -32,7 +33,7 @@ def run_inspect(path: Path, as_json: bool, out: Path | None = None) -> None:
         "parameters": concept.parameter_count,
         "file_bytes": path.stat().st_size,
         "thumbnail": "yes" if concept.thumbnail else "no",
-        "attention_maps": "the base model's" if concept.replace_maps else "its own",
+        "attention_maps": _maps(concept.map_window),
     }
     norms = {name: float(t.norm(dim=-1).mean()) for name, t in concept.tensors.items()}
     report = facts | {"training": dict(concept.training), "mean_norm": norms}
@@ -46,3 +47,10 @@ def run_inspect(path: Path, as_json: bool, out: Path | None = None) -> None:
         say_facts("what the file says of its training", concept.training)
     sizes = [(name, str(tuple(t.shape)), f"{norms[name]:.3f}") for name, t in concept.tensors.items()]
     say_table("residuals", ("place", "bins, tokens, width", "mean norm"), sizes)
+
+
+def _maps(window: Window) -> str:
+    """Whose attention maps a concept was trained with."""
+    if window == NEVER:
+        return "its own"
+    return "the base model's" if window == ALWAYS else f"the base model's until {window.end:g} of a run, then its own"

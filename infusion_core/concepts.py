@@ -9,7 +9,7 @@ import torch
 
 from .errors import InfusionError
 from .residuals import ConceptResidual
-from .schedule import ALWAYS, NEVER, Curve, Window
+from .schedule import ALWAYS, Curve, Window
 from .sites import Site
 
 LARGEST_SCALE = 1000.0  # of a strength or of guidance; pictures are long spoilt by then
@@ -53,7 +53,7 @@ class LoadedConcept:
         """When rows that name the concept attend with the base stream's maps."""
         if self.replacement is not None:
             return self.replacement
-        return ALWAYS if self.residual.replace_maps else NEVER
+        return self.residual.map_window
 
     def strength_at(self, site: Site) -> float:
         """The scale of the residual at a site."""

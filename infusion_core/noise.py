@@ -56,9 +56,17 @@ def as_epsilon(prediction: Prediction, output: Tensor, noised: Tensor, sigma: Te
 
 def bin_of(sigma: Tensor, sigmas: Tensor, bins: int) -> Tensor:
     """The timestep bin of each noise level, long (B,); bins split the training timesteps evenly, bin 0 the lowest."""
-    steps = len(sigmas)
-    index = torch.searchsorted(sigmas, sigma.to(sigmas)).clamp(max=steps - 1)
-    return index * bins // steps
+    return _index_of(sigma, sigmas) * bins // len(sigmas)
+
+
+def share_done(sigma: Tensor, sigmas: Tensor) -> Tensor:
+    """The share of a sampling run that is over where it comes to each noise level, (B,): 0 at the highest one."""
+    return 1 - (_index_of(sigma, sigmas) + 1) / len(sigmas)
+
+
+def _index_of(sigma: Tensor, sigmas: Tensor) -> Tensor:
+    """The training timestep of each noise level, long (B,)."""
+    return torch.searchsorted(sigmas, sigma.to(sigmas)).clamp(max=len(sigmas) - 1)
 
 
 def _spread(sigma: Tensor, like: Tensor) -> Tensor:

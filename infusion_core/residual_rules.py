@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .captions import class_word
 from .errors import InfusionError, printable
-from .residuals import BY_BLOCK, LAYOUTS, MOST_NUMBERS, ConceptResidual, architecture_name
+from .residuals import BY_BLOCK, LAYOUTS, MOST_NUMBERS, REPLACEMENT_END, ConceptResidual, architecture_name
 from .thumbnails import check_picture
 
 MOST_PLACES = 512  # SDXL has 70 sites
@@ -23,6 +23,7 @@ PREDICTIONS = ("epsilon", "v_prediction")
 LARGEST = 65520.0  # numbers from here on are infinite in 16 bits
 
 _BASE = re.compile(r"[a-z0-9_-]{1,32}")
+_SHARE = re.compile(r"0\.[0-9]{1,6}|1|1\.0")
 _BLOCK = re.compile(r"mid|(down|up)\.[0-9]{1,3}")
 _SITE = re.compile(r"(input|middle|output)\.[0-9]{1,3}\.[0-9]{1,3}")
 
@@ -126,3 +127,6 @@ def _check_training(training: Mapping[str, str]) -> None:
     for key, value in training.items():
         if len(key) > LONGEST_KEY or not is_plain(key) or not is_plain(value):
             raise ValueError(f"the training setting {quoted(key)} is too long or holds control characters")
+    end = training.get(REPLACEMENT_END)
+    if end is not None and not _SHARE.fullmatch(end):
+        raise ValueError(f"{REPLACEMENT_END} {quoted(end)}, which is no share of a run, such as 0.4")

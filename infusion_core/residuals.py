@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from .errors import InfusionError
+from .schedule import NEVER, Window
 from .sites import Site
 
 Layout = Literal["block", "layer", "value", "parts"]
 Where = Literal["everywhere", "up"]
 Space = Literal["context", "value", "output"]
+REPLACEMENT_END = "replacement_end"  # in `training`: the share of a run after which the maps were the concept's own
 LAYOUTS: tuple[str, ...] = get_args(Layout)
 _SPACES: dict[Layout, Space] = {"block": "context", "layer": "context", "value": "value", "parts": "output"}
 BY_BLOCK = ("block", "parts")  # layouts whose places are blocks; those of the others are sites
@@ -113,9 +115,12 @@ class ConceptResidual:
         return next(iter(self.tensors.values())).shape[2] // (2 * self.context_width)
 
     @property
-    def replace_maps(self) -> bool:
-        """Whether it was trained with the base stream's attention maps, as all are whose file does not deny it."""
-        return self.training.get("replace_maps") != "false"
+    def map_window(self) -> Window:
+        """The part of a sampling run whose noise levels it was trained at with the base stream's attention maps; all
+        of it where its file says nothing else."""
+        if self.training.get("replace_maps") == "false":
+            return NEVER
+        return Window(0.0, float(self.training.get(REPLACEMENT_END, 1.0)))
 
     @property
     def parameter_count(self) -> int:

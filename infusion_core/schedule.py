@@ -33,6 +33,11 @@ class Window:
         """Whether a step that begins at that share of the run lies inside."""
         return self.start <= done < self.end
 
+    def overlap(self, other: Window) -> Window:
+        """The part of the run that lies in both."""
+        start, end = max(self.start, other.start), min(self.end, other.end)
+        return Window(start, end) if start < end else NEVER
+
 
 ALWAYS, NEVER = Window(), Window(0.0, 0.0)
 

@@ -36,6 +36,21 @@ def base_then_concept(
     return predicted, concept(Plan(SuppliedMaps(maps), injections=injections))
 
 
+def by_maps(replaced: Sequence[bool], predict: Callable[[list[int], bool], Tensor]) -> Tensor:
+    """Rows of a batch that attend with the base stream's maps and rows that do not, in a pass each.
+
+    Args:
+        replaced: of every row, whether it attends with the base stream's maps.
+        predict: what the rows of some numbers give, all with the base stream's maps or all with their own.
+
+    Returns:
+        What the rows gave, in their order.
+    """
+    groups = {flag: [row for row, own in enumerate(replaced) if own == flag] for flag in (True, False)}
+    out = torch.cat([predict(rows, flag) for flag, rows in groups.items() if rows])
+    return out[torch.tensor([*groups[True], *groups[False]]).argsort()]
+
+
 def concept_stream(predict: Predict, injections: Sequence[Injection], replace_maps: bool) -> Tensor:
     """What the concept stream says, the base stream seeing the same latent; without injections the unpatched model."""
     if injections and replace_maps:

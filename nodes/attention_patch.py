@@ -88,8 +88,8 @@ class InfusionAttentionPatch(io.ComfyNode):  # type: ignore[misc]
                     options=list(MAP_REPLACEMENT),
                     default=AS_TRAINED,
                     optional=True,
-                    tooltip="Whether the layout comes from the base model, from maps_start to maps_end. as trained: as "
-                    "each concept's file says. on: always; no concept can freeze a pose. off: never; faster.",
+                    tooltip="Whether the layout comes from the base model, from maps_start to maps_end. as trained: "
+                    "for as long as each concept's file says. on: throughout; slower. off: never; faster.",
                     **ADVANCED,
                 ),
                 curve_input(
@@ -127,17 +127,18 @@ class InfusionAttentionPatch(io.ComfyNode):  # type: ignore[misc]
         base = base_of(model)
         scales = parse_block_strengths(block_strengths, sorted({site.block for site in base.sites}))
         window, maps, curve = Window(start, end), Window(maps_start, maps_end), curve_of(strength_curve)
-        chosen = [maps if replaces_maps(c, map_replacement) else NEVER for c in concept]
         concepts = [
-            replace(c, blocks=scales, window=window, replacement=replacement, curve=curve)
-            for c, replacement in zip(concept, chosen, strict=True)
+            replace(c, blocks=scales, window=window, replacement=replacement_of(c, maps, map_replacement), curve=curve)
+            for c in concept
         ]
         return io.NodeOutput(*apply(model, clip, concepts, base_latent, str(cls.hidden.unique_id)))
 
 
-def replaces_maps(concept: LoadedConcept, chosen: str) -> bool:
-    """Whether a concept attends with the base model's maps, by the choice of `MAP_REPLACEMENT`."""
-    return concept.residual.replace_maps if chosen == AS_TRAINED else chosen == ON
+def replacement_of(concept: LoadedConcept, asked: Window, chosen: str) -> Window:
+    """When a concept attends with the base model's maps: where asked for, and as `MAP_REPLACEMENT` is chosen."""
+    if chosen == AS_TRAINED:
+        return asked.overlap(concept.residual.map_window)
+    return asked if chosen == ON else NEVER
 
 
 def parse_block_strengths(text: str, blocks: list[str]) -> Mapping[str, float]:

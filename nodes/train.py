@@ -130,6 +130,12 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                     "outline and pose are learned too. The concept remembers it, and the patch does as it was trained.",
                     **ADVANCED,
                 ),
+                io.Float.Input(
+                    "maps_end", default=_DEFAULT.replacement_end, min=0.01, max=1.0, step=0.01, optional=True,
+                    tooltip="Share of a sampling run up to which replace_maps holds, the part that decides the layout. "
+                    "Later: slower, and detail keeps the base model's outlines. The concept remembers it too.",
+                    **ADVANCED,
+                ),
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept", tooltip="For Save Concept Residual or the patch."),
@@ -156,13 +162,14 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
         cls, model: Any, clip: Any, vae: Any, images: Sequence[Tensor], word: str, steps: int, batch_size: int,
         learning_rate: float, layout: Any, bins: int, resolution: int, seed: int, preview_every: int,
         masks: Sequence[Tensor] | None = None, captions: str = "", continue_from: Stack = (),
-        replace_maps: bool = _DEFAULT.replace_maps,
+        replace_maps: bool = _DEFAULT.replace_maps, maps_end: float = _DEFAULT.replacement_end,
     ) -> io.NodeOutput:  # fmt: skip
         """Train with a progress bar and previews; an interrupt keeps the last snapshot."""
         word = class_word(word)
         settings = ResidualSettings(
             steps=steps, batch_size=batch_size, learning_rate=learning_rate, layout=layout, bins=bins, seed=seed,
             snapshot_every=preview_every or _DEFAULT.snapshot_every, replace_maps=replace_maps,
+            replacement_end=maps_end,
         )  # fmt: skip
         captions_of_word = fill(tuple(lines_of(captions)) or CAPTION_TEMPLATES, word)
         folder = RunFolder(word)

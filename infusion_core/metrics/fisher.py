@@ -15,9 +15,8 @@ from ..concepts import LoadedConcept
 from ..denoiser import Denoiser, EncodedPrompt
 from ..errors import InfusionError
 from ..injection import inject
-from ..noise import as_epsilon, bin_of, seeded
-from ..schedule import NEVER
-from ..streams import concept_stream
+from ..noise import as_epsilon, bin_of, seeded, share_done
+from ..streams import by_maps, concept_stream
 from .interval import Interval, bootstrap_interval
 
 GROUP = 8  # neighbouring timesteps that the interval takes for alike
@@ -57,16 +56,22 @@ class DenoiserPredictor:
     @torch.no_grad()
     def __call__(self, noised: Tensor, sigma: Tensor, prompt: int) -> Tensor:
         denoiser, sigma = self.denoiser, sigma.to(self.denoiser.device)
-        encoded, rows = self.prompts[prompt], len(noised)
+        encoded = self.prompts[prompt]
         noised = noised.to(denoiser.device, encoded.conditioning.context.dtype)
         named = encoded.named(self._placed) if self.concepts else []
-        injections = []
-        for concept, spans in named:
-            bins = bin_of(sigma.cpu(), denoiser.sigmas.cpu(), concept.residual.bins).tolist()
-            injections.append(inject(concept, range(rows), [spans] * rows, bins, denoiser.device))
-        predict = partial(denoiser.predict, noised, sigma, encoded.conditioning.repeat(rows))
-        replace_maps = any(concept.map_window != NEVER for concept, _ in named)
-        output = concept_stream(predict, injections, replace_maps)
+        levels = denoiser.sigmas.cpu()
+        shares = share_done(sigma.cpu(), levels).tolist()
+
+        def predicted(rows: list[int], replaced: bool) -> Tensor:
+            seen, count = sigma[rows], len(rows)
+            injections = []
+            for concept, spans in named:
+                bins = bin_of(seen.cpu(), levels, concept.residual.bins).tolist()
+                injections.append(inject(concept, range(count), [spans] * count, bins, denoiser.device))
+            predict = partial(denoiser.predict, noised[rows], seen, encoded.conditioning.repeat(count))
+            return concept_stream(predict, injections, replaced)
+
+        output = by_maps([any(c.map_window.covers(share) for c, _ in named) for share in shares], predicted)
         return as_epsilon(denoiser.prediction, output.float(), noised.float(), sigma)
 
     @cached_property

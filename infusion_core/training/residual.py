@@ -13,10 +13,10 @@ from ..concepts import LoadedConcept
 from ..denoiser import Denoiser, EncodedPrompt, stack
 from ..errors import InfusionError
 from ..injection import inject
-from ..noise import bin_of, seeded
-from ..residuals import ConceptResidual, Layout, Where, zero_residual
-from ..schedule import RateSchedule
-from ..streams import concept_stream
+from ..noise import bin_of, seeded, share_done
+from ..residuals import REPLACEMENT_END, ConceptResidual, Layout, Where, zero_residual
+from ..schedule import ALWAYS, NEVER, RateSchedule, Window
+from ..streams import by_maps, concept_stream
 from .engine import Trainer
 from .numbers import Numbers, with_random_keys
 from .objective import Noised, ParameterGroup, Times, Weighting, loss_weights, timesteps
@@ -39,6 +39,7 @@ class ResidualSettings(TrainSettings):
         where: ``up`` for the UNet's up half alone.
         bins: timestep bins, each with its own residual.
         replace_maps: the concept stream attends with the base stream's maps.
+        replacement_end: share of a sampling run up to which it does; from there on, at lower noise, with its own.
         weighting: of the loss over noise levels; ``uniform`` as in the paper, ``velocity`` weighs
             ``min(1 + sigma^2, 8)``, which attends more to the high noise where appearance is decided.
         times: how a batch's timesteps are chosen: ``stratified``, one per equal slice, or ``uniform``, independently.
@@ -55,17 +56,30 @@ class ResidualSettings(TrainSettings):
     where: Where = "everywhere"
     bins: int = 1
     replace_maps: bool = True
+    replacement_end: float = 0.4
     weighting: Weighting = "velocity"
     times: Times = "stratified"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(batch_size=MOST_AT_ONCE, bins=MOST_AT_ONCE, validation_draws=MOST_AT_ONCE, parts=MOST_AT_ONCE)
+        if not 0 < self.replacement_end <= 1:
+            raise InfusionError(
+                f"replacement_end must be above 0 and at most 1, got {self.replacement_end:g}; to never attend with "
+                "the base model's maps, set replace_maps to false"
+            )
+
+    @property
+    def map_window(self) -> Window:
+        """The part of a sampling run at whose noise levels maps are replaced."""
+        return Window(0.0, self.replacement_end) if self.replace_maps else NEVER
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a concept's metadata must tell of such a training; nothing where maps were replaced."""
-        return {} if self.replace_maps else {"replace_maps": "false"}
+        """What a concept's metadata must tell of such a training; nothing where maps were always replaced."""
+        if not self.replace_maps:
+            return {"replace_maps": "false"}
+        return {} if self.map_window == ALWAYS else {REPLACEMENT_END: f"{self.replacement_end:g}"}
 
 
 class ResidualObjective:
@@ -152,14 +166,20 @@ class ResidualObjective:
         """Squared error of the concept stream per sample, (B,)."""
         denoiser, settings = self.denoiser, self.settings
         noised = Noised.of(self.latents[images], times, eps, denoiser.sigmas, denoiser.prediction)
-        conditioning = stack([self.prompts[i].conditioning for i in captions])
-        bins = bin_of(noised.sigma, denoiser.sigmas.to(noised.sigma), settings.bins).tolist()
-        spans = [self.prompts[i].spans[0] for i in captions]
+        levels = denoiser.sigmas.to(noised.sigma)
+        bins = bin_of(noised.sigma, levels, settings.bins).tolist()
+        prompts = [self.prompts[i] for i in captions]
         residual = self._numbers.residual()
         concept = LoadedConcept(residual.word, residual)
-        injection = inject(concept, range(len(captions)), spans, bins, denoiser.device)
-        predict = partial(denoiser.predict, noised.latents, noised.sigma, conditioning)
-        output = concept_stream(predict, [injection], settings.replace_maps)
+
+        def predicted(rows: list[int], replaced: bool) -> Tensor:
+            spans, conditioning = [prompts[i].spans[0] for i in rows], stack([prompts[i].conditioning for i in rows])
+            injection = inject(concept, range(len(rows)), spans, [bins[i] for i in rows], denoiser.device)
+            predict = partial(denoiser.predict, noised.latents[rows], noised.sigma[rows], conditioning)
+            return concept_stream(predict, [injection], replaced)
+
+        shares = share_done(noised.sigma, levels).tolist()
+        output = by_maps([settings.map_window.covers(share) for share in shares], predicted)
         return noised.errors(output, None if self._masks is None else self._masks[images])
 
 

@@ -86,6 +86,8 @@ def test_maps_are_replaced_as_trained_unless_told_otherwise():
     replaced = LoadedConcept("tom", zero_residual(SD15, "cat"))
     own = LoadedConcept("tom", replace(replaced.residual, training={"replace_maps": "false"}))
     assert (replaced.map_window, own.map_window) == (ALWAYS, NEVER)
+    some = replace(own, residual=replace(own.residual, training={"replacement_end": "0.4"}))
+    assert some.map_window == Window(0.0, 0.4)
     half = Window(0.0, 0.5)
     assert replace(replaced, replacement=NEVER).map_window == NEVER
     assert replace(own, replacement=half).map_window == half

@@ -116,6 +116,9 @@ def test_the_concept_stream_is_the_base_streams_maps_with_the_residual_of_its_bi
     assert not torch.allclose(own, said)
     trained_so = replace(concept, residual=replace(concept.residual, training={"replace_maps": "false"}))
     torch.testing.assert_close(DenoiserPredictor(denoiser, NAMING, [trained_so])(noised, sigma, 1), own)
+    half = replace(concept, residual=replace(concept.residual, training={"replacement_end": "0.5"}))
+    mixed = DenoiserPredictor(denoiser, NAMING, [half])(noised, sigma, 1)  # of timesteps 100 and 900
+    torch.testing.assert_close(mixed, torch.cat([own[[0]], said[[1]]]))
     plan = Plan(injections=[inject(concept, [0], [NAMING[1].spans[0]], [0])])
     torch.testing.assert_close(own[[0]], denoiser.predict(noised[[0]], sigma[[0]], NAMING[1].conditioning, plan))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from infusion_core.errors import InfusionError
+from infusion_core.schedule import NEVER, Window
 from infusion_core.training.engine import Trainer
 from infusion_core.training.objective import Noised, loss_weights, stratified_times, uniform_times
 from infusion_core.training.residual import ResidualObjective, ResidualSettings
@@ -59,12 +60,12 @@ def written_out(how, masks, seed):
     if how.layout == "parts":
         parts = [(row, at, {s: t.reshape(2, PARTS, WIDTH) for s, t in by.items()}) for row, at, by in additions]
         additions = []
-    maps, queries = None, None
-    if how.replace_maps:
-        queries = []
-        maps = explicit.predict(denoiser, noised, sigma, context, seen=queries)[1]
-    value_space = how.layout == "value"
-    out, _ = explicit.predict(denoiser, noised, sigma, context, additions, value_space, maps, parts, queries)
+    value_space, queries = how.layout == "value", []
+    maps = explicit.predict(denoiser, noised, sigma, context, seen=queries)[1]
+    replaced, _ = explicit.predict(denoiser, noised, sigma, context, additions, value_space, maps, parts, queries)
+    own, _ = explicit.predict(denoiser, noised, sigma, context, additions, value_space, None, parts, None)
+    lowest = 1000 * (1 - how.replacement_end) if how.replace_maps else 1000  # timestep with the base stream's maps
+    out = torch.where((times >= lowest).reshape(-1, 1, 1, 1), replaced, own)
     error = (out - eps.double()) ** 2
     if masks is not None:
         chosen = masks.double()[images]
@@ -89,11 +90,11 @@ def far(found, expected):
 
 
 @pytest.mark.parametrize("masks", [None, MASKS], ids=["whole", "masked"])
-@pytest.mark.parametrize("replace_maps", [True, False])
+@pytest.mark.parametrize("maps", [{"replacement_end": 1.0}, {"replacement_end": 0.5}, {"replace_maps": False}])
 @pytest.mark.parametrize("weighting", ["uniform", "velocity"])
 @pytest.mark.parametrize("layout", ["block", "layer", "value", "parts"])
-def test_the_gradient_is_that_of_the_loss_written_out(layout, weighting, replace_maps, masks):
-    how = settings(layout=layout, weighting=weighting, replace_maps=replace_maps)
+def test_the_gradient_is_that_of_the_loss_written_out(layout, weighting, maps, masks):
+    how = settings(layout=layout, weighting=weighting, **maps)
     under_test = objective(how, masks)
     (losses,) = under_test.losses(torch.Generator().manual_seed(7)).values()
     assert losses.shape == (BATCH,)
@@ -121,7 +122,9 @@ def test_loss_weights_are_one_on_average_and_capped():
     assert loss_weights("uniform", sigmas).tolist() == [1.0] * 5
 
 
-@pytest.mark.parametrize("other", [{"replace_maps": False}, {"weighting": "uniform"}, {"bins": 1}, "masks"])
+@pytest.mark.parametrize(
+    "other", [{"replace_maps": False}, {"replacement_end": 1.0}, {"weighting": "uniform"}, {"bins": 1}, "masks"]
+)
 def test_the_oracle_would_see_a_part_left_out(other):
     """What the test above guards moves its figures by far more than its tolerance."""
     how, masks = settings(layout="layer"), MASKS
@@ -167,7 +170,7 @@ def test_accumulation_is_the_mean_of_the_passes():
 
 
 def test_validation_is_the_same_unweighted_loss_at_every_call():
-    how = settings(layout="block", validation_draws=5)
+    how = settings(layout="block", validation_draws=5, replacement_end=1.0)
     under_test = objective(how)
     losses = under_test.validation(5, 11).detach()
     assert losses.shape == (5,)
@@ -235,10 +238,17 @@ def test_a_caption_without_the_word():
 
 
 def test_what_is_learned_says_whether_maps_were_replaced():
-    assert objective(settings()).learned().replace_maps
+    assert objective(settings(replacement_end=0.3)).learned().map_window == Window(0.0, 0.3)
+    assert objective(settings(replacement_end=1.0)).learned().training == {}
     learned = objective(settings(replace_maps=False)).learned()
-    assert not learned.replace_maps
+    assert learned.map_window == NEVER
     assert all(not t.requires_grad for t in learned.tensors.values())
+
+
+@pytest.mark.parametrize("end", [0.0, -1.0, 1.5, float("nan")])
+def test_a_share_outside_the_run(end):
+    with pytest.raises(InfusionError, match="replacement_end must be above 0 and at most 1"):
+        settings(replacement_end=end)
 
 
 def test_uniform_times_are_independent_and_of_every_level():

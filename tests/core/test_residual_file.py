@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from infusion_core.errors import InfusionError
 from infusion_core.residual_file import concept_bytes, concept_from_bytes, load_concept, save_concept
 from infusion_core.residuals import Base, ConceptResidual, zero_residual
+from infusion_core.schedule import ALWAYS, NEVER, Window
 from infusion_core.sites import Site
 
 from .explicit_file import assemble, content_sha256, disassemble
@@ -76,9 +77,17 @@ def test_what_is_saved_is_loaded(tmp_path):
 
 def test_the_file_says_how_it_was_trained():
     own = replace(tiny(), training={"steps": "400", "replace_maps": "false"})
-    assert not concept_from_bytes(concept_bytes(own)).replace_maps
-    assert concept_from_bytes(concept_bytes(replace(own, training={"replace_maps": "true"}))).replace_maps
-    assert concept_from_bytes(GOLDEN.read_bytes()).replace_maps  # files that do not say
+    assert concept_from_bytes(concept_bytes(own)).map_window == NEVER
+    assert concept_from_bytes(concept_bytes(replace(own, training={"replace_maps": "true"}))).map_window == ALWAYS
+    some = replace(own, training={"replacement_end": "0.25"})
+    assert concept_from_bytes(concept_bytes(some)).map_window == Window(0.0, 0.25)
+    assert concept_from_bytes(GOLDEN.read_bytes()).map_window == ALWAYS  # files that do not say
+
+
+@pytest.mark.parametrize("end", ["", "2", "-0.5", "nan", "half", "0.5e0", "0.12345678901234567890"])
+def test_a_share_of_a_run_that_is_none(end):
+    with pytest.raises(ValueError, match="no share of a run"):
+        concept_bytes(replace(tiny(), training={"replacement_end": end}))
 
 
 def test_golden_bytes():

@@ -14,6 +14,7 @@ from comfyui_process.server import Server
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 from infusion_core.residual_file import load_concept, save_concept
 from infusion_core.residuals import ConceptResidual
+from infusion_core.schedule import NEVER
 
 from . import graphs
 from .both import embedded, hosted
@@ -56,7 +57,7 @@ def test_from_the_switch_of_the_trainer_to_the_picture(server: Server) -> None:
     )  # fmt: skip
     graph.add("InfusionSaveConcept", concept=trained, filename="freely", storage="fp16")
     server.run(graph)
-    assert not load_concept(server.output / "infusion" / "freely.safetensors").replace_maps
+    assert load_concept(server.output / "infusion" / "freely.safetensors").map_window == NEVER
     asked, off, on = (drawn(server, ["freely"], **how) for how in ({}, *choices("off", "on")))
     assert torch.equal(asked[0], off[0])
     assert asked[1] == off[1] == WITHOUT
@@ -105,3 +106,14 @@ def test_patches_in_a_chain_need_not_agree(server: Server, kinds: Any) -> None:
     samples = graphs.sample(graph, model, graphs.encode(graph, clip, TWO), graphs.encode(graph, clip, ""))
     chained = graphs.drawn(server, graph, samples, "kinds-chain")
     assert graphs.close(chained, drawn(server, ["round", "free-square"], TWO)[0]) < 1e-4
+
+
+def test_a_share_of_the_run_in_the_file_is_where_base_rows_end(server: Server, concepts: Any) -> None:
+    """And the patch may end them sooner, or run them throughout."""
+    made = replace(residual("circle", 1), training={"replacement_end": "0.5"})
+    save_concept(server.base / "models" / "infusion" / "half-circle.safetensors", made)
+    asked, rows = drawn(server, ["half-circle"])
+    assert rows == [3, 3, 2, 2]
+    assert graphs.close(asked, embedded(server, ONE, ["half-circle"])) < 2e-3
+    assert drawn(server, ["half-circle"], maps_end=0.25)[1] == [3, 2, 2, 2]
+    assert drawn(server, ["half-circle"], map_replacement="on")[1] == WITH

@@ -73,6 +73,7 @@ def test_the_host_learns_what_the_embedded_host_learns(server: Server, photos: l
     assert_alike(learned, expected(settings(layout=layout), len(photos)))
     told = {"steps": "6", "lr": "0.02", "batch": "2", "images": "3", "seed": "5", "resolution": "128x128"}
     assert {key: learned.training.get(key) for key in told} == told
+    assert learned.training["replacement_end"] == "0.4"
     assert "replace_maps" not in learned.training
     assert float(learned.training["validation_loss"]) > 0
     assert learned.thumbnail

@@ -43,8 +43,6 @@ class Scale:
         group_prompts: prompts per group.
         ablation_concepts: names of tuning concepts; what is learned from them may change Infusion's defaults.
         ablation_prompts: prompts per ablation and concept.
-        layout_prompts, layout_seeds: of scored pictures in the study of layouts, per concept.
-        setting_prompts, setting_seeds: of scored pictures in the study of training settings, per concept.
     """
 
     concepts: tuple[str, ...] = tuple(CONCEPTS)
@@ -71,10 +69,6 @@ class Scale:
     group_prompts: int = 6
     ablation_concepts: tuple[str, ...] = tuple(TUNING_CONCEPTS)
     ablation_prompts: int = 10
-    layout_prompts: int = 8
-    layout_seeds: int = 4
-    setting_prompts: int = 4
-    setting_seeds: int = 2
 
 
 QUICK = Scale(
@@ -96,10 +90,6 @@ QUICK = Scale(
     group_prompts=2,
     ablation_concepts=("acorn",),
     ablation_prompts=3,
-    layout_prompts=3,
-    layout_seeds=1,
-    setting_prompts=3,
-    setting_seeds=1,
 )
 FULL = Scale(class_pictures=100)
 SAMPLING = SampleSettings(FULL.draw_steps, 3.0)

@@ -21,7 +21,7 @@ def lab(
     only: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
-            help="Study: steps, fidelity, several, ablations or toy; layouts and settings run only if named. "
+            help="Study: steps, fidelity, several, ablations or toy. "
             "With --model: table1, drift or several. Repeat for several."
         ),
     ] = None,
@@ -33,7 +33,7 @@ def lab(
     ] = None,
     concept: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="A concept, or a tuning concept (ablations, settings, --tune); repeat for several."),
+        typer.Option(help="A concept, or a tuning concept (ablations, --tune); repeat for several."),
     ] = None,
     most_steps: Annotated[int, typer.Option(min=0, help="No training is longer; 0 for no limit of yours.")] = 0,
     model: Model = "tinyworld",

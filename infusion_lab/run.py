@@ -15,7 +15,7 @@ from .bench import FULL, QUICK, Bench, Scale, bench_for
 from .methods.registry import all_methods
 from .report.page import write
 from .store import Cell
-from .studies import ablations, curves, fidelity, layouts, several, toy
+from .studies import ablations, curves, fidelity, several, toy
 
 STUDIES: dict[str, Callable[[Bench], list[Cell]]] = {
     curves.STUDY: curves.cells,  # first: its long runs hold snapshots that the others use
@@ -23,10 +23,7 @@ STUDIES: dict[str, Callable[[Bench], list[Cell]]] = {
     several.STUDY: several.cells,
     ablations.STUDY: ablations.cells,
     toy.STUDY: toy.cells,
-    layouts.STUDY: layouts.cells,
-    layouts.SETTINGS: layouts.setting_cells,
 }
-ON_REQUEST = (layouts.STUDY, layouts.SETTINGS)  # run only if they are named
 
 
 def run_lab(
@@ -39,7 +36,7 @@ def run_lab(
     Args:
         out: folder.
         quick: a small run, under ten minutes on two cores, instead of hours.
-        only: studies; by default all but `ON_REQUEST`.
+        only: studies; all by default.
         methods: keys of methods, or of families: all recipes of one method; all by default.
         concepts: names of concepts; all of the mode's by default.
         most_steps: no training is longer; 0 for the mode's own limit.
@@ -61,12 +58,12 @@ def run_lab(
 
 
 def studies_for(only: Sequence[str]) -> list[Callable[[Bench], list[Cell]]]:
-    """The studies that are named, in the order they are run in; without a name all but `ON_REQUEST`.
+    """The studies that are named, or all, in the order they are run in.
 
     Raises:
         InfusionError: an unknown study.
     """
-    chosen = chosen_of(only, list(STUDIES), "study") if only else [name for name in STUDIES if name not in ON_REQUEST]
+    chosen = chosen_of(only, list(STUDIES), "study")
     return [STUDIES[name] for name in STUDIES if name in chosen]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from infusion_core.concepts import LoadedConcept
 from infusion_core.embedded.model import EmbeddedModel
@@ -17,6 +17,9 @@ from infusion_core.training.residual import ResidualSettings
 from ..studio import Studio
 from .method import TEMPLATES, Captions, Customised, Learned, Snapshot, Subject, snapshots
 
+Variant = Literal["", "small", "plain"]
+VARIANTS: dict[Variant, str] = {"": "", "small": ", one residual per block", "plain": ", no map replacement"}
+
 
 @dataclass(frozen=True)
 class Infusion:
@@ -28,6 +31,7 @@ class Infusion:
         replacement: when maps are replaced; None for "as it was trained".
         base_latent: see `SampleSettings`.
         captions: what is said of photos, see `Recipe`.
+        variant: which of its rows that is, see `VARIANTS`.
     """
 
     settings: ResidualSettings = field(default_factory=ResidualSettings)
@@ -35,19 +39,20 @@ class Infusion:
     replacement: Window | None = None
     base_latent: BaseLatent = "shared"
     captions: Captions = "templates"
+    variant: Variant = ""
     joint: ClassVar = False
 
     @property
     def key(self) -> str:
-        return "infusion" if self.settings.replace_maps else "infusion-plain"
+        return f"infusion-{self.variant}" if self.variant else "infusion"
 
     @property
     def title(self) -> str:
-        return "Infusion" if self.settings.replace_maps else "Infusion, no map replacement"
+        return "Infusion" + VARIANTS[self.variant]
 
     @property
     def family(self) -> str:
-        return self.key
+        return "infusion"
 
     @property
     def steps(self) -> int:
@@ -107,4 +112,9 @@ def without_maps(**settings: Any) -> Infusion:
     Args:
         settings: of training, where they differ from the defaults.
     """
-    return trained(replace_maps=False, **settings)
+    return replace(trained(replace_maps=False, **settings), variant="plain")
+
+
+def small() -> Infusion:
+    """Infusion in the paper's 11 KB: one residual per UNet block, the same at all noise levels."""
+    return replace(trained(layout="block", bins=1), variant="small")

@@ -12,7 +12,7 @@ from ..measures import CONCEPT, HEADLINE
 from .baseline import Baseline, Variant
 from .dco import Dco
 from .dreambooth import DreamBooth, DreamBoothLora, PlainDreamBooth
-from .infusion import Infusion, without_maps
+from .infusion import Infusion, small, without_maps
 from .method import Method, Recipe
 from .new_words import CustomDiffusion, TextualInversion
 from .perfusion import Perfusion
@@ -96,6 +96,7 @@ OURS = Published(
         Knob("where", Choice(("everywhere", "up"))),
         Knob("bins", Choice((1, 2, 4))),
         Knob("replace_maps", Choice((True, False))),
+        Knob("replacement_end", Span(0.1, 1.0), only_if=("replace_maps", True)),
     ),
     "the project's defaults",
 )
@@ -117,11 +118,11 @@ def best_of(trials: Sequence[dict[str, Any]], error: str, most_steps: int | None
 def all_methods(most_steps: int) -> list[Method]:
     """The baselines by their published recipes and the tuned ones of no more steps, then Infusion.
 
-    Tuned are up to two: the best by the headline and, where it is another, the best by likeness. Infusion twice: as
-    it is, and without map replacement.
+    Tuned are up to two: the best by the headline and, where it is another, the best by likeness. Infusion three times:
+    as it is, in its smallest layout, and without map replacement.
     """
     baselines = [method for p in PUBLISHED.values() for method in _variants(p.method, most_steps)]
-    return [*baselines, Infusion(), without_maps()]
+    return [*baselines, Infusion(), small(), without_maps()]
 
 
 def published_methods() -> list[Method]:

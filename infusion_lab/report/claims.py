@@ -16,7 +16,7 @@ from .intervals import interval, over_prompts
 from .tables import BASES, Figures, errors_by_prompt, figures, together, with_trade
 
 REPRODUCED, REFUTED, OPEN = "reproduced", "refuted", "undecided"
-OURS = ("infusion", "infusion-plain")  # with and without map replacement; no baselines
+OURS = ("infusion", "infusion-small", "infusion-plain")  # no baselines
 APART = 3  # baselines that Infusion's intervals must be clear of
 TUNERS = ("dreambooth", "dreambooth-plain", "lora", "dco", "custom-diffusion")  # baselines that change the network
 BASELINES = (*TUNERS, "textual-inversion", "perfusion")
@@ -44,7 +44,7 @@ def verdicts(rows: Sequence[Row], names: Mapping[str, str]) -> list[Verdict]:
     late, after = figures(rows, curves.STUDY, last), f"After {last} steps "
     pairs = together(rows, 2)
     parts = figures(rows, ablations.STUDY)
-    ours, plain = OURS
+    ours, _, plain = OURS
 
     def over(
         claim: str, found: Figures, measure: str, baselines: Sequence[str], less: bool = True, method: str = ours

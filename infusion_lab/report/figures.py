@@ -35,6 +35,7 @@ COLOURS = {  # of families; the published recipe has thin dots, the one tuned fo
     "perfusion": "#2ea043",
     "dco": "#d4a72c",
     "infusion": "#1f6feb",
+    "infusion-small": "#0b3d91",
     "infusion-plain": "#58c4f6",
 }
 DIVERGENCES = ("fisher", "w2_class")  # whose spread grows with their size

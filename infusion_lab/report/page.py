@@ -19,7 +19,7 @@ from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 from ..bench import Bench
 from ..methods.registry import OURS, PUBLISHED, tuning
 from ..store import Cell, Result, Row, tidy_csv
-from ..studies import ablations, curves, fidelity, layouts, several, toy
+from ..studies import ablations, curves, fidelity, several, toy
 from . import tables
 from .claims import verdicts
 from .figures import curves_figure, gallery, trade_figure
@@ -113,7 +113,6 @@ def _tables(rows: Sequence[Row], costs: Sequence[Row], names: Mapping[str, str])
         curves.STUDY: [tables.steps_table(rows, names)],
         several.STUDY: tables.several_tables(rows, names),
         ablations.STUDY: [tables.ablation_table(rows)],
-        **{study: [tables.layouts_table(rows, study)] for study in layouts.FIRST},
         toy.STUDY: tables.toy_tables(rows),
     }
     return {study: [t for t in of if t.lines] for study, of in found.items() if any(t.lines for t in of)}

@@ -10,7 +10,7 @@ from infusion_core.embedded.evaluate import gap_closed
 
 from ..measures import CLASS_WORD, CONCEPT, HEADLINE, LOOK_IN_WORDS, PROMPT
 from ..store import Row, means
-from ..studies import ablations, curves, fidelity, layouts, several, toy
+from ..studies import ablations, curves, fidelity, several, toy
 from .intervals import Unit, interval
 
 BASES = (CLASS_WORD, LOOK_IN_WORDS)
@@ -67,8 +67,17 @@ def errors_by_prompt(rows: Sequence[Row], study: str) -> Mapping[tuple[str, str]
 
 
 def with_trade(found: Figures) -> Figures:
-    """The figures with ``gap_closed``, where the yardsticks, which nobody trains, stand beside them."""
+    """The figures with ``gap_closed`` and ``scene_ratio``, where the yardsticks, which nobody trains, are beside them.
+
+    Both are ratios of one concept's errors, so that their intervals are over concepts and training seeds as others'.
+    """
     bare, told = ({unit.concept: v for unit, v in found.get((name, CONCEPT), {}).items()} for name in BASES)
+    scenes = {unit.concept: value for unit, value in found.get((CLASS_WORD, "scene_error"), {}).items()}
+    ratios = {
+        (method, "scene_ratio"): {unit: value / scenes[unit.concept] for unit, value in by.items()}
+        for (method, measure), by in found.items()
+        if measure == "scene_error" and {unit.concept for unit in by} <= scenes.keys()
+    }
     gaps = {
         (method, "gap_closed"): {
             unit: gap_closed(bare[unit.concept], told[unit.concept], value)
@@ -78,7 +87,7 @@ def with_trade(found: Figures) -> Figures:
         for (method, measure), by in found.items()
         if measure == CONCEPT
     }
-    return {**found, **{key: by for key, by in gaps.items() if by}}
+    return {**found, **{key: by for key, by in (gaps | ratios).items() if by}}
 
 
 def table(
@@ -123,6 +132,7 @@ ERRORS = {
     "rim_error": ("rim error", ".3f"),
     "shape_error": ("shape error", ".3f"),
     "scene_error": ("scene error", ".4f"),
+    "scene_ratio": ("scene error / base's", ".2f"),
     "position_error": ("position error (px)", ".1f"),
     "size_error": ("size error", ".3f"),
     "diversity": ("diversity", ".3f"),
@@ -154,10 +164,7 @@ def brief_tables(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]:
     """What a terminal shows: the main figures of the studies that have yardsticks."""
     columns = {m: ERRORS[m] for m in (HEADLINE, CONCEPT, "gap_closed", PROMPT)}
     columns |= {"layout_repeated": ("photos' layout", ".0%"), "fisher": ("Fisher", ".3g")}
-    titles = {
-        fidelity.STUDY: "Every method, means",
-        **{study: f"{study.capitalize()}, means" for study in layouts.FIRST},
-    }
+    titles = {fidelity.STUDY: "Every method, means", ablations.STUDY: "Parts of Infusion, means"}
     found = [brief(title, with_trade(figures(rows, study)), columns, names) for study, title in titles.items()]
     return [shown for shown in found if shown.lines]
 
@@ -201,6 +208,7 @@ def several_tables(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]
 def ablation_table(rows: Sequence[Row]) -> Table:
     """What each part of Infusion is good for."""
     columns = {
+        "picture_error_more": ("picture error, against Infusion's", "+.3f"),
         "concept_error_more": ("concept error, against Infusion's", "+.3f"),
         "prompt_error_more": ("prompt error, against Infusion's", "+.4f"),
         **ERRORS,
@@ -211,31 +219,11 @@ def ablation_table(rows: Sequence[Row]) -> Table:
         "differences are paired over concepts."
     )
     found = with_trade(figures(rows, ablations.STUDY))
-    return table("Parts of Infusion", note, more_than(found, ablations.PLAIN, (CONCEPT, PROMPT)), columns, {})
+    more = more_than(found, ablations.PLAIN, (HEADLINE, CONCEPT, PROMPT), BASES)
+    return table("Parts of Infusion", note, more, columns, {})
 
 
-def layouts_table(rows: Sequence[Row], study: str) -> Table:
-    """Ways to train and to sample beside the yardsticks: one of the two studies of `layouts`."""
-    first = layouts.FIRST[study]
-    columns = {
-        **{measure: ERRORS[measure] for measure in ("concept_error", "gap_closed")},
-        "gap_closed_more": (f"gap closed, against {first}", "+.0%"),
-        **{measure: ERRORS[measure] for measure in ("prompt_error", "scene_error")},
-        "scene_ratio": ("scene error / base's", ".2f"),
-        **{measure: ERRORS[measure] for measure in ("position_error", "size_error")},
-    }
-    found = with_trade(figures(rows, study))
-    base = found.get((CLASS_WORD, "scene_error"), {})
-    ratios = {
-        (method, "scene_ratio"): {Unit(""): fmean(by.values()) / fmean(base.values())}
-        for (method, measure), by in found.items()
-        if measure == "scene_error" and base
-    }
-    told = more_than(found, first, ("gap_closed",), BASES)
-    return table(study.capitalize(), "The differences are paired over concepts.", {**told, **ratios}, columns, {})
-
-
-def more_than(found: Figures, plain: str, measures: Sequence[str], beside: Sequence[str] = ()) -> Figures:
+def more_than(found: Figures, plain: str, measures: Sequence[str], beside: Sequence[str]) -> Figures:
     """The figures with each method's differences from `plain`, concept by concept, as ``<measure>_more``.
 
     Args:

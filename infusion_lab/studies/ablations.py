@@ -1,65 +1,113 @@
-"""Study: what each part of Infusion is good for."""
+"""Study: what each part of Infusion and each of its defaults is good for; what the defaults were chosen by."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
+from infusion_core.embedded.evaluate import Scored
 from infusion_core.embedded.tinyworld import Concept
 from infusion_core.schedule import NEVER, Window
 
 from ..bench import Bench
-from ..measures import bare_pictures, drawn_and_scored, error_rows, openness
-from ..methods.infusion import Infusion, trained, without_maps
+from ..measures import (
+    CLASS_WORD,
+    LOOK_IN_WORDS,
+    bare_pictures,
+    drawn_and_scored,
+    error_rows,
+    openness,
+    yardstick,
+)
+from ..methods.infusion import Infusion, small, trained, without_maps
 from ..store import Cell, Result, Row
-from .variants import Variant
 
 STUDY = "ablations"
 STRENGTHS = (0.5, 0.75, 1.25, 1.5)
 PLAIN = "Infusion"  # the line that all others are held against
 NO_MAPS = "no map replacement"
-LONG = 1000  # steps, where Infusion has 400
-FIRST_HALF = Window(0.0, 0.5)
+LONG = 1000  # steps
+BLOCK = {"layout": "block", "bins": 1}
 
 
-def variants() -> list[Variant]:
-    """Infusion as it is, then every ablation."""
-    plain, without = Infusion(), without_maps()
-    return [
-        Variant(PLAIN, plain),
-        Variant(NO_MAPS, without),
-        Variant("maps replaced in training only", replace(plain, replacement=NEVER)),
-        Variant("maps replaced in the first half", replace(plain, replacement=FIRST_HALF)),
-        Variant("maps not replaced in training, in the first half", replace(without, replacement=FIRST_HALF)),
-        Variant("own base latent", replace(plain, base_latent="own")),
-        *(Variant(f"layout {layout}", trained(layout=layout)) for layout in ("layer", "value")),
-        Variant("4 bins", trained(bins=4)),
-        Variant("layout layer, 4 bins", trained(layout="layer", bins=4)),
-        Variant(f"{LONG} steps", trained(steps=LONG)),
-        Variant(f"{LONG} steps, no map replacement", without_maps(steps=LONG)),
-        Variant("paper's settings", trained(learning_rate=0.01, schedule="constant", weighting="uniform")),
-        *(Variant(f"strength {s:g}", replace(plain, strength=s)) for s in STRENGTHS),
-    ]
+def variants() -> Mapping[str, Infusion]:
+    """Infusion as it is, then every ablation, by name."""
+    plain = Infusion()
+    return {
+        PLAIN: plain,
+        **_maps(plain),
+        "layout block, 1 bin": small(),
+        "layout block": trained(layout="block"),
+        "layout value": trained(layout="value"),
+        "layout parts, 1 bin, lr 0.05": trained(layout="parts", bins=1, learning_rate=0.05),
+        "1 bin": trained(bins=1),
+        "4 bins": trained(bins=4),
+        "up half only": trained(where="up"),
+        "lr 0.05": trained(learning_rate=0.05),
+        "lr 0.2": trained(learning_rate=0.2),
+        "batch 8": trained(batch_size=8),
+        "weight decay 0.5": trained(weight_decay=0.5),
+        "uniform weighting": trained(weighting="uniform"),
+        "independent timesteps": trained(times="uniform"),
+        "constant rate": trained(schedule="constant"),
+        "one caption": replace(plain, captions="one"),
+        "60 steps, lr 0.2": trained(steps=60, learning_rate=0.2),
+        "400 steps": trained(steps=400),
+        f"{LONG} steps": trained(steps=LONG),
+        f"{LONG} steps, {NO_MAPS}": without_maps(steps=LONG),
+        "paper's settings": trained(
+            **BLOCK, steps=400, learning_rate=0.01, schedule="constant", weighting="uniform", replacement_end=1.0
+        ),
+        **{f"strength {s:g}": replace(plain, strength=s) for s in STRENGTHS},
+    }
+
+
+def _maps(plain: Infusion) -> dict[str, Infusion]:
+    """Where the concept stream's attention maps come from, and when."""
+    without = without_maps()
+    throughout = trained(replacement_end=1.0)
+    return {
+        NO_MAPS: without,
+        "maps replaced throughout": throughout,
+        "maps replaced to 0.2": trained(replacement_end=0.2),
+        "maps replaced in training only": replace(plain, replacement=NEVER),
+        "maps not replaced in training, to 0.4 in drawing": replace(without, replacement=Window(0.0, 0.4)),
+        "maps replaced throughout, own base latent": replace(throughout, base_latent="own"),
+    }
 
 
 def cells(bench: Bench) -> list[Cell]:
-    """One cell per variant and concept."""
+    """Per tuning concept one cell for each yardstick and each variant."""
     out, amounts = [], bench.amounts("ablation_prompts", "seeds", "samples")
     for concept in bench.tuning_concepts:
-        for variant in variants():
-            if variant.method.steps == LONG > bench.scale.max_steps:
+        for name in (CLASS_WORD, LOOK_IN_WORDS):
+            compute = partial(_yardstick, bench, name, concept)
+            out.append(bench.cell(STUDY, name, concept.name, compute, concept, amounts))
+        for name, method in variants().items():
+            if bench.scale.max_steps < method.steps != Infusion().steps:
                 continue  # cut short it would be another variant
-            compute, source = partial(_measure, bench, variant, concept), bench.own_source(variant.method, [concept])
-            out.append(bench.cell(STUDY, variant.name, concept.name, compute, concept, amounts, source))
+            compute, source = partial(_measure, bench, name, method, concept), bench.own_source(method, [concept])
+            out.append(bench.cell(STUDY, name, concept.name, compute, concept, amounts, source))
     return out
 
 
-def _measure(bench: Bench, variant: Variant, concept: Concept) -> Result:
-    learned, _ = bench.learned(variant.method, [concept])
-    customised, step = variant.method.apply(bench.studio, learned), bench.steps(variant.method)
+def _yardstick(bench: Bench, name: str, concept: Concept) -> Result:
+    prompts = bench.scale.ablation_prompts
+    scored = yardstick(bench.studio.base, name, concept, prompts, bench.seeds, bench.sampling)
+    return _result(name, concept, 0, scored)
+
+
+def _measure(bench: Bench, name: str, method: Infusion, concept: Concept) -> Result:
+    learned, _ = bench.learned(method, [concept])
+    customised, step = method.apply(bench.studio, learned), bench.steps(method)
     scored = drawn_and_scored(customised, concept, bench.scale.ablation_prompts, bench.seeds, bench.sampling)
     bare = bare_pictures(customised, concept.shape, bench.scale.samples, bench.sampling)
     found = openness(bare, bench.studio.base.encode(bare), concept) | {"bytes": float(len(learned[0].data))}
-    rows = error_rows(STUDY, variant.name, concept, step, scored)
-    rows += [Row(STUDY, variant.name, concept.name, step, "", bench.seed, m, v) for m, v in found.items()]
-    return Result(rows, {}, {scored[0].prompt: scored[0].picture})
+    result = _result(name, concept, step, scored)
+    result.rows += [Row(STUDY, name, concept.name, step, "", bench.seed, m, v) for m, v in found.items()]
+    return result
+
+
+def _result(name: str, concept: Concept, step: int, scored: list[Scored]) -> Result:
+    return Result(error_rows(STUDY, name, concept, step, scored), {}, {scored[0].prompt: scored[0].picture})

@@ -16,7 +16,7 @@ from infusion_lab.methods.infusion import Infusion
 from infusion_lab.methods.registry import PUBLISHED
 from infusion_lab.run import STUDIES
 from infusion_lab.store import Store
-from infusion_lab.studies import ablations, curves, fidelity, layouts, several, toy
+from infusion_lab.studies import ablations, curves, fidelity, several, toy
 from infusion_lab.studio import Studio
 from infusion_lab.tinyworld import subjects_of
 
@@ -42,12 +42,8 @@ AMOUNTS = {
     curves.STUDY: ("curve_prompts", "curve_seeds", "samples", "fisher_prompts", "fisher_draws"),
     several.STUDY: ("group_prompts", "seeds"),
     ablations.STUDY: ("ablation_prompts", "seeds", "samples"),
-    layouts.STUDY: ("layout_prompts", "layout_seeds"),
-    layouts.SETTINGS: ("setting_prompts", "setting_seeds"),
 }
-OURS = dict.fromkeys(AMOUNTS, "infusion") | {
-    ablations.STUDY: ablations.PLAIN, **layouts.FIRST
-}  # fmt: skip
+OURS = dict.fromkeys(AMOUNTS, "infusion") | {ablations.STUDY: ablations.PLAIN}
 
 
 @pytest.mark.parametrize(("study", "amount"), [(s, a) for s, amounts in AMOUNTS.items() for a in amounts])
@@ -103,7 +99,7 @@ def test_another_seed_sampling_model_or_run_is_another_cell(study, change, rare,
         (LORA, LORA.changed(schedule="cosine")),
         (LORA, LORA.changed(naming="class word")),
         (Infusion(), Infusion(captions="one")),
-        (Infusion(), Infusion(replace(Infusion().settings, bins=2))),
+        (Infusion(), Infusion(replace(Infusion().settings, bins=3))),
         (Infusion(), Infusion(strength=0.5)),
         (Infusion(), Infusion(replacement=NEVER)),
         (Infusion(), Infusion(base_latent="own")),

@@ -19,7 +19,7 @@ from infusion_core.embedded.tinyworld import CONCEPTS
 from infusion_core.embedded.tinyworld.captions import unseen_scenes
 from infusion_core.metrics.fisher import DenoiserPredictor
 from infusion_core.residuals import zero_residual
-from infusion_core.schedule import ALWAYS, NEVER
+from infusion_core.schedule import ALWAYS, NEVER, Window
 from infusion_lab.measures import bare_pictures, drawn_and_scored, fisher
 from infusion_lab.methods.infusion import Infusion, without_maps
 from infusion_lab.methods.method import Learned, Recipe
@@ -131,11 +131,11 @@ def test_a_strength_acts_once(strength, studio, trained):
 
 def test_maps_are_replaced_as_in_training_unless_told_otherwise(studio, trained):
     learned = [trained("infusion")[-1].learned]
+    some, own = Infusion().changed(replacement_end=0.3), without_maps()
     windows = [
-        method.apply(studio, learned).concepts[0].map_window
-        for method in (Infusion(), without_maps(), replace(without_maps(), replacement=ALWAYS))
+        method.apply(studio, learned).concepts[0].map_window for method in (some, own, replace(own, replacement=ALWAYS))
     ]
-    assert windows == [ALWAYS, NEVER, ALWAYS]
+    assert windows == [Window(0.0, 0.3), NEVER, ALWAYS]
 
 
 @pytest.mark.parametrize("key", ["perfusion", "lora", "dco"])

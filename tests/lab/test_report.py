@@ -11,7 +11,7 @@ from scipy import stats
 from infusion_lab.report.claims import OPEN, REFUTED, REPRODUCED, verdicts
 from infusion_lab.report.figures import COLOURS, curves_figure
 from infusion_lab.report.intervals import Unit, interval, over_prompts, within_concepts
-from infusion_lab.report.tables import ablation_table, cell, figures, layouts_table, together, with_trade
+from infusion_lab.report.tables import ablation_table, cell, figures, together, with_trade
 from infusion_lab.store import Row
 
 
@@ -183,18 +183,10 @@ def test_the_gap_is_a_share():
     assert cell({Unit("0"): 1.0, Unit("1"): 2.0}, ".2f") == "1.50 ± 6.35"  # t(0.975, 1) = 12.706 times 0.5
 
 
-def test_layouts_are_held_against_the_first_concept_by_concept():
-    errors = {
-        "base: class word": (0.4, 0.3), "base: look in words": (0.2, 0.1), "block, shared": (0.3, 0.2),
-        "value, own": (0.25, 0.2),
-    }  # fmt: skip
-    rows = [row for name, values in errors.items() for row in rows_of("layouts", "concept_error", **{name: values})]
-    rows += rows_of("layouts", "scene_error", **{"base: class word": (0.01, 0.03), "value, own": (0.03, 0.03)})
-    shown = layouts_table(rows, "layouts")
-    told = {line[0]: dict(zip(shown.header, line, strict=True)) for line in shown.lines}
-    assert told["value, own"]["gap closed, against block, shared"] == "+12% ± 159%"  # t(0.975, 1) = 12.706 times 12.5%
-    assert told["value, own"]["scene error / base's"] == "1.50"
-    assert told["base: class word"]["gap closed, against block, shared"] == ""
+def test_the_scene_ratio_is_of_the_same_concept():
+    rows = rows_of("fidelity", "scene_error", **{"base: class word": (0.01, 0.03), "lora": (0.02, 0.03)})
+    ratios = with_trade(figures(rows, "fidelity"))["lora", "scene_ratio"]
+    assert ratios == pytest.approx({Unit("0"): 2.0, Unit("1"): 1.0})
 
 
 def test_ablations_are_held_against_infusion_concept_by_concept():

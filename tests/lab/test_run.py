@@ -13,18 +13,19 @@ import pytest
 from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.errors import InfusionError
 from infusion_lab.bench import QUICK, Bench
+from infusion_lab.measures import CLASS_WORD, LOOK_IN_WORDS
 from infusion_lab.methods.infusion import Infusion
 from infusion_lab.methods.registry import PUBLISHED
 from infusion_lab.run import STUDIES, run, studies_for
 from infusion_lab.store import Cell, Result, Row, Store
-from infusion_lab.studies import ablations, curves, fidelity, layouts, several, toy
+from infusion_lab.studies import ablations, curves, fidelity, several, toy
 from infusion_lab.studio import Studio
 from infusion_lab.tinyworld import some_captions
 
 TINY = replace(
     QUICK, prompts=1, seeds=1, max_steps=2, snapshot_steps=(1, 2), curve_prompts=1, class_pictures=2, samples=2,
     fisher_prompts=2, fisher_draws=2, groups=(("ember", "wasp"),), group_prompts=1, concepts=("ember",),
-    layout_prompts=1, setting_prompts=1,
+    ablation_prompts=1,
 )  # fmt: skip
 SOME = [curves.cells, fidelity.cells, several.cells]
 
@@ -123,34 +124,29 @@ def test_a_method_learns_with_every_training_seed_and_draws_from_the_same_seeds(
 
 
 def test_every_ablation_differs_from_infusion_as_it_is():
-    settings = [v.method for v in ablations.variants()]
+    settings = [*ablations.variants().values()]
     assert all(s != settings[0] for s in settings[1:])
-    assert len({v.name for v in ablations.variants()}) == len(settings)
 
 
-def test_two_studies_run_only_if_they_are_named():
-    assert STUDIES.keys() - {layouts.STUDY, layouts.SETTINGS} == {
-        name for name, cells in STUDIES.items() if cells in studies_for([])
-    }
-    assert studies_for([layouts.SETTINGS, "steps"]) == [curves.cells, layouts.setting_cells]
+def test_studies_run_in_an_order_of_their_own():
+    assert studies_for([]) == list(STUDIES.values())
+    assert studies_for([ablations.STUDY, "steps"]) == [curves.cells, ablations.cells]
     with pytest.raises(InfusionError, match="no study 'layout'"):
         studies_for(["layout"])
 
 
-def test_the_study_of_layouts_shows_its_table(rare, tmp_path, capsys):
+def test_the_study_of_ablations_shows_its_table(rare, tmp_path, capsys):
     lab = bench(rare, tmp_path / "tiny")
-    cells = [c for c in layouts.cells(lab) if c.method.startswith(("base", "block"))]
+    wanted = {CLASS_WORD, LOOK_IN_WORDS, ablations.PLAIN, ablations.NO_MAPS}
+    cells = [c for c in ablations.cells(lab) if c.method in wanted]
     run(lab, [lambda _: cells], tmp_path, "tiny")
-    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
-    parts = {"concept_error", "rim_error", "scene_error", "shape_error", "position_error", "size_error"}
-    assert {r["measure"] for r in rows} == {"picture_error", "prompt_error", *parts}
-    (shown,) = json.loads((tmp_path / "report.json").read_text())["tables"]["layouts"]
+    (shown,) = json.loads((tmp_path / "report.json").read_text())["tables"]["ablations"]
     lines = {line[0]: dict(zip(shown["header"], line, strict=True)) for line in shown["lines"]}
     assert lines["base: class word"]["gap closed"] == "0%"
     assert lines["base: class word"]["scene error / base's"] == "1.00"
-    assert lines["block, own"]["gap closed, against block, shared"][0] in "+-"
-    assert lines["block, shared"]["gap closed, against block, shared"] == ""
-    assert "block, no map replacement" in capsys.readouterr().out
+    assert lines[ablations.NO_MAPS]["picture error, against Infusion's"][0] in "+-"
+    assert lines[ablations.PLAIN]["picture error, against Infusion's"] == ""
+    assert ablations.NO_MAPS in capsys.readouterr().out
 
 
 def test_toy_residual_leaves_the_other_class_alone_and_keeps_the_spread(monkeypatch):

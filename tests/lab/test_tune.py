@@ -76,7 +76,7 @@ def test_every_knob_is_a_setting_and_the_published_ones_can_be_proposed(key):
 
 
 def test_whatever_infusion_has_the_baselines_have_too():
-    alone = {"layout", "parts", "key_scale", "key_rate", "where", "bins", "replace_maps"}  # mean nothing to the others
+    alone = {"layout", "parts", "key_scale", "key_rate", "where", "bins", "replace_maps", "replacement_end"}
     ours = {knob.name for knob in TUNABLE["infusion"].space} - alone
     for published in PUBLISHED.values():
         assert ours <= {knob.name for knob in published.space}
@@ -215,7 +215,7 @@ def test_the_best_by_both_is_one_row_and_without_tuning_there_is_the_published_o
     assert best_of([], "picture_error") is None
     keys = [m.key for m in all_methods(MOST_STEPS)]
     assert len({*keys}) == len(keys)
-    assert keys[-2:] == ["infusion", "infusion-plain"]
+    assert keys[-3:] == ["infusion", "infusion-small", "infusion-plain"]
 
 
 def test_a_method_is_chosen_with_all_its_recipes_or_one(tuned, tmp_path, monkeypatch):

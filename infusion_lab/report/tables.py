@@ -223,7 +223,7 @@ def ablation_table(rows: Sequence[Row]) -> Table:
     return table("Parts of Infusion", note, more, columns, {})
 
 
-def more_than(found: Figures, plain: str, measures: Sequence[str], beside: Sequence[str]) -> Figures:
+def more_than(found: Figures, plain: str, measures: Sequence[str], beside: Sequence[str] = ()) -> Figures:
     """The figures with each method's differences from `plain`, concept by concept, as ``<measure>_more``.
 
     Args:

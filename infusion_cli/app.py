@@ -25,7 +25,7 @@ from .options import Config, LayoutOption, Model, Seed, checked_path, place
 
 app = typer.Typer(
     name="infusion",
-    help="Teach a diffusion model your subject from a few photos, in an 11 KB file, and change nothing else.",
+    help="Teach a diffusion model your subject from a few photos, in a file of 49 KB, and change nothing else.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -43,7 +43,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             display_name="Infusion Train",
             category="Infusion",
             description="Learn a subject from 3-6 photos. The base model's weights are not changed; what is learned "
-            "is about 11 KB for Stable Diffusion 1.5.",
+            "is about 49 KB for Stable Diffusion 1.5.",
             search_aliases=["infusion", "train concept", "personalization", "dreambooth", "textual inversion", "lora"],
             is_input_list=True,
             inputs=[

@@ -26,10 +26,10 @@ from .state import TrainState
 
 @dataclass(frozen=True, kw_only=True)
 class ResidualSettings(TrainSettings):
-    """How to train a concept. Steps and batch size are the paper's; the rest was chosen on TinyWorld
-    (docs/tinyworld-study.md).
+    """How to train a concept. The batch size is the paper's; the rest was chosen on TinyWorld (docs/lab.md, ablations).
 
     Attributes:
+        steps: optimizer steps; the paper has 100 to 2000.
         learning_rate: of AdamW; the paper has 0.01, constant.
         batch_size: samples per pass.
         layout: where the residual lives, see `ConceptResidual`.
@@ -45,16 +45,18 @@ class ResidualSettings(TrainSettings):
         times: how a batch's timesteps are chosen: ``stratified``, one per equal slice, or ``uniform``, independently.
     """
 
-    learning_rate: float = 0.05
+    steps: int = 200
+    learning_rate: float = 0.2
     schedule: RateSchedule = "cosine"
+    snapshot_every: int = 50
     validation_draws: int = 8
     batch_size: int = 4
-    layout: Layout = "block"
+    layout: Layout = "layer"
     parts: int = 3
     key_scale: float = 1.0
     key_rate: float = 1.0
     where: Where = "everywhere"
-    bins: int = 1
+    bins: int = 2
     replace_maps: bool = True
     replacement_end: float = 0.4
     weighting: Weighting = "velocity"

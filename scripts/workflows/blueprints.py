@@ -48,9 +48,9 @@ def train() -> Blueprint:
     default = ResidualSettings()
     trained = sheet.graph.add(
         "InfusionTrain", model=model, clip=clip, vae=vae, images=photos(sheet)[0], word="cat", steps=default.steps,
-        batch_size=default.batch_size, learning_rate=default.learning_rate, layout=default.layout, bins=1,
+        batch_size=default.batch_size, learning_rate=default.learning_rate, layout=default.layout, bins=default.bins,
         resolution=512, seed=0, preview_every=default.snapshot_every, captions="",
-        replace_maps=default.replace_maps,
+        replace_maps=default.replace_maps, maps_end=default.replacement_end,
     )  # fmt: skip
     saved = sheet.graph.add("InfusionSaveConcept", concept=trained[0], filename="my-concept", storage="fp16")
     sheet.graph.add("InfusionAttentionPatch", model=model, clip=clip, concept=saved)

@@ -88,16 +88,16 @@ def train_and_draw() -> Sheet:
     model, clip, vae = checkpoint(
         sheet,
         "# Train a concept and draw it\n"
-        "Photos of a cat become a concept file of 11 KB, and the same graph draws that cat in a new place.\n"
+        "Photos of a cat become a concept file of 49 KB, and the same graph draws that cat in a new place.\n"
         "Read from left to right, add your photos, and press Run.",
     )
     taken = photos(sheet)
     default = ResidualSettings()
     trained = sheet.graph.add(
         "InfusionTrain", model=model, clip=clip, vae=vae, images=taken[0], word="cat", steps=default.steps,
-        batch_size=default.batch_size, learning_rate=default.learning_rate, layout=default.layout, bins=1,
+        batch_size=default.batch_size, learning_rate=default.learning_rate, layout=default.layout, bins=default.bins,
         resolution=512, seed=0, preview_every=default.snapshot_every, captions="",
-        replace_maps=default.replace_maps,
+        replace_maps=default.replace_maps, maps_end=default.replacement_end,
     )  # fmt: skip
     saved = sheet.graph.add("InfusionSaveConcept", concept=trained[0], filename="my-cat", storage="fp16")
     loss = sheet.titled(sheet.graph.add("PreviewImage", images=trained[1]), "Loss")

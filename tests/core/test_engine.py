@@ -132,7 +132,7 @@ def test_training_goes_on_from_a_concept():
 def test_a_state_of_another_layout_is_refused(tmp_path):
     first, _ = train()
     with pytest.raises(InfusionError, match=r"^the saved training state is of another layout or model; start without"):
-        train(replace(SETTINGS, layout="layer"), state=first.state())
+        train(replace(SETTINGS, layout="block"), state=first.state())
     (tmp_path / "x").write_bytes(b"nothing")
     save_concept(tmp_path / "concept", first.learned())
     for path in (tmp_path / "x", tmp_path / "gone", tmp_path / "concept"):

@@ -288,7 +288,7 @@ def test_words_of_several_tokens_have_a_residual_for_each():
 
 def test_a_concept_in_half_precision_goes_on_in_single():
     start = concept(ToyDenoiser()).to("cpu", torch.float16)
-    under_test = ResidualObjective(ToyDenoiser(), latents(), prompts(), "cat", settings(bins=1), start)
+    under_test = ResidualObjective(ToyDenoiser(), latents(), prompts(), "cat", settings(layout="block", bins=1), start)
     assert {t.dtype for t in leaves(under_test).values()} == {torch.float32}
     for name, tensor in under_test.learned().tensors.items():
         torch.testing.assert_close(tensor, start.tensors[name].float())

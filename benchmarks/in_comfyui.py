@@ -81,6 +81,7 @@ def main() -> None:
     from infusion_pack.infusion_core.concepts import LoadedConcept
     from infusion_pack.infusion_core.residuals import zero_residual
     from infusion_pack.infusion_core.schedule import Window
+    from infusion_pack.infusion_core.training.residual import ResidualSettings
     from infusion_pack.nodes.host.install import apply
     from infusion_pack.nodes.host.model import base_of
 
@@ -99,6 +100,7 @@ def main() -> None:
 
     cases = {
         "plain": case(0),
+        "default": case(1, maps=ResidualSettings().map_window.end),
         "shared": case(1),
         "own": case(1, base_latent="own"),
         "balanced": case(1, maps=0.5),

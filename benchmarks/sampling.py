@@ -4,8 +4,9 @@
     python benchmarks/sampling.py --host comfyui              # SD1.5's geometry, with the nodes' own patch
 
 The last line is one JSON object of ratios:
-shared, own: one concept, by base latent; balanced: maps replaced in the first half of the run only; fast: never
-replaced; no_concept: a loaded concept the prompt does not name; per_added_concept: what each further concept adds.
+default: one concept as it is trained by default; shared, own: one whose maps are replaced throughout, by base latent;
+balanced: maps replaced in the first half of the run only; fast: never replaced; no_concept: a loaded concept the
+prompt does not name; per_added_concept: what each further concept adds.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from infusion_core.embedded.sampling import Sampler, SampleSettings
 from infusion_core.residuals import zero_residual
 from infusion_core.schedule import NEVER, Window
 from infusion_core.streams import BaseLatent
+from infusion_core.training.residual import ResidualSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
-    options.add_argument("--steps", type=int, default=4)
+    options.add_argument("--steps", type=int, default=10)
     args = options.parse_args(arguments)
     if args.host == "comfyui":
         if args.size != "sd15":
@@ -53,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     cases = {
         "plain": case(0),
+        "default": case(1, replacement=ResidualSettings().map_window),
         "shared": case(1),
         "own": case(1, base_latent="own"),
         "balanced": case(1, replacement=Window(0.0, 0.5)),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-RATIOS = ("shared", "own", "balanced", "fast", "no_concept")
+RATIOS = ("default", "shared", "own", "balanced", "fast", "no_concept")
 
 
 def device() -> str:

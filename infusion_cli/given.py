@@ -16,7 +16,8 @@ from infusion_core.errors import InfusionError, printable
 from infusion_core.training.residual import ResidualSettings
 
 MODEL, PHOTOS = "model", "photos"
-_DEFAULTS = asdict(ResidualSettings())  # what a run that does not tell a setting had: the setting is younger than it
+# What a run that does not tell a setting had: the setting is younger than it. Maps were replaced throughout.
+_DEFAULTS = asdict(ResidualSettings(replacement_end=1.0))
 
 
 def given_before_loading(

@@ -47,7 +47,7 @@ class Scale:
 
     concepts: tuple[str, ...] = tuple(CONCEPTS)
     prompts: int = 25
-    seeds: int = 5
+    seeds: int = 2
     training_seeds: int = 3
     draw_steps: int = 25
     max_steps: int = 5000

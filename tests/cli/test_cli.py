@@ -115,12 +115,12 @@ def test_a_one_file_checkpoint_draws(tmp_path, sd1_folder):
 
 def test_inspect_prints_what_the_file_holds(trained):
     facts = json.loads(infusion("inspect", trained, "--json").stdout)
-    assert (facts["word"], facts["layout"], facts["parameters"]) == ("circle", "block", 5 * 160)
+    assert (facts["word"], facts["layout"], facts["parameters"]) == ("circle", "layer", 7 * 2 * 160)
     training = facts["training"]
     assert (facts["attention_maps"], training["resolution"], training["batch"]) == ("its own", "128x128", "4")
     table = infusion("inspect", trained).stdout
-    assert "down.0" in table
-    assert "mid" in table
+    assert "input.1.0" in table
+    assert "middle.0.0" in table
 
 
 @pytest.mark.parametrize("command", ["train", "generate", "inspect", "demo", "lab"])
@@ -201,7 +201,7 @@ def test_ctrl_c_leaves_a_snapshot_and_resume_repeats_the_run(photos, sd1_folder,
 
     other = infusion(*command(out, "--resume", "--learning-rate", "0.01", "--template", "a {}"))
     assert other.returncode == 1
-    assert re.search(r"template was \['a photo of a .*learning-rate was 0.05; give the same", other.stderr)
+    assert re.search(r"template was \['a photo of a .*learning-rate was 0.2; give the same", other.stderr)
 
     assert infusion(*command(out, "--resume")).returncode == 0
     losses = json.loads((tmp_path / "report.json").read_text())["losses"]

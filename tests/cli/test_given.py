@@ -17,3 +17,6 @@ def test_a_run_older_than_a_setting_had_its_default():
     require_same(old, given())
     with pytest.raises(InfusionError, match="times was stratified"):
         require_same(old, given(times="uniform"))
+    before_there_was_an_end = {name: value for name, value in given().items() if name != "replacement_end"}
+    with pytest.raises(InfusionError, match=r"replacement-end was 1\.0"):
+        require_same(before_there_was_an_end, given())

@@ -80,7 +80,7 @@ def setting(name, value):
 
 OTHER = {
     "seed": (setting("seed", 4), "but seed was 0; give the same again, or leave --resume out to train from the start"),
-    "rate": (setting("learning_rate", 0.5), "but learning-rate was 0.05; give"),
+    "rate": (setting("learning_rate", 0.5), "but learning-rate was 0.2; give"),
     "draws": (setting("validation_draws", 2), "but validation-draws was 1; give"),
     "word": (lambda request: replace(request, word="dog"), "but word was cat; give"),
     "templates": (lambda request: replace(request, templates=("a {}",)), "but template was ['a photo of a {}'"),

@@ -62,7 +62,7 @@ def subjects():
 def places(tmp_path_factory):
     """A model of Stable Diffusion's structure, CLIP, DINO and DreamBooth's dataset, all small and made up."""
     folder = tmp_path_factory.mktemp("real")
-    model = save_model(folder / "model", context=32, channels=(8, 8, 8), sample_size=4)
+    model = save_model(folder / "model", context=32, channels=(8, 8, 8), sample_size=8)
     (model / "infusion.json").write_text(json.dumps({"steps": 2, "guidance": 3.0}))
     torch.manual_seed(0)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -64,16 +64,14 @@ def other_weights(model):
 
 
 SAMPLING = SampleSettings(25, 3.0)
-SHORTER = replace(ONE, max_steps=200, snapshot_steps=(100, 200))
+SHORTER = replace(ONE, max_steps=150, snapshot_steps=(100, 150))
 EVERYWHERE = {
     "seed": lambda model, folder: bench(model, folder, seed=1),
     "drawing steps": lambda model, folder: bench(model, folder, sampling=replace(SAMPLING, steps=26)),
     "guidance": lambda model, folder: bench(model, folder, sampling=replace(SAMPLING, guidance=4.0)),
     "compute": lambda model, folder: bench(model, folder, sampling=replace(SAMPLING, compute=torch.bfloat16)),
     "weights": lambda model, folder: bench(other_weights(model), folder),
-    "training steps": lambda model, folder: bench(
-        model, folder, replace(ONE, max_steps=200, snapshot_steps=(100, 200))
-    ),
+    "training steps": lambda model, folder: bench(model, folder, SHORTER),
     "class pictures": lambda model, folder: bench(model, folder, replace(ONE, class_pictures=3)),
     "captions of the covariance": lambda model, folder: bench(model, folder, captions=("a square",)),
 }

@@ -118,7 +118,8 @@ def test_a_strength_acts_once(strength, studio, trained):
     learned = trained("infusion")[-1].learned
     customised = replace(method_of("infusion"), strength=strength).apply(studio, [learned])
     numbers = {name: tensor.float() for name, tensor in learned.tensors.items()}
-    residual = replace(zero_residual(model.denoiser.base, "circle"), tensors=numbers)
+    blank = zero_residual(model.denoiser.base, "circle", "layer")
+    residual = replace(blank, tensors=numbers, training=Infusion().settings.facts)
     by_hand, plain = (LoadedConcept("ember", residual, s) for s in (strength, 1.0))
     (bare,) = bare_pictures(customised, "circle", 1, settings, seed=3)
     wanted, unscaled = (draw(model, "a photo of a circle", [c], 1, 3, settings)[0] for c in (by_hand, plain))

@@ -223,11 +223,13 @@ def test_a_method_is_chosen_with_all_its_recipes_or_one(tuned, tmp_path, monkeyp
     chosen = []
     monkeypatch.setattr(run, "bench_for", lambda folder, scale, methods, *_: chosen.append([m.key for m in methods]))
     monkeypatch.setattr(run, "run", lambda *_: None)
-    for asked in (["lora"], ["lora-likeness", "infusion"], ["dreambooth-published"]):
+    for asked in (["lora"], ["lora-likeness", "infusion"], ["infusion-small"]):
         run.run_lab(tmp_path, methods=asked)
     assert chosen == [
-        ["lora-published", "lora", "lora-likeness"], ["lora-likeness", "infusion"], ["dreambooth-published"]
-    ]  # fmt: skip
+        ["lora-published", "lora", "lora-likeness"],
+        ["lora-likeness", "infusion", "infusion-small", "infusion-plain"],
+        ["infusion-small"],
+    ]
     with pytest.raises(InfusionError, match="no method 'lora-tuned'"):
         run.run_lab(tmp_path, methods=["lora-tuned"])
 

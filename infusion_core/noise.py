@@ -65,8 +65,8 @@ def share_done(sigma: Tensor, sigmas: Tensor) -> Tensor:
 
 
 def _index_of(sigma: Tensor, sigmas: Tensor) -> Tensor:
-    """The training timestep of each noise level, long (B,)."""
-    return torch.searchsorted(sigmas, sigma.to(sigmas)).clamp(max=len(sigmas) - 1)
+    """The training timestep whose noise level is nearest, long (B,): a level that a host has rounded is the same one."""
+    return torch.searchsorted((sigmas[1:] + sigmas[:-1]) / 2, sigma.to(sigmas))
 
 
 def _spread(sigma: Tensor, like: Tensor) -> Tensor:

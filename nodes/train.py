@@ -96,7 +96,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                     **ADVANCED,
                 ),
                 io.Int.Input(
-                    "resolution", default=512, min=128, max=2048, step=8,
+                    "resolution", default=512, min=64, max=2048, step=8,
                     tooltip="Edge in pixels the photos are scaled to; smaller is faster and loses detail. 512 for SD "
                     "1.x, 768 or 512 for 2.x, 1024 for XL.",
                 ),

@@ -50,8 +50,17 @@ def test_bins_split_the_timesteps_evenly():
     assert bins.tolist() == [t * 4 // 1000 for t in range(1000)]
     assert noise.bin_of(torch.tensor([99.0]), sigmas, 4).item() == 3
     assert noise.bin_of(torch.tensor([99.0], dtype=torch.float64), sigmas, 1000).item() == 999
-    between = (sigmas[249] + sigmas[250]) / 2
-    assert noise.bin_of(between[None], sigmas, 4).item() == 1  # the next training level counts
+    between = sigmas[249] + (sigmas[250] - sigmas[249]) * torch.tensor([0.4, 0.6])
+    assert noise.bin_of(between, sigmas, 4).tolist() == [0, 1]  # the nearer training level counts
+    for rounded in (sigmas * (1 - 1e-6), sigmas * (1 + 1e-6)):
+        assert torch.equal(noise.bin_of(rounded, sigmas, 4), bins)
+
+
+def test_the_share_of_a_run_is_counted_from_the_highest_noise():
+    sigmas = noise.scaled_linear_sigmas()
+    shares = noise.share_done(sigmas, sigmas)
+    torch.testing.assert_close(shares, 1 - torch.arange(1, 1001) / 1000)
+    assert noise.share_done(torch.tensor([99.0]), sigmas).item() == 0
 
 
 def test_levels_in_double_precision_leave_the_latents_theirs():

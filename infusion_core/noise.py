@@ -65,7 +65,7 @@ def share_done(sigma: Tensor, sigmas: Tensor) -> Tensor:
 
 
 def _index_of(sigma: Tensor, sigmas: Tensor) -> Tensor:
-    """The training timestep whose noise level is nearest, long (B,): a level that a host has rounded is the same one."""
+    """The training timestep whose noise level is nearest, long (B,): one that a host has rounded is the same."""
     return torch.searchsorted((sigmas[1:] + sigmas[:-1]) / 2, sigma.to(sigmas))
 
 

@@ -16,7 +16,7 @@ from .conftest import LACKING, residual
 from .page import find_browser, open_page, queue, set_widget
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium found")
-SENTENCE = "the concept 'circle' was made for sd1, not tinyworld; load that base model"
+SENTENCE = "the concept 'circle' was made for sd1, not tinyworld2; load that base model"
 COLOURS = {"INFUSION_CONCEPT": "rgb(224, 135, 62)", "INFUSION_MAPS": "rgb(194, 85, 107)"}
 
 

@@ -241,9 +241,10 @@ def test_the_page_tells_every_trial(quick, tmp_path):
         report={"mode": "quick", "scale": asdict(bench.QUICK)}, verdicts=[], tables={}, figures={}, strips={},
         photos=[], recipes=[], inline=str,
     )  # fmt: skip
-    trials = trials_of(tmp_path, "lora")
+    methods = tuning(tmp_path / "tuned.json")["methods"]
+    trials = [trial for method in methods.values() for trial in method["trials"]]
     shown = page[page.index("<h3>Tuning</h3>") :]
-    assert shown.count("<tr") == len(trials) + 1
+    assert shown.count("<tr") == len(trials) + len(methods)
     assert shown.count("font-weight: bold") == sum(bool(t["best"]) for t in trials)
     assert shown.count("diverged") == 3 * sum("diverged" in t for t in trials)
     assert "steps 52" in shown

@@ -93,6 +93,12 @@ def test_maps_are_replaced_as_trained_unless_told_otherwise():
     assert replace(own, replacement=half).map_window == half
 
 
+def test_where_two_windows_overlap():
+    assert Window(0.0, 0.4).overlap(Window(0.2, 1.0)) == Window(0.2, 0.4)
+    assert Window(0.5, 1.0).overlap(Window(0.0, 0.4)) == NEVER
+    assert ALWAYS.overlap(NEVER) == NEVER
+
+
 def test_concepts_move_whole():
     moved = LoadedConcept("tom", zero_residual(SD15, "cat"), 0.5, {"mid": 2.0}, NEVER, NEVER).to("cpu", torch.float16)
     assert {t.dtype for t in moved.residual.tensors.values()} == {torch.float16}

@@ -46,7 +46,7 @@ def by_maps(replaced: Sequence[bool], predict: Callable[[list[int], bool], Tenso
     Returns:
         What the rows gave, in their order.
     """
-    groups = {flag: [row for row, own in enumerate(replaced) if own == flag] for flag in (True, False)}
+    groups = {flag: [row for row, wanted in enumerate(replaced) if wanted == flag] for flag in (True, False)}
     out = torch.cat([predict(rows, flag) for flag, rows in groups.items() if rows])
     return out[torch.tensor([*groups[True], *groups[False]]).argsort()]
 

@@ -65,9 +65,9 @@ class ResidualSettings(TrainSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(batch_size=MOST_AT_ONCE, bins=MOST_AT_ONCE, validation_draws=MOST_AT_ONCE, parts=MOST_AT_ONCE)
-        if not 0 < self.replacement_end <= 1:
+        if not 0.01 <= self.replacement_end <= 1:
             raise InfusionError(
-                f"replacement_end must be above 0 and at most 1, got {self.replacement_end:g}; to never attend with "
+                f"replacement_end must be 0.01 to 1, got {self.replacement_end:g}; to never attend with "
                 "the base model's maps, set replace_maps to false"
             )
 
@@ -81,7 +81,7 @@ class ResidualSettings(TrainSettings):
         """What a concept's metadata must tell of such a training; nothing where maps were always replaced."""
         if not self.replace_maps:
             return {"replace_maps": "false"}
-        return {} if self.map_window == ALWAYS else {REPLACEMENT_END: f"{self.replacement_end:g}"}
+        return {} if self.map_window == ALWAYS else {REPLACEMENT_END: f"{round(self.replacement_end, 6):g}"}
 
 
 class ResidualObjective:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from infusion_core.errors import InfusionError
+from infusion_core.residual_file import concept_bytes, concept_from_bytes
 from infusion_core.schedule import NEVER, Window
 from infusion_core.training.engine import Trainer
 from infusion_core.training.objective import Noised, loss_weights, stratified_times, uniform_times
@@ -245,9 +246,15 @@ def test_what_is_learned_says_whether_maps_were_replaced():
     assert all(not t.requires_grad for t in learned.tensors.values())
 
 
-@pytest.mark.parametrize("end", [0.0, -1.0, 1.5, float("nan")])
+@pytest.mark.parametrize("end", [0.01, 0.0123456789, 1 / 3, 0.999999999])
+def test_every_share_of_a_run_can_be_saved(end):
+    learned = objective(settings(replacement_end=end)).learned()
+    assert concept_from_bytes(concept_bytes(learned)).map_window.end == pytest.approx(end, abs=1e-6)
+
+
+@pytest.mark.parametrize("end", [0.0, 0.00001, -1.0, 1.5, float("nan")])
 def test_a_share_outside_the_run(end):
-    with pytest.raises(InfusionError, match="replacement_end must be above 0 and at most 1"):
+    with pytest.raises(InfusionError, match=r"replacement_end must be 0\.01 to 1"):
         settings(replacement_end=end)
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from rich.box import SIMPLE
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -86,10 +87,14 @@ def say(text: str) -> None:
 
 
 def say_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """Print a table whose first column holds names and whose others hold numbers."""
+    """Print a table whose first column holds names and whose others hold numbers, which are never cut."""
     table = Table(title=_cell(title), box=SIMPLE)
     for index, heading in enumerate(header):
-        table.add_column(_cell(heading), justify="right" if index else "left", no_wrap=not index)
+        if not index:
+            table.add_column(_cell(heading))
+            continue
+        width = max(map(cell_len, [*heading.split(), *(line[index] for line in lines)]), default=1)
+        table.add_column(_cell(heading), justify="right", width=width)  # headings of several words wrap
     for line in lines:
         table.add_row(*map(_cell, line))
     console.print(table)

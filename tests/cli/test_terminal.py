@@ -94,3 +94,13 @@ def test_nobody_else_prints(folder):
             assert not any(name.split(".")[0] == "rich" for name in names), path
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             assert called not in ("print", "typer.echo", "typer.secho", "sys.stdout.write", "sys.stderr.write"), path
+
+
+def test_the_numbers_of_a_table_are_whole_in_a_narrow_terminal(monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr(terminal, "console", terminal.Console(file=file, width=60))
+    numbers = ["0.446", "0.362", "100%", "0.0841", "25%"]
+    header = ["", "picture error", "concept error", "gap closed", "prompt error", "photos' layout"]
+    terminal.say_table("Means", header, [["a method with a name of many words", *numbers]])
+    assert all(number in file.getvalue() for number in numbers)
+    assert "…" not in file.getvalue()

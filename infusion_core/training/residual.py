@@ -26,7 +26,7 @@ from .state import TrainState
 
 @dataclass(frozen=True, kw_only=True)
 class ResidualSettings(TrainSettings):
-    """How to train a concept. The batch size is the paper's; the rest was chosen on TinyWorld (docs/lab.md, ablations).
+    """How to train a concept. The batch size is the paper's; the rest was chosen on TinyWorld (docs/lab.md).
 
     Attributes:
         steps: optimizer steps; the paper has 100 to 2000.

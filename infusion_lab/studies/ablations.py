@@ -1,4 +1,4 @@
-"""Study: what each part of Infusion and each of its defaults is good for; what the defaults were chosen by."""
+"""Study: what each part of Infusion and each of its defaults is good for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 
 from infusion_core.embedded.evaluate import Scored
 from infusion_core.embedded.tinyworld import Concept
-from infusion_core.schedule import NEVER, Window
+from infusion_core.schedule import NEVER
 
 from ..bench import Bench
 from ..measures import (
@@ -28,7 +28,6 @@ STRENGTHS = (0.5, 0.75, 1.25, 1.5)
 PLAIN = "Infusion"  # the line that all others are held against
 NO_MAPS = "no map replacement"
 LONG = 1000  # steps
-BLOCK = {"layout": "block", "bins": 1}
 
 
 def variants() -> Mapping[str, Infusion]:
@@ -56,8 +55,8 @@ def variants() -> Mapping[str, Infusion]:
         "400 steps": trained(steps=400),
         f"{LONG} steps": trained(steps=LONG),
         f"{LONG} steps, {NO_MAPS}": without_maps(steps=LONG),
-        "paper's settings": trained(
-            **BLOCK, steps=400, learning_rate=0.01, schedule="constant", weighting="uniform", replacement_end=1.0
+        "paper's settings": small().changed(
+            steps=400, learning_rate=0.01, schedule="constant", weighting="uniform", replacement_end=1.0
         ),
         **{f"strength {s:g}": replace(plain, strength=s) for s in STRENGTHS},
     }
@@ -72,7 +71,9 @@ def _maps(plain: Infusion) -> dict[str, Infusion]:
         "maps replaced throughout": throughout,
         "maps replaced to 0.2": trained(replacement_end=0.2),
         "maps replaced in training only": replace(plain, replacement=NEVER),
-        "maps not replaced in training, to 0.4 in drawing": replace(without, replacement=Window(0.0, 0.4)),
+        "maps not replaced in training, as by default in drawing": replace(
+            without, replacement=plain.settings.map_window
+        ),
         "maps replaced throughout, own base latent": replace(throughout, base_latent="own"),
     }
 

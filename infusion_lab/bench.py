@@ -46,17 +46,17 @@ class Scale:
     """
 
     concepts: tuple[str, ...] = tuple(CONCEPTS)
-    prompts: int = 25
+    prompts: int = 12
     seeds: int = 2
     training_seeds: int = 3
-    draw_steps: int = 25
+    draw_steps: int = 15
     max_steps: int = 5000
     snapshot_steps: tuple[int, ...] = (100, 400, 1000, 2000)
     curve_concepts: int = 3
     curve_prompts: int = 6
     curve_seeds: int = 2
     class_pictures: int = 200
-    samples: int = 24
+    samples: int = 16
     fisher_prompts: int = 32
     fisher_draws: int = 128
     groups: tuple[tuple[str, ...], ...] = (

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -66,13 +67,25 @@ class MapsOfRows:
 
 @dataclass(frozen=True)
 class SuppliedMaps:
-    """The attention maps come from another pass, whose queries and keys were recorded, row by row."""
+    """The attention maps come from another pass, whose queries and keys were recorded, row by row.
+
+    Attributes:
+        maps: that were recorded; sites without any keep their own.
+        rows: of the batch that attend with them; None for all, in which case the pass projects none of its own.
+    """
 
     maps: Maps
+    rows: slice | None = None
 
     def __call__(self, site: Site, own: Callable[[], QueryKey]) -> QueryKey:
-        """The recorded query and key; the pass projects none of its own."""
-        return self.maps[site.name]
+        """The recorded query and key, and the pass's own where there are none."""
+        supplied = self.maps.get(site.name)
+        if supplied is None or self.rows is None:
+            return supplied or own()
+        mixed = [tensor.clone() for tensor in own()]
+        for tensor, other in zip(mixed, supplied, strict=True):
+            tensor[self.rows] = other
+        return mixed[0], mixed[1]
 
 
 @dataclass(frozen=True)
@@ -83,19 +96,36 @@ class Plan:
         source: of the attention maps.
         readers: of the query and key that the source gave.
         injections: residuals to add.
+        share: of the source's maps in what rows attend with, in [0, 1]; the rest is of the pass's own.
     """
 
     source: Source = OwnMaps()
     readers: Sequence[Reader] = ()
     injections: Sequence[Injection] = ()
+    share: float = 1.0
 
     @property
     def empty(self) -> bool:
         """Whether the pass is the unpatched model's."""
         return isinstance(self.source, OwnMaps) and not self.readers and not self.injections
 
+    def output(
+        self, chosen: QueryKey, own: Callable[[], QueryKey], attend: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """What attention gives with the source's maps or, in part, with the pass's own.
+
+        Maps are linear in the output: ``(s A + (1 - s) B) V = s A V + (1 - s) B V``, so none is made.
+
+        Args:
+            chosen: see `query_key`.
+            own: projects the pass's own query and key.
+            attend: attention with a query and a key, the value being given.
+        """
+        output = attend(*chosen)
+        return output if self.share == 1 else torch.lerp(attend(*own()), output, self.share)
+
     def query_key(self, site: Site, own: Callable[[], QueryKey]) -> QueryKey:
-        """What rows attend with at a site, after every reader has seen it."""
+        """What the source gives for a site, after every reader has seen it."""
         query, key = self.source(site, own)
         for reader in self.readers:
             reader(site, query, key)
@@ -133,9 +163,13 @@ def cross_attention(
     Returns:
         (R, N, heads * head width): ``softmax(Q K^T / sqrt(d)) (V + residual)``, eq. 7, and what `parts` add.
     """
-    query, key = plan.query_key(site, lambda: (split_heads(to_q(hidden), heads), split_heads(to_k(context), heads)))
-    value = plan.value(site, to_v(plan.value_input(site, context)))
-    out = F.scaled_dot_product_attention(query, key, split_heads(value, heads))
+
+    def own() -> QueryKey:
+        return split_heads(to_q(hidden), heads), split_heads(to_k(context), heads)
+
+    query, key = plan.query_key(site, own)
+    value = split_heads(plan.value(site, to_v(plan.value_input(site, context))), heads)
+    out = plan.output((query, key), own, lambda q, k: F.scaled_dot_product_attention(q, k, value))
     layer = Layer(
         query.__getitem__, key.__getitem__, lambda x: split_heads(to_k(x), heads), lambda x: split_heads(to_v(x), heads)
     )

@@ -61,9 +61,12 @@ Row = tuple[Tensor, Conditioning]  # latents (n, C, H, W) and their n rows of co
 
 
 @dataclass(frozen=True)
-class _Step:
-    """One step: its timestep, the conditioning of both halves, and the concepts whose residuals are added."""
+class Moment:
+    """One step, number `index` of `steps`: its timestep, the conditioning of both halves, and the concepts whose
+    residuals are added."""
 
+    index: int
+    steps: int
     t: Tensor
     uncond: Conditioning
     cond: Conditioning
@@ -108,70 +111,80 @@ class Sampler:
     @torch.no_grad()
     def run(self, noise: Tensor) -> Iterator[SampleStep]:
         """Sample from unit noise (N, C, H, W), yielding after each step."""
-        settings, scheduler = self.settings, self.scheduler
-        scheduler.set_timesteps(settings.steps, device=noise.device)
-        cond = self._prompt.conditioning.repeat(len(noise))
-        uncond = self._negative.repeat(len(noise))
-        x = base_x = noise * scheduler.init_noise_sigma
-        for i, t in enumerate(scheduler.timesteps):
-            done = i / len(scheduler.timesteps)
-            adding = [(concept.scaled(done), spans) for concept, spans in self._named if concept.adds_at(done)]
-            step = _Step(t, uncond, cond, adding)
-            replacing = any(concept.map_window.covers(done) for concept, _ in self._named)
-            if replacing and settings.base_latent == "own":
-                x, base_x = self._own(x, base_x, step)
+        x = base_x = noise * self.scheduler.init_noise_sigma
+        for moment in self.moments(len(noise)):
+            if self.settings.base_latent == "own" and self._replaces(moment):
+                x, base_x = self._own(x, base_x, moment)
             else:
-                x = self._shared(x, step, replacing)
-            yield SampleStep(i + 1, len(scheduler.timesteps), x)
+                x = self.step(x, moment)
+            yield SampleStep(moment.index + 1, moment.steps, x)
 
-    def _shared(self, x: Tensor, step: _Step, replacing: bool) -> Tensor:
-        """One step with one latent: base and concept stream differ in the residual alone."""
-        rows: list[Row] = [(x, step.uncond), (x, step.cond)] if self._guided else [(x, step.cond)]
+    def moments(self, count: int) -> Iterator[Moment]:
+        """Every step of a run that draws so many pictures."""
+        self.scheduler.set_timesteps(self.settings.steps, device=self.denoiser.device)
+        times = self.scheduler.timesteps
+        cond, uncond = self._prompt.conditioning.repeat(count), self._negative.repeat(count)
+        for i, t in enumerate(times):
+            done = i / len(times)
+            adding = [(concept.scaled(done), spans) for concept, spans in self._named if concept.adds_at(done)]
+            yield Moment(i, len(times), t, uncond, cond, adding)
+
+    def rows(self, x: Tensor, moment: Moment) -> list[Row]:
+        """A latent (N, C, H, W) with the conditioning of each half that there is; the conditional one comes last."""
+        return [(x, moment.uncond), (x, moment.cond)] if self.guided else [(x, moment.cond)]
+
+    def step(self, x: Tensor, step: Moment) -> Tensor:
+        """One step with one latent (N, C, H, W): base and concept stream differ in the residual alone."""
+        rows = self.rows(x, step)
         if not step.named:  # both streams are the base model
-            out = self._pass(rows, step)
-        elif not replacing:
-            out = self._pass(rows, step, Plan(injections=self._injections(step, (len(rows) - 1) * len(x), len(x))))
+            out = self.predict(rows, step)
+        elif not self._replaces(step):
+            out = self.predict(rows, step, Plan(injections=self.injections(step, (len(rows) - 1) * len(x), len(x))))
         else:
             base = list(range(len(rows) * len(x)))
             maps = MapsOfRows([*base, *base[-len(x) :]])
-            plan = Plan(maps, injections=self._injections(step, len(base), len(x)))
-            *out, _, concept = self._pass([*rows, (x, step.cond)], step, plan)
+            plan = Plan(maps, injections=self.injections(step, len(base), len(x)))
+            *out, _, concept = self.predict([*rows, (x, step.cond)], step, plan)
             out.append(concept)
-        return self._next(out, step, x)
+        return self.advance(out, step, x)
 
-    def _own(self, x: Tensor, base_x: Tensor, step: _Step) -> tuple[Tensor, Tensor]:
+    def _replaces(self, step: Moment) -> bool:
+        """Whether the concept stream attends with the base stream's maps."""
+        return any(concept.map_window.covers(step.index / step.steps) for concept, _ in self._named)
+
+    def _own(self, x: Tensor, base_x: Tensor, step: Moment) -> tuple[Tensor, Tensor]:
         """One step of both trajectories; the base stream's maps come from its own latent."""
         count, supplied = len(x), slice(None)
         base_rows: list[Row] = [(base_x, step.cond)]
         rows: list[Row] = [(x, step.cond)]
-        if self._guided:
+        if self.guided:
             base_rows.insert(0, (base_x, step.uncond))
             if self.settings.replace_unconditional:
                 rows.insert(0, (x, step.uncond))
             else:  # the unconditional row keeps its own maps, so it may as well run with the base rows
                 base_rows.insert(0, (x, step.uncond))
                 supplied = slice(2 * count, None)
-        injections = self._injections(step, (len(rows) - 1) * count, count)
+        injections = self.injections(step, (len(rows) - 1) * count, count)
         first, second = base_then_concept(
-            partial(self._batch, base_rows, step), partial(self._batch, rows, step), injections, supplied
+            partial(self.predict_rows, base_rows, step), partial(self.predict_rows, rows, step), injections, supplied
         )
         base, out = list(first.chunk(len(base_rows))), list(second.chunk(len(rows)))
         if len(base) == 3:
             out.insert(0, base.pop(0))
-        return self._next(out, step, x), self._next(base, step, base_x)
+        return self.advance(out, step, x), self.advance(base, step, base_x)
 
-    def _pass(self, rows: Sequence[Row], step: _Step, plan: Plan | None = None) -> list[Tensor]:
+    def predict(self, rows: Sequence[Row], step: Moment, plan: Plan | None = None) -> list[Tensor]:
         """One forward pass over groups of rows; one output per group."""
-        return list(self._batch(rows, step, plan or Plan()).chunk(len(rows)))
+        return list(self.predict_rows(rows, step, plan or Plan()).chunk(len(rows)))
 
-    def _batch(self, rows: Sequence[Row], step: _Step, plan: Plan) -> Tensor:
+    def predict_rows(self, rows: Sequence[Row], step: Moment, plan: Plan) -> Tensor:
         """One forward pass over groups of rows, their outputs below each other."""
         latents = self.scheduler.scale_model_input(torch.cat([x for x, _ in rows]), step.t)
         compute = self.settings.compute
         with torch.autocast(latents.device.type, compute, enabled=compute is not None):
             return self.denoiser.forward(latents, step.t, stack([c for _, c in rows]), plan).to(latents)
 
-    def _injections(self, step: _Step, first: int, count: int) -> list[Injection]:
+    def injections(self, step: Moment, first: int, count: int) -> list[Injection]:
         """The residuals of this step, for `count` rows from `first` on."""
         sigmas, rows = self.denoiser.sigmas, range(first, first + count)
         sigma = sigmas[int(step.t)][None]
@@ -181,12 +194,12 @@ class Sampler:
             for concept, spans in step.named
         ]  # fmt: skip
 
-    def _next(self, out: Sequence[Tensor], step: _Step, x: Tensor) -> Tensor:
+    def advance(self, out: Sequence[Tensor], step: Moment, x: Tensor) -> Tensor:
         """Guidance, then DDIM."""
         predicted = out[-1] if len(out) == 1 else out[0] + self.settings.guidance * (out[1] - out[0])
         result: Tensor = self.scheduler.step(predicted, step.t, x).prev_sample
         return result
 
     @property
-    def _guided(self) -> bool:
+    def guided(self) -> bool:
         return self.settings.guidance != 1

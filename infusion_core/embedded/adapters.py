@@ -1,0 +1,102 @@
+"""Models that training has changed: a LoRA file on a base, or a full model of its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from ..errors import InfusionError, printable
+from ..lora_file import NETWORKS, Change, LoraFile, Module, Part, alphas_of, module_key, original_paths, parse_lora
+from .model import EmbeddedModel
+from .model_json import check, read_json, real
+from .text import TextPath
+from .unet import UNetDenoiser
+from .weights import weights_of
+
+
+def read_lora(file: Path) -> LoraFile:
+    """A LoRA file.
+
+    Raises:
+        InfusionError: it is missing, damaged, or no LoRA file.
+    """
+    held = weights_of([file])
+    tensors = held.read({name: name for name in held.shapes}, torch.float32)
+    with safe_open(file, "pt") as opened:
+        alphas = alphas_of(opened.metadata() or {})
+    config = file.parent / "adapter_config.json"  # beside peft's own files
+    if file.name == "adapter_model.safetensors" and config.is_file():
+        told = read_json(config)
+        check(config, told, {"lora_alpha": real(0, 1e6)}, needed=("lora_alpha",))
+        alphas["unet"] = float(told["lora_alpha"])
+    try:
+        return parse_lora(tensors, alphas)
+    except InfusionError as error:
+        raise InfusionError(f"{file}: {error}") from error
+
+
+def with_lora(model: EmbeddedModel, lora: LoraFile, name: str, strength: float = 1.0) -> EmbeddedModel:
+    """A copy of a model with a LoRA in its weights; networks that it leaves alone are shared.
+
+    Args:
+        model: the base model, which stays as it is.
+        lora: what changes.
+        name: of the LoRA, for messages.
+        strength: factor of every change.
+
+    Raises:
+        InfusionError: the file changes modules that this model does not have, or has in another size.
+    """
+    networks = [model.denoiser.unet, *(encoder.model for encoder in model.text.encoders)]
+    own = dict(zip(NETWORKS, networks, strict=False))
+    copies: dict[Part, Any] = {part: copy.deepcopy(network) for part, network in own.items() if part in lora.parts}
+    modules = dict(_modules(copies))
+    unknown = [module for module in lora.changes if module not in modules]
+    if unknown:
+        raise InfusionError(
+            f"{name} changes {len(unknown):,} modules that the model {model.name} does not have, such as "
+            f"{printable(unknown[0][1])} of its {unknown[0][0]}; it was made for another kind of model"
+        )
+    for key, change in lora.changes.items():
+        _add(modules[key], change, strength, f"{name} ({key[1]})")
+    encoders = [
+        replace(encoder, model=copies.get(part, encoder.model))
+        for part, encoder in zip(NETWORKS[1:], model.text.encoders, strict=False)
+    ]
+    unet = copies.get("unet", model.denoiser.unet)
+    denoiser = UNetDenoiser(unet, model.denoiser.sigmas, model.denoiser.prediction)
+    return replace(model, denoiser=denoiser, text=TextPath(encoders, model.text.extras))
+
+
+def _modules(networks: Mapping[Part, Any]) -> Iterator[tuple[Module, torch.nn.Module]]:
+    """Every module with a weight under every name that a file may give it."""
+    for part, network in networks.items():
+        for path, module in network.named_modules():
+            if getattr(module, "weight", None) is None:
+                continue
+            paths = [path]
+            if part == "unet":
+                paths += original_paths(path, network.config["layers_per_block"])
+            for name in paths:
+                yield (part, module_key(name)), module
+
+
+@torch.no_grad()
+def _add(module: Any, change: Change, strength: float, where: str) -> None:
+    try:
+        added = change.of_weight(module.weight.shape)
+        bias = None if change.diff_b is None else change.diff_b.float().reshape(module.bias.shape)
+    except (RuntimeError, ValueError, AttributeError) as error:  # torch's for shapes, and a bias that is not there
+        raise InfusionError(
+            f"{where} does not fit this model ({printable(str(error))}); it was made for another kind, or is damaged"
+        ) from error
+    if added is not None:
+        module.weight += strength * added.to(module.weight)
+    if bias is not None:
+        module.bias += strength * bias.to(module.bias)

@@ -12,6 +12,7 @@ import typer
 from typer.main import get_command
 
 from infusion_core.captions import CAPTION_TEMPLATES
+from infusion_core.dreamblend import BlendSettings, Distance, Mode
 from infusion_core.errors import InfusionError
 from infusion_core.residual_file import Storage
 from infusion_core.residuals import Where
@@ -30,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_DEFAULT = ResidualSettings()
+_DEFAULT, _BLEND = ResidualSettings(), BlendSettings()
 
 
 @app.command()
@@ -143,6 +144,57 @@ def generate(
     run_generate(
         GenerateRequest(model, files, prompt, out, count, seed, negative, config, residual, replacement, sampling)
     )
+
+
+@app.command()
+def blend(
+    early: Annotated[str, typer.Option(help="The early model, which guides: 'base', or as --late.")],
+    late: Annotated[
+        str, typer.Option(help="The late model, which draws: a LoRA file, or FILE:strength; or a full model.")
+    ],
+    prompt: Annotated[str, typer.Option(help="As the LoRA's training named the subject.")],
+    out: Annotated[Path, place(help="Folder for the pictures, grid.png and report.json.")],
+    model: Model = "tinyworld",
+    config: Config = None,
+    mode: Annotated[
+        Mode,
+        typer.Option(help="gradient: as published. replacement: faster, the late model with the early one's maps."),
+    ] = _BLEND.mode,
+    alpha: Annotated[
+        Optional[list[float]],  # noqa: UP045
+        typer.Option(help="How strongly it guides, 0 not at all, in mode replacement at most 1; repeat for several."),
+    ] = None,
+    distance: Annotated[Distance, typer.Option(help="Of attention maps, in mode gradient.")] = _BLEND.distance,
+    normalise: Annotated[
+        bool, typer.Option(help="Scale the gradient, so that alpha means the same for every model.")
+    ] = _BLEND.normalise,
+    gradient_steps: Annotated[
+        int, typer.Option(help="Steps down the gradient per denoising step.")
+    ] = _BLEND.gradient_steps,
+    every: Annotated[int, typer.Option(help="Guide at every so many steps.")] = _BLEND.every,
+    start: Annotated[float, typer.Option(help="Share of the run where guidance begins.")] = _BLEND.window.start,
+    end: Annotated[float, typer.Option(help="... and ends.")] = _BLEND.window.end,
+    layers: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Blocks whose maps count, such as up or up.1; repeat for several. All by default."),
+    ] = None,
+    negative: Annotated[str, typer.Option(help="Negative prompt.")] = "",
+    count: Annotated[int, typer.Option(help="Pictures of each alpha.")] = 4,
+    steps: Annotated[Optional[int], typer.Option(help="DDIM steps; the model's own by default.")] = None,  # noqa: UP045
+    guidance: Annotated[
+        Optional[float], typer.Option(help="Guidance scale; the model's own by default.")  # noqa: UP045
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Draw with a late checkpoint or LoRA under the guidance of an early one (DreamBlend)."""
+    from .blend import BlendRequest, run_blend
+
+    settings = BlendSettings(
+        mode=mode, distance=distance, normalise=normalise, gradient_steps=gradient_steps, every=every,
+        window=Window(start, end), where=tuple(layers or ()),
+    )  # fmt: skip
+    alphas, sampling = tuple(alpha or (settings.alpha,)), {"steps": steps, "guidance": guidance}
+    run_blend(BlendRequest(model, early, late, prompt, out, alphas, settings, count, seed, negative, config, sampling))
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from infusion_core.concepts import LoadedConcept
+from infusion_core.embedded.adapters import split_strength
 from infusion_core.embedded.model import load_model
 from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.embedded.tasks import draw, unmentioned
@@ -111,12 +111,6 @@ def read(text: str) -> LoadedConcept:
     Raises:
         InfusionError: the strength is not a number, or the file cannot be read.
     """
-    file, colon, strength = text.rpartition(":")
-    if not colon or os.path.exists(text):  # noqa: PTH110, a path's own raises for a name that is too long
-        file, strength = text, "1"
-    try:
-        scale = float(strength)
-    except ValueError:
-        raise InfusionError(f"the strength in {text!r} is not a number; write FILE.safetensors:0.8") from None
-    path = checked_path(Path(file))
-    return LoadedConcept(path.stem, load_concept(path), scale)
+    file, strength = split_strength(text)
+    path = checked_path(file)
+    return LoadedConcept(path.stem, load_concept(path), strength)

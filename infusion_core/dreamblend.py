@@ -181,16 +181,21 @@ def _precise(x: Tensor) -> Tensor:
 
 
 def step_down(latent: Tensor, distance_at: Callable[[Tensor], Tensor], alpha: float, normalise: bool) -> Tensor:
-    """A latent after one step down the gradient of a distance; where that is 0, the very same numbers.
+    """A latent less its `descent`; where there is none, the very same numbers."""
+    return latent - descent(latent, distance_at, alpha, normalise)
+
+
+def descent(latent: Tensor, distance_at: Callable[[Tensor], Tensor], alpha: float, normalise: bool) -> Tensor:
+    """What one step down the gradient of a distance takes from a latent.
 
     Args:
-        latent: (R, C, H, W).
+        latent: (R, C, H, W), in the variance-preserving scale.
         distance_at: of a latent, (R,); a row's depends on that row alone.
         alpha: see `BlendSettings`.
         normalise: see there.
 
     Returns:
-        ``latent - alpha g``, (R, C, H, W).
+        ``alpha g``, (R, C, H, W).
 
     Raises:
         InfusionError: the gradient is not finite.
@@ -199,7 +204,7 @@ def step_down(latent: Tensor, distance_at: Callable[[Tensor], Tensor], alpha: fl
     if normalise:
         rms = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
         gradient = torch.where(rms > 0, gradient / rms, 0)
-    return latent - alpha * gradient.to(latent.dtype)
+    return alpha * gradient.to(latent.dtype)
 
 
 def map_gradient(latent: Tensor, distance_at: Callable[[Tensor], Tensor]) -> Tensor:

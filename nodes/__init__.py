@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import routes
 from .attention_patch import InfusionAttentionPatch
+from .dreamblend import DreamBlendGuidance
 from .inspect_maps import InfusionInspectMaps, InfusionMapImages
 from .loaders import InfusionLoadConcept, InfusionLoadConcepts, InfusionLoadSnapshot
 from .metrics import InfusionOverfitMetrics
@@ -29,6 +30,7 @@ class InfusionExtension(ComfyExtension):  # type: ignore[misc]
             InfusionLoadConcepts,
             InfusionLoadSnapshot,
             InfusionAttentionPatch,
+            DreamBlendGuidance,
             InfusionInspectMaps,
             InfusionMapImages,
             InfusionOverfitMetrics,

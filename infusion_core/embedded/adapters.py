@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,60 @@ from safetensors import safe_open
 
 from ..errors import InfusionError, printable
 from ..lora_file import NETWORKS, Change, LoraFile, Module, Part, alphas_of, module_key, original_paths, parse_lora
-from .model import EmbeddedModel
+from .model import EmbeddedModel, load_model
 from .model_json import check, read_json, real
+from .single_file import NETWORKS as CHECKPOINT_NETWORKS
 from .text import TextPath
 from .unet import UNetDenoiser
 from .weights import weights_of
+
+BASE = "base"  # stands for the base model itself
+
+
+def load_variant(asked: str, base: EmbeddedModel, config: Path | None = None) -> EmbeddedModel:
+    """What training made of a base model.
+
+    Args:
+        asked: ``base``; a LoRA file, or ``FILE:strength``; or a full model, a diffusers folder or a checkpoint.
+        base: what a LoRA is put on.
+        config: for a checkpoint, see `load_model`.
+
+    Raises:
+        InfusionError: it cannot be read, changes nothing of the UNet, or is of another kind of model.
+    """
+    if asked == BASE:
+        return base
+    path, strength = split_strength(asked)
+    if path.is_dir() or any(name.startswith(CHECKPOINT_NETWORKS["unet"]) for name in weights_of([path]).shapes):
+        if strength != 1:
+            raise InfusionError(f"{path} is a full model and has no strength; leave {strength:g} out")
+        model = load_model(str(path), str(base.denoiser.device), config)
+        if model.denoiser.base != base.denoiser.base:
+            raise InfusionError(
+                f"{path} is another kind of model than {base.name}; give one trained from the same base"
+            )
+        return model
+    lora = read_lora(path)
+    if "unet" not in lora.parts:
+        raise InfusionError(
+            f"{path} changes text encoders alone, so attention maps stay the base's; give a LoRA with a UNet part"
+        )
+    return with_lora(base, lora, path.name, strength)
+
+
+def split_strength(text: str) -> tuple[Path, float]:
+    """The file and the strength that ``FILE`` or ``FILE:strength`` means.
+
+    Raises:
+        InfusionError: the strength is not a number.
+    """
+    file, colon, strength = text.rpartition(":")
+    if not colon or os.path.exists(text):  # noqa: PTH110, a path's own raises for a name that is too long
+        file, strength = text, "1"
+    try:
+        return Path(file), float(strength)
+    except ValueError:
+        raise InfusionError(f"the strength in {text!r} is not a number; write FILE.safetensors:0.8") from None
 
 
 def read_lora(file: Path) -> LoraFile:

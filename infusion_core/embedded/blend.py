@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..attention import Maps, Plan, QueryKey, SuppliedMaps
+from ..concepts import LoadedConcept
 from ..dreamblend import BlendSettings, MapDistance, step_down
 from ..errors import InfusionError
 from ..readers import Recorder
-from .sampling import Moment, Sampler, SampleStep
+from .model import EmbeddedModel
+from .sampling import Moment, Sampler, SampleSettings, SampleStep
+from .tasks import sampler_for
+
+
+@dataclass(frozen=True)
+class BlendStep(SampleStep):
+    """After a step: E's latents, and G's, (N, C, H, W)."""
+
+    reference: Tensor
 
 
 class BlendSampler:
@@ -40,8 +52,8 @@ class BlendSampler:
         self._sites = frozenset(site.name for site in settings.chosen(late.denoiser.base.sites))
 
     @torch.no_grad()
-    def run(self, noise: Tensor) -> Iterator[tuple[SampleStep, Tensor]]:
-        """Sample from unit noise (N, C, H, W), yielding after each step E's latents and G's, (N, C, H, W)."""
+    def run(self, noise: Tensor) -> Iterator[BlendStep]:
+        """Sample from unit noise (N, C, H, W), yielding after each step."""
         steps, settings = self.late.settings.steps, self.settings
         last = max((i for i in range(steps) if settings.guides(i, steps)), default=-1)
         early_x = noise * self.early.scheduler.init_noise_sigma
@@ -57,7 +69,7 @@ class BlendSampler:
                 x = self.late.step(self._moved(x, moment, maps), moment)
             else:
                 x = self._with_maps(x, moment, maps)
-            yield SampleStep(moment.index + 1, steps, x), early_x
+            yield BlendStep(moment.index + 1, steps, x, early_x)
 
     def _early(self, x: Tensor, moment: Moment, guided: bool) -> tuple[Tensor, Maps]:
         """One step of G, and the maps of its conditional half at the sites that take part."""
@@ -86,3 +98,53 @@ class BlendSampler:
         source = SuppliedMaps(maps, slice(first, None))
         plan = Plan(source, injections=self.late.injections(moment, first, len(x)), share=self.settings.alpha)
         return self.late.advance(self.late.predict(rows, moment, plan), moment, x)
+
+
+def draw_blended(
+    early: EmbeddedModel,
+    late: EmbeddedModel,
+    prompt: str,
+    count: int,
+    seed: int,
+    sampling: SampleSettings,
+    settings: BlendSettings,
+    negative: str = "",
+    concepts: Sequence[LoadedConcept] = (),
+    batch: int = 8,
+    on_step: Callable[[], None] | None = None,
+) -> tuple[list[Image.Image], list[Image.Image]]:
+    """Pictures of a prompt by the late model under the early one's guidance, and those of the early one.
+
+    The early model's are whole only where the last step is guided; else they are as far as it was run.
+
+    Args:
+        early, late: models of one kind.
+        prompt: each encodes it with its own text encoders.
+        count: pictures; picture i is drawn from noise of `seed` + i.
+        seed: of the first picture.
+        sampling: how to sample, both alike.
+        settings: how G guides E.
+        negative: prompt of the unconditional half.
+        concepts: at work in the late model.
+        batch: pictures per pass.
+        on_step: called after each sampling step of each batch.
+
+    Raises:
+        InfusionError: the models do not fit together, or see `draw`.
+    """
+    sampler = BlendSampler(
+        sampler_for(early, prompt, (), sampling, negative),
+        sampler_for(late, prompt, concepts, sampling, negative),
+        settings,
+    )
+    pictures, references = list[Image.Image](), list[Image.Image]()
+    for first in range(0, count, batch):
+        steps = []
+        for step in sampler.run(late.noise(min(batch, count - first), seed + first)):
+            steps = [step]
+            if on_step:
+                on_step()
+        (last,) = steps
+        pictures += late.decode(last.latents)
+        references += early.decode(last.reference)
+    return pictures, references

@@ -93,6 +93,25 @@ def draw_latents(
     on_step: Callable[[SampleStep], None] | None = None,
 ) -> Iterator[Tensor]:
     """Latents (n, C, h, w) of each batch of pictures of a prompt; see `draw`."""
+    sampler = sampler_for(model, prompt, concepts, settings, negative)
+    for first in range(0, count, batch):
+        latents = None
+        for step in sampler.run(model.noise(min(batch, count - first), seed + first)):
+            latents = step.latents
+            if on_step:
+                on_step(step)
+        assert latents is not None  # steps >= 1
+        yield latents
+
+
+def sampler_for(
+    model: EmbeddedModel, prompt: str, concepts: Sequence[LoadedConcept], settings: SampleSettings, negative: str = ""
+) -> Sampler:
+    """A sampler of a prompt; both halves are encoded to one length.
+
+    Raises:
+        InfusionError: see `draw`.
+    """
     for concept in concepts:
         concept.residual.check_fits(model.denoiser.base)
     words = words_of(concepts)
@@ -102,15 +121,7 @@ def draw_latents(
     longer = model.text.chunks_of(uncond)
     if longer > chunks:
         encoded = model.text.encode(prompt, words, chunks=longer)
-    sampler = Sampler(model.denoiser, model.scheduler, encoded, uncond.conditioning, concepts, settings)
-    for first in range(0, count, batch):
-        latents = None
-        for step in sampler.run(model.noise(min(batch, count - first), seed + first)):
-            latents = step.latents
-            if on_step:
-                on_step(step)
-        assert latents is not None  # steps >= 1
-        yield latents
+    return Sampler(model.denoiser, model.scheduler, encoded, uncond.conditioning, concepts, settings)
 
 
 def unmentioned(prompt: str, concepts: Sequence[LoadedConcept]) -> list[LoadedConcept]:

@@ -80,7 +80,7 @@ class HostDenoiser:
         """Bring the whole network to its device, as ordinary tensors; again after the host has drawn something."""
         with torch.inference_mode(False):
             comfy.model_management.load_models_gpu([self._model], force_full_load=True)
-            _leave_inference_mode(self._inner.diffusion_model)
+            leave_inference_mode(self._inner.diffusion_model)
 
     @property
     def device(self) -> torch.device:
@@ -90,7 +90,7 @@ class HostDenoiser:
 
     def predict(self, noised: Tensor, sigma: Tensor, conditioning: Conditioning, plan: Plan) -> Tensor:
         """The network's own output; the host's model function does the work, at both hook points."""
-        options: dict[str, Any] = {"sigmas": sigma, "optimized_attention_override": _differentiable_attention}
+        options: dict[str, Any] = {"sigmas": sigma, "optimized_attention_override": differentiable_attention}
         if not plan.empty:
             options |= {
                 PASS: PlannedPass(self.base.sites_by_name, self._layers, plan),
@@ -161,13 +161,15 @@ def _row(cond: Any, device: torch.device) -> Tensor:
     return value.to(device).clone()
 
 
-def _differentiable_attention(_: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """PyTorch's attention, whatever the host is set to: sage and flash attention have no backward."""
+def differentiable_attention(_: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """The host's `optimized_attention_override`: PyTorch's attention, for sage and flash attention have no backward."""
     result: Tensor = attention_pytorch(*args, **kwargs)
     return result
 
 
-def _leave_inference_mode(network: torch.nn.Module) -> None:
+@torch.inference_mode(False)
+def leave_inference_mode(network: torch.nn.Module) -> None:
+    """Replace weights that the host made under inference mode by ordinary tensors of the same bits, one at a time."""
     for module in network.modules():
         for name, value in module.named_parameters(recurse=False):
             if value.is_inference():

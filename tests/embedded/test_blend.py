@@ -59,8 +59,8 @@ def alone(model, noise, **options):
 
 
 def blended(early, late, noise, settings, **options):
-    *_, (last, reference) = BlendSampler(sampler(early, **options), sampler(late, **options), settings).run(noise)
-    return last.latents, reference
+    *_, last = BlendSampler(sampler(early, **options), sampler(late, **options), settings).run(noise)
+    return last.latents, last.reference
 
 
 def relative(a, b):
@@ -145,7 +145,7 @@ def test_a_concept_acts_on_the_late_model_as_it_does_without_guidance(tinyworld)
     plain, own = sampler(late, prompt=prompt), alone(late, noise, prompt=prompt, concepts=[concept])
 
     def with_concept(settings):
-        *_, (last, _) = BlendSampler(plain, sampler(late, prompt=prompt, concepts=[concept]), settings).run(noise)
+        *_, last = BlendSampler(plain, sampler(late, prompt=prompt, concepts=[concept]), settings).run(noise)
         return last.latents
 
     assert torch.equal(with_concept(BlendSettings(alpha=0.0)), own)

@@ -23,6 +23,7 @@ from .sites import Site
 Mode = Literal["gradient", "replacement"]
 Distance = Literal["absolute", "squared"]
 LARGEST_ALPHA = 1000.0
+_LOSS_SCALE = 2.0**16  # exact in float32; in a half-precision network the gradient of a mean would vanish
 # Relative difference of two maps that rounding of queries and keys explains.
 _SAME = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
 
@@ -48,7 +49,7 @@ class BlendSettings:
     """
 
     mode: Mode = "gradient"
-    alpha: float = 0.1
+    alpha: float = 0.02
     distance: Distance = "absolute"
     normalise: bool = True
     gradient_steps: int = 1
@@ -215,7 +216,8 @@ def map_gradient(latent: Tensor, distance_at: Callable[[Tensor], Tensor]) -> Ten
     """
     with torch.inference_mode(False), torch.enable_grad():
         at = _precise(latent.detach().clone()).requires_grad_()
-        (gradient,) = torch.autograd.grad(distance_at(at).sum(), at)
+        (gradient,) = torch.autograd.grad(distance_at(at).sum() * _LOSS_SCALE, at)
+    gradient = gradient / _LOSS_SCALE
     if not gradient.isfinite().all():
         raise InfusionError(
             "the gradient of the attention maps is not finite; compute in float32, or use the mode 'replacement'"

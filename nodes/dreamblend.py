@@ -50,7 +50,8 @@ class DreamBlendGuidance(io.ComfyNode):  # type: ignore[misc]
                     default=_DEFAULT.alpha,
                     min=0.0,
                     max=LARGEST_ALPHA,
-                    step=0.01,
+                    step=0.005,
+                    round=0.0001,
                     tooltip="How strongly the early model guides. 0: not at all. In mode replacement the share of its "
                     "maps, at most 1.",
                 ),

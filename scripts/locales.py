@@ -31,7 +31,7 @@ def definitions(server: Server) -> Definitions:
     """Names and tooltips of this pack's nodes in the format of ComfyUI's translations."""
     found = {}
     for name, info in sorted(server.get("/object_info").items()):
-        if not name.startswith("Infusion"):
+        if info["category"] != "Infusion":
             continue
         outputs = {
             str(i): {"name": label, "tooltip": tip or ""}

@@ -9,129 +9,34 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import comfy.samplers
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...infusion_core.attention import join_heads, split_heads
 from ...infusion_core.dreamblend import BlendSettings, descent, map_distance
 from ...infusion_core.errors import InfusionError
 from ...infusion_core.sites import Site
-from .attention import slots_of
 from .blend_record import Call, Record, in_turn, read
+from .blend_sites import BLEND, AtSite, SiteHooks, pass_of
 from .denoiser import differentiable_attention, leave_inference_mode
 from .options import with_option
 from .patch import covers
-from .rows import BaseRow, batch_of
 from .streams import PLAIN
 from .trajectory import random_state, restore, rewind
 
-BLEND = "dreamblend"  # key of the wrappers, and in the transformer options: the pass that runs
 _RUN = "dreamblend_run"
-NODE = "DreamBlend Guidance"
 
 
-AtSite = Callable[[Site, int, UUID, Tensor, Tensor], tuple[Tensor, Tensor] | None]
-
-
-@dataclass
-class BlendPass:
-    """What happens at the sites of one forward: something with the rows of the positive conditionings.
-
-    Attributes:
-        numbers: of the positive conditionings in their list, by uuid.
-        pictures: in the batch.
-        at: for a site, a conditioning's number and uuid, and its rows' query (R, heads, N, head width) and key (R,
-            heads, L, head width): the query and key they attend with instead, or None.
-        share: of what `at` gives; the rest is the rows' own.
-        lengths: own tokens of each positive conditioning; the host repeats shorter texts beside longer ones.
-    """
-
-    numbers: Mapping[UUID, int]
-    pictures: int
-    at: AtSite
-    share: float
-    lengths: Mapping[int, int]
-
-
-@dataclass(frozen=True)
-class SiteHook:
-    """The attn2 replacer of one site for one forward; the replacer that is there attends as before."""
-
-    site: Site
-    state: BlendPass
-    before: Any
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, extra: dict[str, Any]) -> Tensor:
-        state, heads = self.state, extra["n_heads"]
-        batch = batch_of(extra, key, state.pictures, NODE)
-        mixed_query, mixed_key = query, key
-        for index, (_, uuid) in enumerate(batch.entries):
-            number = state.numbers.get(uuid.original if isinstance(uuid, BaseRow) else uuid)
-            if number is None:
-                continue
-            own_query, own_key = (split_heads(batch.part(x, index).flatten(0, 1), heads) for x in (query, key))
-            length = state.lengths[number]
-            repeats = own_key.shape[2] // length if own_key.shape[2] % length == 0 else 1
-            given = state.at(self.site, number, uuid, own_query, own_key[:, :, : own_key.shape[2] // repeats])
-            if given is None:
-                continue
-            if mixed_query is query:
-                mixed_query, mixed_key = query.clone(), key.clone()
-            for whole, part in ((mixed_query, given[0]), (mixed_key, given[1].repeat(1, 1, repeats, 1))):
-                rows = batch.part(whole, index)
-                rows.copy_(join_heads(part).reshape(rows.shape))
-        output = self._attend(mixed_query, mixed_key, value, extra)
-        if mixed_query is query or state.share == 1:
-            return output
-        return torch.lerp(self._attend(query, key, value, extra), output, state.share)
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, extra: dict[str, Any]) -> Tensor:
-        if self.before is not None:
-            result: Tensor = self.before(query, key, value, extra)
-            return result
-        attended: Tensor = optimized_attention(
-            query, key, value, extra["n_heads"], attn_precision=extra.get("attn_precision"), transformer_options=extra
-        )
-        return attended
-
-
-class _Hooks:
-    """The wrapper that puts hooks at the sites of a forward; innermost, so that it sees every replacer there is."""
-
-    def __init__(self, sites: list[Site]) -> None:
-        self.sites = sites
-
-    def __deepcopy__(self, memo: object) -> _Hooks:
-        return self
-
-    def network(
-        self, executor: Any, x: Any, timesteps: Any, context: Any, y: Any, control: Any,
-        transformer_options: dict[str, Any], *args: Any, **kwargs: Any,
-    ) -> Any:  # fmt: skip
-        """One forward of the network."""
-        state: BlendPass | None = transformer_options.get(BLEND)
-        if state is not None:
-            replace = transformer_options.get("patches_replace", {})
-            there = dict(replace.get("attn2", {}))
-            for site in self.sites:
-                own, block = slots_of(site)
-                there[own] = SiteHook(site, state, there.get(own, there.get(block)))
-            transformer_options = {**transformer_options, "patches_replace": {**replace, "attn2": there}}
-        return executor(x, timesteps, context, y, control, transformer_options, *args, **kwargs)
-
-
-class EarlyRun(_Hooks):
+class EarlyRun(SiteHooks):
     """The early model's sampling run, which is recorded."""
 
-    def __init__(self, sites: list[Site], settings: BlendSettings, record: Record) -> None:
+    def __init__(self, sites: Sequence[Site], settings: BlendSettings, record: Record) -> None:
         super().__init__(sites)
         self.settings, self.record = settings, record
 
@@ -188,7 +93,7 @@ class LateRun:
         self._moved = by if self._moved is None else self._moved + by
 
 
-class Guidance(_Hooks):
+class Guidance(SiteHooks):
     """The late model's wrappers.
 
     Args:
@@ -198,7 +103,9 @@ class Guidance(_Hooks):
         positive, negative: the early model's own conditionings, or None for the late one's.
     """
 
-    def __init__(self, early: Any, sites: list[Site], settings: BlendSettings, positive: Any, negative: Any) -> None:
+    def __init__(
+        self, early: Any, sites: Sequence[Site], settings: BlendSettings, positive: Any, negative: Any
+    ) -> None:
         super().__init__(sites)
         self.early, self.settings = early, settings
         self.own = {"positive": positive, "negative": negative}
@@ -316,20 +223,6 @@ def supplied(call: Call) -> AtSite:
     return give
 
 
-def pass_of(guider: Any, pictures: int, at: Any, share: float = 1.0) -> BlendPass:
-    """A pass over the rows of the guider's positive conditionings.
-
-    Raises:
-        InfusionError: it has none.
-    """
-    positive = guider.conds.get("positive")
-    if not positive:
-        raise InfusionError(f"{NODE} needs a positive conditioning, and {type(guider).__name__} has none")
-    numbers = {cond["uuid"]: index for index, cond in enumerate(positive)}
-    lengths = {i: cond["model_conds"]["c_crossattn"].cond.shape[1] for i, cond in enumerate(positive)}
-    return BlendPass(numbers, pictures, at, share, lengths)
-
-
 def is_guided(settings: BlendSettings, guider: Any, sigma: float, model_options: Mapping[str, Any]) -> bool:
     """Whether a prediction at a noise level is guided, by the host's own schedule."""
     sigmas: Tensor = model_options["transformer_options"]["sample_sigmas"]
@@ -385,7 +278,7 @@ def constant_controls(conds: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**cond, "control": _Constant(cond["control"])} if cond.get("control") else cond for cond in conds]
 
 
-def guide(late: Any, early: Any, sites: list[Site], settings: BlendSettings, positive: Any, negative: Any) -> Any:
+def guide(late: Any, early: Any, sites: Sequence[Site], settings: BlendSettings, positive: Any, negative: Any) -> Any:
     """A clone of the late MODEL that the early one guides; at alpha 0 it is the late MODEL alone."""
     if settings.mode == "gradient" and hasattr(late, "is_dynamic") and late.is_dynamic():
         late = late.get_non_dynamic_delegate()  # gradients need weights that are there

@@ -27,6 +27,7 @@ BINS = 3
 SWAPPED = [2, 0, 2]  # whose map each row of the batch has
 RECORDED = slice(1, 3)
 WATCHED, POSITIONS = slice(0, 2), {"one": [3], "two": [2, 5, 8]}
+SHARE = 0.3  # of supplied maps
 TOLERANCE = 1e-4
 
 
@@ -131,6 +132,12 @@ def observed(denoiser: Any, package: str, given: Tensors) -> Tensors:
     _, other = host.record("other")
     supplied = attention.SuppliedMaps(other)
     _keep(out, "supplied", *host.record(source=supplied))
+    out["share"] = host.predict(source=supplied, share=SHARE)
+    some = {site: (query[RECORDED], key[RECORDED]) for site, (query, key) in other.items()}
+    out["some rows"] = host.predict(source=attention.SuppliedMaps(some, RECORDED))
+    reader = host.core("dreamblend").MapDistance(other)
+    host.predict(readers=[reader])
+    out["distance"] = reader.total
     for layout in LAYOUTS:
         out[layout] = host.predict(injections=host.injections(layout))
         out[f"supplied {layout}"] = host.predict(source=supplied, injections=host.injections(layout))
@@ -160,6 +167,7 @@ class Explicit:
         choose: from a site's name and own query and key, the ones to attend with.
         layout: of the residuals that are added, or None.
         given: holds them.
+        share: of the chosen maps; the rest is of each row's own.
         seen: filled: query and key that were attended with, by site.
         maps: filled: the maps (R, heads, N, L), by site.
     """
@@ -167,6 +175,7 @@ class Explicit:
     choose: Callable[[str, Tensor, Tensor], Pair]
     layout: str | None
     given: Tensors
+    share: float = 1.0
     seen: dict[str, Pair] = field(default_factory=dict)
     maps: Tensors = field(default_factory=dict)
 
@@ -194,10 +203,10 @@ class Explicit:
             value = attn.to_v(context)
             if self.layout == "value":
                 self.add(value, site)
-            query, key = split(attn.to_q(hidden_states)), split(attn.to_k(encoder_hidden_states))
-            query, key = self.seen[site.name] = self.choose(site.name, query, key)
-            scores = torch.einsum("rhnw,rhlw->rhnl", query, key) / query.shape[-1] ** 0.5
-            maps = self.maps[site.name] = torch.softmax(scores, -1)
+            own = split(attn.to_q(hidden_states)), split(attn.to_k(encoder_hidden_states))
+            query, key = self.seen[site.name] = self.choose(site.name, *own)
+            maps = self.share * _maps(query, key) + (1 - self.share) * _maps(*own)
+            self.maps[site.name] = maps
             mixed = torch.einsum("rhnl,rhlw->rnhw", maps, split(value))
             if self.layout == "parts":
                 self.add_parts(mixed, attn, site, query, maps)
@@ -228,6 +237,10 @@ class Explicit:
                         mixed[row, :, head] += strength * shares[:, part, None] * attn.to_v(values)[part, wide]
 
 
+def _maps(query: Tensor, key: Tensor) -> Tensor:
+    return torch.softmax(torch.einsum("rhnw,rhlw->rhnl", query, key) / query.shape[-1] ** 0.5, -1)
+
+
 @torch.no_grad()
 def expected(model: Any, given: Tensors) -> Tensors:
     """What must come out, from the embedded host's model."""
@@ -242,13 +255,20 @@ def expected(model: Any, given: Tensors) -> Tensors:
     def supplied(site: str, query: Tensor, key: Tensor) -> Pair:
         return others.seen[site]
 
+    def some(site: str, query: Tensor, key: Tensor) -> Pair:
+        return torch.cat([query[:1], others.seen[site][0][1:]]), torch.cat([key[:1], others.seen[site][1][1:]])
+
     others = Explicit(own, None, given)
     others.run(model, "other")
+    out["share"] = Explicit(supplied, None, given, SHARE).run(model)
+    out["some rows"] = Explicit(some, None, given).run(model)
     for case, choose in (("recorded", own), ("swapped", swapped), ("supplied", supplied)):
         explicit = Explicit(choose, None, given)
         _keep(out, case, explicit.run(model), explicit.seen)
         if case == "recorded":
             out["plain"] = out["recorded"]
+            apart = [(explicit.maps[site] - maps).abs().flatten(1).mean(1) for site, maps in others.maps.items()]
+            out["distance"] = torch.stack(apart).sum(0)
             _keep(out, "rows", out["plain"], {s: (q[RECORDED], k[RECORDED]) for s, (q, k) in explicit.seen.items()})
         if case != "swapped":
             out |= _words("words" if case == "recorded" else "supplied words", explicit.maps)
@@ -285,7 +305,8 @@ def assert_conforms(ours: Tensors, wanted: Tensors) -> None:
     """Everything came out as it must; and the plans differ enough that a wrong one would show."""
     off = differences(ours, wanted)
     assert not off, off
-    apart = [(case, "plain") for case in ("swapped", "supplied", *LAYOUTS)]
+    apart = [(case, "plain") for case in ("swapped", "supplied", "share", "some rows", *LAYOUTS)]
+    apart += [(case, "supplied") for case in ("share", "some rows")]
     apart += [(f"supplied {layout}", case) for layout in LAYOUTS for case in (layout, "supplied")]
     for one, other in apart:
         assert (wanted[one] - wanted[other]).abs().max() > 0.01 * wanted[other].abs().max(), (one, other)

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
@@ -26,6 +27,11 @@ Triple = tuple[Tensor, Tensor, Tensor]  # query, key, value
 
 class Pass(Protocol):
     """What one forward pass does at every site."""
+
+    @property
+    def share(self) -> float:
+        """Of what `projected` gives in what rows attend with; the rest is of their own query and key."""
+        ...
 
     def inputs(self, query: Tensor, key: Tensor, value: Tensor, extra: Mapping[str, Any]) -> Triple:
         """The inputs of the three projections, (R, N, C), (R, L, D), (R, L, D), as the pass wants them."""
@@ -74,10 +80,14 @@ class Replacer:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, extra: dict[str, Any]) -> Tensor:
         """Attend; projected (R, N or L, C) in, (R, N, C) out."""
         state: Pass | None = extra.get(PASS)
-        if state is not None:
-            query, key, value = state.projected(query, key, value, extra)
+        if state is None:
+            return self._attend(query, key, value, extra)
+        own = query, key
+        query, key, value = state.projected(query, key, value, extra)
         output = self._attend(query, key, value, extra)
-        return output if state is None else state.attended(output, query, key, extra)
+        if state.share != 1:
+            output = torch.lerp(self._attend(*own, value, extra), output, state.share)
+        return state.attended(output, query, key, extra)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, extra: dict[str, Any]) -> Tensor:
         if self.before is not None:

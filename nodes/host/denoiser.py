@@ -38,6 +38,11 @@ class PlannedPass:
     layers: Mapping[str, Any]
     plan: Plan
 
+    @property
+    def share(self) -> float:
+        """The plan's."""
+        return self.plan.share
+
     def inputs(self, query: Tensor, key: Tensor, value: Tensor, extra: Mapping[str, Any]) -> Triple:
         """Context-space residuals."""
         return query, key, self.plan.value_input(self.sites[site_name(extra)], value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -75,6 +75,7 @@ class TwoStreamPass:
     layers: Mapping[str, Any] = field(default_factory=dict)
     scouting: bool = False
     queries: dict[tuple[str, Entry], deque[Tensor]] = field(default_factory=lambda: defaultdict(deque))
+    share: ClassVar[float] = 1.0  # see `Pass`
     _plans: dict[tuple[Any, ...], Plan] = field(default_factory=dict)
     _batches: dict[tuple[Any, ...], Batch] = field(default_factory=dict)
 

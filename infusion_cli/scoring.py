@@ -13,6 +13,7 @@ from infusion_core.embedded import evaluate as ev
 from infusion_core.embedded.model import EmbeddedModel
 from infusion_core.embedded.photos import square
 from infusion_core.embedded.sampling import SampleSettings
+from infusion_core.embedded.tasks import draw
 from infusion_core.embedded.tinyworld import Concept
 from infusion_core.embedded.tinyworld.captions import unseen_scenes
 from infusion_core.embedded.tinyworld.reading import read_concept
@@ -63,11 +64,15 @@ def compare(
     """
     scenes = unseen_scenes(concept)
     settings = SampleSettings(model.steps, model.guidance)
+
+    def with_concepts(*concepts: LoadedConcept) -> ev.Draw:
+        return lambda prompt, count, seed: draw(model, prompt, concepts, count, seed, settings)
+
+    base, ours = with_concepts(), with_concepts(LoadedConcept(concept.name, residual))
     with progress("drawing and scoring unseen prompts", 3 * len(scenes)) as advance:
-        bare = ev.evaluate(model, concept, scenes, seeds, settings, on_scene=advance)
-        ours = [LoadedConcept(concept.name, residual)]
-        learned = ev.evaluate(model, concept, scenes, seeds, settings, ours, on_scene=advance)
-        described = ev.evaluate(model, concept, scenes, seeds, settings, describe=True, on_scene=advance)
+        bare = ev.evaluate(base, concept, scenes, seeds, on_scene=advance)
+        learned = ev.evaluate(ours, concept, scenes, seeds, on_scene=advance)
+        described = ev.evaluate(base, concept, scenes, seeds, describe=True, on_scene=advance)
     return Comparison(bare, learned, described)
 
 

@@ -41,6 +41,9 @@ class Scale:
         fisher_prompts, fisher_draws: of the latent Fisher divergence.
         groups: concepts that are put into one prompt.
         group_prompts: prompts per group.
+        blend_steps: of snapshots that guide each other.
+        blend_concepts: how many concepts that is measured on.
+        blend_prompts, blend_seeds: of scored pictures, per concept and pair.
         ablation_concepts: names of tuning concepts; what is learned from them may change Infusion's defaults.
         ablation_prompts: prompts per ablation and concept.
     """
@@ -67,6 +70,10 @@ class Scale:
         ("ember", "harlequin", "tent"),
     )
     group_prompts: int = 6
+    blend_steps: tuple[int, ...] = (100, 200, 400, 500, 1000, 2000)
+    blend_concepts: int = 6
+    blend_prompts: int = 8
+    blend_seeds: int = 4
     ablation_concepts: tuple[str, ...] = tuple(TUNING_CONCEPTS)
     ablation_prompts: int = 10
 
@@ -88,6 +95,10 @@ QUICK = Scale(
     fisher_draws=16,
     groups=(("ember", "wasp"),),
     group_prompts=2,
+    blend_steps=(25, 100),
+    blend_concepts=1,
+    blend_prompts=2,
+    blend_seeds=1,
     ablation_concepts=("acorn",),
     ablation_prompts=3,
 )

@@ -70,23 +70,16 @@ def drawn_and_scored(
     customised: Customised, concept: Concept, prompts: int, seeds: Sequence[int], settings: SampleSettings
 ) -> list[Scored]:
     """Unseen prompts drawn and scored by the oracle; the prompts say the method's phrase for the concept."""
-    return evaluate(
-        customised.model,
-        concept,
-        unseen_scenes(concept, prompts),
-        seeds,
-        customised.sampling(settings),
-        customised.concepts,
-        phrase=customised.phrases[0],
-    )
+    draw = partial(customised.draw, settings=settings)
+    return evaluate(draw, concept, unseen_scenes(concept, prompts), seeds, phrase=customised.phrases[0])
 
 
 def yardstick(
     base: EmbeddedModel, name: str, concept: Concept, prompts: int, seeds: Sequence[int], settings: SampleSettings
 ) -> list[Scored]:
     """The same prompts with the base model: the bare class word, or the look in words."""
-    scenes = unseen_scenes(concept, prompts)
-    return evaluate(base, concept, scenes, seeds, settings, describe=name == LOOK_IN_WORDS)
+    draw = partial(Customised(base, ()).draw, settings=settings)
+    return evaluate(draw, concept, unseen_scenes(concept, prompts), seeds, describe=name == LOOK_IN_WORDS)
 
 
 def error_rows(study: str, method: str, concept: Concept, step: int, scored: Sequence[Scored]) -> list[Row]:

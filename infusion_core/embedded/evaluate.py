@@ -1,4 +1,4 @@
-"""Drawing TinyWorld's scenes with a model, and scoring what comes out."""
+"""Drawing TinyWorld's scenes, and scoring what comes out."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from ..concepts import LoadedConcept
-from .model import EmbeddedModel
-from .sampling import SampleSettings
-from .tasks import draw
 from .tinyworld.captions import UNSEEN_ASPECTS, caption
 from .tinyworld.oracle import Score, score
 from .tinyworld.world import Concept, Scene
@@ -21,6 +17,9 @@ ERRORS = (
     "picture_error", "concept_error", "prompt_error", "shape_error", "rim_error", "scene_error", "position_error",
     "size_error",
 )  # fmt: skip
+
+
+Draw = Callable[[str, int, int], Sequence[Image.Image]]  # pictures of a prompt: how many, from which seed on
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,10 @@ class Scored:
 
 
 def evaluate(
-    model: EmbeddedModel,
+    draw: Draw,
     concept: Concept,
     scenes: Sequence[Scene],
     seeds: Sequence[int],
-    settings: SampleSettings,
-    concepts: Sequence[LoadedConcept] = (),
     describe: bool = False,
     on_scene: Callable[[], None] | None = None,
     phrase: str | None = None,
@@ -47,12 +44,10 @@ def evaluate(
     """Draw every scene from every seed and score it against the concept.
 
     Args:
-        model: TinyWorld.
+        draw: see `Draw`.
         concept: what should appear.
         scenes: what the prompts describe.
         seeds: one picture each per scene; consecutive numbers are drawn in one batch.
-        settings: how to sample.
-        concepts: at work; without any the base model draws.
         describe: say the concept's look in words (the oracle caption).
         on_scene: called after each scene.
         phrase: what prompts say for the concept; its word by default.
@@ -63,7 +58,7 @@ def evaluate(
         prompt = caption(said, (*UNSEEN_ASPECTS, "look") if describe else UNSEEN_ASPECTS)
         prompt = prompt.replace(concept.shape, phrase or concept.shape)
         for run in _runs(seeds):
-            pictures = draw(model, prompt, concepts, len(run), run[0], settings)
+            pictures = draw(prompt, len(run), run[0])
             for seed, picture in zip(run, pictures, strict=True):
                 out.append(Scored(prompt, seed, picture, score(picture, scene, concept)))
         if on_scene:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from infusion_core.captions import CAPTION_TEMPLATES
 from infusion_core.concepts import LoadedConcept
+from infusion_core.dreamblend import BlendSettings
+from infusion_core.embedded.blend import draw_blended
 from infusion_core.embedded.model import EmbeddedModel
 from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.embedded.tasks import draw
@@ -141,6 +143,23 @@ class Customised:
     def draw(self, prompt: str, count: int, seed: int, settings: SampleSettings) -> list[Image.Image]:
         """Pictures of a prompt, at seeds from `seed` on."""
         return draw(self.model, prompt, self.concepts, count, seed, self.sampling(settings))
+
+
+@dataclass(frozen=True)
+class Guided(Customised):
+    """A customised model that an earlier stage of its training guides (DreamBlend).
+
+    Attributes:
+        early: G.
+        blend: how it guides.
+    """
+
+    early: EmbeddedModel = field(kw_only=True)
+    blend: BlendSettings = field(kw_only=True)
+
+    def draw(self, prompt: str, count: int, seed: int, settings: SampleSettings) -> list[Image.Image]:
+        """Pictures of a prompt, at seeds from `seed` on."""
+        return draw_blended(self.early, self.model, prompt, count, seed, settings, self.blend)[0]
 
 
 class Method(Protocol):

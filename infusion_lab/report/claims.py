@@ -6,17 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from infusion_core.dreamblend import BlendSettings
 from infusion_core.metrics.interval import Interval
 
 from ..measures import CONCEPT, HEADLINE, PROMPT
 from ..methods.baseline import family_of
 from ..store import Row
-from ..studies import ablations, curves, fidelity
+from ..studies import ablations, blend, curves, fidelity
 from .intervals import interval, over_prompts
 from .tables import BASES, Figures, errors_by_prompt, figures, together, with_trade
 
 REPRODUCED, REFUTED, OPEN = "reproduced", "refuted", "undecided"
 OURS = ("infusion", "infusion-small", "infusion-plain")  # no baselines
+GUIDED = ", guided"  # in the title of a stage that is
 APART = 3  # baselines that Infusion's intervals must be clear of
 TUNERS = ("dreambooth", "dreambooth-plain", "lora", "dco", "custom-diffusion")  # baselines that change the network
 BASELINES = (*TUNERS, "textual-inversion", "perfusion")
@@ -68,7 +70,29 @@ def verdicts(rows: Sequence[Row], names: Mapping[str, str]) -> list[Verdict]:
             _compare(claim, "the other concepts", table1, measure, (ours, plain)),
             _compare(claim, f"curves, {last} steps", late, measure, (ours, plain)),
         ]
-    return [v for v in found if v]
+    return [v for v in [*found, *_blended(rows)] if v]
+
+
+def _blended(rows: Sequence[Row]) -> list[Verdict | None]:
+    """Guidance against the best single snapshot of the same run: that of the defaults by the base model, and the best.
+
+    The best guidance is the best of many on the very concepts it is judged by, which flatters it; so is the snapshot.
+    """
+    found, out = figures(rows, blend.STUDY), list[Verdict | None]()
+    titles = list(dict.fromkeys(method for method, _ in found))
+    for run in dict.fromkeys(title.rpartition(", guided")[0] or title for title in titles):
+        name = run.rpartition(", ")[0]
+        alone = [t for t in titles if t.startswith(f"{name}, ") and GUIDED not in t]
+        best = min(alone, key=lambda title: fmean(found[title, HEADLINE].values()))
+        guided = [t for t in titles if t.startswith(f"{run}{GUIDED}")]
+        plain = [t for t in guided if t.endswith(f"by base, alpha {BlendSettings().alpha:g}")]
+        if not guided or not plain:
+            continue
+        top = min(guided, key=lambda title: fmean(found[title, HEADLINE].values()))
+        for one, claim in ((plain[0], "Guided by the base model"), (top, f"Guided in the best way ({top})")):
+            claim += f" {run} has less wrong with a picture than the best snapshot alone"
+            out.append(_compare(claim, best, found, HEADLINE, (one, best)))
+    return out
 
 
 def _strongest(family: str, found: Figures, measure: str, judged: Figures, by: str, less: bool) -> str | None:

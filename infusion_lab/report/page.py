@@ -19,7 +19,7 @@ from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 from ..bench import Bench
 from ..methods.registry import OURS, PUBLISHED, tuning
 from ..store import Cell, Result, Row, tidy_csv
-from ..studies import ablations, curves, fidelity, several, toy
+from ..studies import ablations, blend, curves, fidelity, several, toy
 from . import tables
 from .claims import verdicts
 from .figures import curves_figure, gallery, trade_figure
@@ -112,6 +112,7 @@ def _tables(rows: Sequence[Row], costs: Sequence[Row], names: Mapping[str, str])
         fidelity.STUDY: [tables.fidelity_table(rows, costs, names)],
         curves.STUDY: [tables.steps_table(rows, names)],
         several.STUDY: tables.several_tables(rows, names),
+        blend.STUDY: [tables.blend_table(rows)],
         ablations.STUDY: [tables.ablation_table(rows)],
         toy.STUDY: tables.toy_tables(rows),
     }

@@ -126,7 +126,9 @@ def test_a_strength_acts_once(strength, studio, trained):
     assert np.array_equal(bare, wanted)
     assert not np.array_equal(bare, unscaled)
     (scored,) = drawn_and_scored(customised, ember, 1, [3], settings)
-    (same,) = evaluate(model, ember, unseen_scenes(ember, 1), [3], settings, [by_hand])
+    (same,) = evaluate(
+        lambda p, n, seed: draw(model, p, [by_hand], n, seed, settings), ember, unseen_scenes(ember, 1), [3]
+    )
     assert np.array_equal(scored.picture, same.picture)
 
 

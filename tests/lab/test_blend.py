@@ -1,0 +1,88 @@
+"""The study of DreamBlend: which stages are measured, that they are what they say, and what is made of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from infusion_core.dreamblend import BlendSettings
+from infusion_core.embedded.blend import draw_blended
+from infusion_core.embedded.tinyworld import CONCEPTS
+from infusion_core.embedded.tinyworld.captions import UNSEEN_ASPECTS, caption, unseen_scenes
+from infusion_lab.methods.registry import PUBLISHED
+from infusion_lab.report.claims import verdicts
+from infusion_lab.report.tables import blend_table
+from infusion_lab.store import Row
+from infusion_lab.studies import blend
+from infusion_lab.tinyworld import subjects_of
+
+from .test_run import TINY, bench
+
+METHOD = PUBLISHED["dreambooth-plain"].method
+
+
+@pytest.fixture(scope="module")
+def lab(rare, tmp_path_factory):
+    made = bench(rare, tmp_path_factory.mktemp("blend"))
+    scale = replace(TINY, blend_steps=(1, 2, 4), blend_concepts=1, blend_prompts=1, blend_seeds=1, max_steps=4)
+    return replace(made, scale=scale, methods=[METHOD, *made.methods])
+
+
+def test_snapshots_alone_the_last_one_guided_and_the_papers_proportion():
+    found = list(blend.stages((1, 2, 4)))
+    assert [stage.late for stage in found if stage.early is None] == [1, 2, 4]
+    guided = [stage for stage in found if stage.early is not None]
+    assert {(stage.late, stage.early) for stage in guided} == {(4, 0), (4, 1), (4, 2)}
+    assert [s for s in blend.stages((100, 400, 500)) if s.late == 400 and s.early == 100] == [
+        blend.Stage(400, 100, BlendSettings())
+    ]
+    titles = [stage.title(METHOD) for stage in found]
+    assert len({*titles}) == len(titles)
+    assert "DreamBooth, no prior, 4 steps, guided by base, alpha 0.02" in titles
+    assert "DreamBooth, no prior, 4 steps, guided by 2 steps, maps replaced, alpha 0.5" in titles
+
+
+def test_only_runs_that_overfit_are_measured_at_every_stage(lab):
+    found = blend.cells(lab)
+    assert [cell.method for cell in found] == [stage.title(METHOD) for stage in blend.stages((1, 2, 4))]
+    assert len({cell.name for cell in found}) == len(found)
+    more = replace(lab, scale=replace(lab.scale, blend_prompts=2))
+    assert not {cell.name for cell in found} & {cell.name for cell in blend.cells(more)}
+
+
+def test_a_guided_stage_is_what_it_says(lab):
+    ember, name = CONCEPTS["ember"], "DreamBooth, no prior, 4 steps, guided by 1 steps, alpha 0.04"
+    (cell,) = [cell for cell in blend.cells(lab) if cell.method == name]
+    result = cell.compute()
+    run = lab.train(METHOD, subjects_of([ember]), (1, 2, 4))
+    early, late = (METHOD.apply(lab.studio, [run[step][0]]) for step in (1, 4))
+    (scene,) = unseen_scenes(ember, 1)
+    prompt = caption(scene, UNSEEN_ASPECTS).replace(ember.shape, late.phrases[0])
+    settings = BlendSettings(alpha=0.04)
+    (expected,), _ = draw_blended(early.model, late.model, prompt, 1, 0, lab.sampling, settings)
+    (shown,) = result.pictures.values()
+    assert np.array_equal(shown, expected)
+    assert {row.measure for row in result.rows} >= {"concept_error", "prompt_error", "diversity", "layout_repeated"}
+    assert {row.step for row in result.rows} == {4}
+
+
+def row(method, concept, error):
+    return Row("blend", method, concept, 4, "", 0, "picture_error", error)
+
+
+def test_the_verdict_holds_guidance_against_the_best_snapshot():
+    name = METHOD.title
+    errors = {f"{name}, 1 steps": 0.5, f"{name}, 2 steps": 0.3, f"{name}, 4 steps": 0.4,
+              f"{name}, 4 steps, guided by base, alpha 0.02": 0.2, f"{name}, 4 steps, guided by base, alpha 0.04": 0.35,
+              f"{name}, 4 steps, guided by 1 steps, alpha 0.02": 0.1}  # fmt: skip
+    rows = [row(m, c, e + d) for m, e in errors.items() for c, d in (("ember", 0.0), ("wasp", 0.01), ("tent", 0.03))]
+    found = [v for v in verdicts(rows, {}) if v.claim.startswith("Guided")]
+    assert [v.verdict for v in found] == ["reproduced", "reproduced"]
+    assert all(v.against == f"{name}, 2 steps" for v in found)
+    assert "0.213 against 0.313, advantage 0.1 (" in found[0].figures
+    assert "guided by 1 steps, alpha 0.02" in found[1].claim
+    worse = [replace(r, value=1 - r.value) if "guided" in r.method else r for r in rows]
+    assert [v.verdict for v in verdicts(worse, {}) if v.claim.startswith("Guided")] == ["refuted", "refuted"]
+    assert [line[0] for line in blend_table(rows).lines] == list(errors)

@@ -36,11 +36,21 @@ def _seconds(case: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def print_blend(title: str, times: Mapping[str, float], steps: int) -> dict[str, float]:
+    """The table; gives the ratios of guided sampling to plain sampling."""
+    _print_table(title, times, steps)
+    return {name: round(value / times["plain"], 4) for name, value in times.items() if name != "plain"}
+
+
 def print_sampling(title: str, times: Mapping[str, float], steps: int) -> None:
     """The table, and one JSON object of ratios to the plain model on the last line."""
-    print(title)
-    for name, value in times.items():
-        print(f"{name:>16}  {value / steps:8.3f} s/step  x{value / times['plain']:.3f}")
+    _print_table(title, times, steps)
     ratios = {name: times[name] / times["plain"] for name in RATIOS}
     ratios["per_added_concept"] = (times["three concepts"] - times["shared"]) / 2 / times["plain"]
     print(json.dumps({name: round(value, 4) for name, value in ratios.items()}))
+
+
+def _print_table(title: str, times: Mapping[str, float], steps: int) -> None:
+    print(title)
+    for name, value in times.items():
+        print(f"{name:>16}  {value / steps:8.3f} s/step  x{value / times['plain']:.3f}")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from typer.main import get_command
@@ -195,6 +195,45 @@ def blend(
     )  # fmt: skip
     alphas, sampling = tuple(alpha or (settings.alpha,)), {"steps": steps, "guidance": guidance}
     run_blend(BlendRequest(model, early, late, prompt, out, alphas, settings, count, seed, negative, config, sampling))
+
+
+@app.command()
+def advise(
+    epoch: Annotated[list[str], typer.Option(help="A LoRA file or full model; repeat, in the order of the training.")],
+    subject: Annotated[str, typer.Option(help="What prompts say for it, as the training did, e.g. 'sks cat'.")],
+    out: Annotated[Path, place(help="Folder for grid.png, curve.png and report.json.")],
+    word: Annotated[str, typer.Option(help="The class word; the last word of --subject by default.")] = "",
+    model: Model = "tinyworld",
+    config: Config = None,
+    images: Annotated[Optional[Path], place(help="Folder with photos of the subject.")] = None,  # noqa: UP045
+    clip: Annotated[Optional[Path], place(help="Folder of CLIP ViT-B/32, to score prompts.")] = None,  # noqa: UP045
+    dino: Annotated[Optional[Path], place(help="Folder of DINO ViT-S/16, to score likeness.")] = None,  # noqa: UP045
+    prompt: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="With {} for the subject; repeat for several. Some everyday ones by default."),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, max=64, help="Pictures of each prompt.")] = 2,
+    steps: Annotated[Optional[int], typer.Option(help="DDIM steps; the model's own by default.")] = None,  # noqa: UP045
+    guidance: Annotated[
+        Optional[float], typer.Option(help="Guidance scale; the model's own by default.")  # noqa: UP045
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Say which epochs of a training make the best pair for `blend`, from pictures of a few prompts.
+
+    Every epoch draws the same prompts from the same seeds; then the best one is guided by the base model, and by the
+    epoch that obeys best. Without --images, --clip and --dino only the collapse of attention is measured.
+    """
+    from .advise import AdviseRequest, run_advise
+    from .judging import judge_for
+
+    named = word or subject.split()[-1] if subject.strip() else word
+
+    def judge(base: Any) -> Any:
+        return judge_for(base, named, images, tuple(prompt or ()), clip, dino)
+
+    sampling = {"steps": steps, "guidance": guidance}
+    run_advise(AdviseRequest(model, tuple(epoch), subject, out, judge, count, seed, config, sampling))
 
 
 @app.command()

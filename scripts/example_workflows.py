@@ -40,7 +40,7 @@ def write(server: Server) -> None:
 
 def draw(server: Server, steps: int, names: list[str]) -> None:
     """The thumbnails."""
-    learn(server.base / "models" / "infusion", steps)
+    learn(server.base / "models", steps)
     for name in names:
         thumbnail(server, EXAMPLES[name]().graph, FOLDER / f"{name}.jpg")
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from infusion_core.captions import CAPTION_TEMPLATES
+from infusion_core.embedded.judges import as_pixels
 from infusion_core.embedded.photos import square, to_images
 from infusion_core.errors import InfusionError
 
@@ -21,7 +22,6 @@ from ..report.tables import Table, brief, figures, more_than, table
 from ..store import Cell, Result, Row
 from ..studies.several import JOIN
 from .dataset import Pair
-from .judges import as_pixels
 from .known import class_similarity, class_thresholds, known_pictures, look_similarity, look_thresholds, seen_parts
 from .presence import presence
 from .setup import RealLab

@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 
+from infusion_core.embedded.judges import as_pixels
 from infusion_core.embedded.photos import square, to_tensor
 from infusion_core.metrics.similarity import diversity, similarity, text_similarity
 
@@ -18,7 +19,6 @@ from ..methods.method import Method, Subject
 from ..report.intervals import Unit
 from ..report.tables import Figures, Table, brief, figures, table
 from ..store import Cell, Result, Row
-from .judges import as_pixels
 from .setup import RealLab
 
 STUDY = "table1"

@@ -103,5 +103,5 @@ def finished(workflow: dict[str, Any], sheet: Sheet, name: str) -> dict[str, Any
 
 def belong(node: dict[str, Any]) -> None:
     """Write which pack a node is of, so that a page without it can say so and install it."""
-    ours = node["type"].startswith("Infusion")
+    ours = node["type"].startswith(("Infusion", "DreamBlend"))
     node["properties"] |= {"cnr_id": PACK, "ver": __version__} if ours else {"cnr_id": CORE, "ver": CORE_VERSION}

@@ -6,14 +6,16 @@ from collections.abc import Callable
 
 from comfyui_process.graph import Output
 from infusion_core.captions import OTHER_PROMPTS
+from infusion_core.dreamblend import BlendSettings
 from infusion_core.training.residual import ResidualSettings
-from tests.host.examples import CHECKPOINT, CONTROLNET, LORA
+from tests.host.examples import CHECKPOINT, CONTROLNET, EARLY_LORA, LATE_LORA, LORA
 
 from .sheet import ABOUT, CONCEPT, MODEL, NUMBER, PHOTOS, PICTURE, PROMPT, Download, Part, Sheet
 
 NEGATIVE = "blurry, low quality"
 READING = "a photo of a cat reading a book in a library"
 BEACH = "a photo of a cat and a dog beside a backpack on a beach"
+SUBJECT = "a photo of sks cat reading a book in a library"  # as diffusers' scripts name a subject
 ROOF = "a photo of a cat on a snowy roof"
 HOUSE = OTHER_PROMPTS[1]
 OTHERS = "\n".join(OTHER_PROMPTS)
@@ -270,10 +272,65 @@ def _drawn_twice(sheet: Sheet, customs: list[tuple[Output, Output]], vae: Output
     ]  # fmt: skip
 
 
+def guide_a_lora() -> Sheet:
+    """A late epoch alone and guided by an early one at two alphas, side by side."""
+    sheet = Sheet()
+    model, clip, vae = checkpoint(
+        sheet,
+        "# An early epoch guides a late one\n"
+        "The late epoch of a LoRA has your cat and forgets the prompt; the early one is the other way round. "
+        "DreamBlend draws with the late one and keeps it to the prompt. Nothing is trained.",
+    )
+    late, early = (
+        sheet.titled(
+            sheet.graph.add(
+                "LoraLoader", model=model, clip=clip, lora_name=name, strength_model=1.0, strength_clip=1.0
+            ),
+            title,
+        )
+        for name, title in ((LATE_LORA, "Late epoch"), (EARLY_LORA, "Early epoch"))
+    )
+    texts, early_texts = (prompts(sheet, own, SUBJECT) for own in (late[1], early[1]))
+    latent, default = size(sheet), BlendSettings()
+    guided = [
+        sheet.titled(
+            sheet.graph.add(
+                "DreamBlendGuidance", model=late[0], early_model=early[0], mode=default.mode, alpha=alpha, start=0.0,
+                end=1.0, every=1, gradient_steps=1, distance=default.distance, normalise=default.normalise, layers="",
+                early_positive=early_texts[0], early_negative=early_texts[1],
+            ),
+            f"Alpha {alpha:g}",
+        )
+        for alpha in (default.alpha / 2, default.alpha)
+    ]  # fmt: skip
+    drawn = [sample(sheet, one, *texts, vae, latent) for one in (late[0], *guided)]
+    samples, pictures = zip(*drawn, strict=True)
+    row = pictures[0]
+    stitches = []
+    for picture_ in pictures[1:]:
+        row = sheet.graph.add("ImageStitch", image1=row, image2=picture_, direction="right", match_image_size=True,
+                              spacing_width=8, spacing_color="white")  # fmt: skip
+        stitches.append(row)
+    saved = sheet.graph.add("SaveImage", images=row, filename_prefix="dreamblend")
+    sheet.columns += [
+        [Part("Two epochs of one LoRA", MODEL, "Files that your trainer saved on the way. To be guided by the "
+              "checkpoint itself, connect its MODEL to `early_model` and leave the early prompts out.",
+              ((late, early),))],
+        [Part("Prompts and size", PROMPT, "Write what the LoRA was trained with, here `sks cat`. The early prompts "
+              "are the same text by the early CLIP; they are needed only if the LoRA changes the text encoder.",
+              ((*texts, latent), early_texts))],
+        [Part("Guidance", CONCEPT, "More alpha: more of the prompt, less of the cat.", (tuple(guided),))],
+        [Part("Picture", PICTURE, "Left the late epoch alone, then with both alphas. Each guided picture takes about "
+              "three times as long: the early epoch draws first.", (samples, pictures, (*stitches, saved)))],
+    ]  # fmt: skip
+    return sheet
+
+
 EXAMPLES: dict[str, Callable[[], Sheet]] = {
     "1-train-and-draw": train_and_draw,
     "2-use-a-concept": one_concept,
     "3-three-concepts": three_concepts,
     "4-concept-lora-controlnet": concept_lora_controlnet,
     "5-what-else-changes": what_else_changes,
+    "6-guide-a-lora": guide_a_lora,
 }

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from comfyui_process.graph import Graph
 from comfyui_process.server import Server
@@ -14,14 +16,20 @@ from infusion_core.embedded.tasks import trainer_for
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 from infusion_core.residual_file import save_concept
 from infusion_core.training.residual import ResidualSettings
-from tests.host.examples import PHOTOS
+from infusion_lab.methods.dreambooth import DreamBoothLora
+from infusion_lab.methods.method import Recipe
+from infusion_lab.studio import Studio
+from infusion_lab.tinyworld import subjects_of, with_rare_words
+from tests.host.examples import EARLY_LORA, LATE_LORA, LORA, PHOTOS
 
-from .examples import BEACH, HOUSE, NEGATIVE, OTHERS, READING, ROOF
+from .examples import BEACH, HOUSE, NEGATIVE, OTHERS, READING, ROOF, SUBJECT
 
+EARLY, LATE, RANK = 50, 1500, 8  # steps of the LoRA's epochs
 EDGE = 512  # px, of the shorter side
 STANDINS = {"my-cat": "ember", "my-dog": "harlequin", "my-backpack": "orchid"}
 WORDS = {  # what the examples' prompts say in TinyWorld's words
     READING: "a photo of a big circle at the left on a plain teal background",
+    SUBJECT: "a photo of a small circle at the right on a lined pink background",
     BEACH: "a photo of a small circle at the left and a small square at the right and a small triangle at the bottom "
     "on a plain teal background",
     ROOF: "a photo of a big circle at the center on a lined pink background",
@@ -39,7 +47,7 @@ def tiny(graph: Graph) -> Graph:
         inputs = node["inputs"]
         inputs |= {name: SMALL[name] for name in SMALL.keys() & inputs.keys()}
         inputs |= {name: WORDS[inputs[name]] for name in {"text", "prompts"} & inputs.keys()}
-        if node["class_type"] in ("LoraLoader", "ControlNetApplyAdvanced"):
+        if node["class_type"] == "ControlNetApplyAdvanced" or inputs.get("lora_name") == LORA:
             inputs |= dict.fromkeys({"strength", "strength_model"} & inputs.keys(), 0.1)
     return graph
 
@@ -55,12 +63,28 @@ def thumbnail(server: Server, graph: Graph, path: Path) -> None:
     large.save(path, quality=92, subsampling=0, optimize=True)
 
 
-def learn(folder: Path, steps: int) -> None:
-    """TinyWorld concepts under the names the workflows load."""
+def learn(models: Path, steps: int) -> None:
+    """TinyWorld concepts and two epochs of a LoRA under the names the workflows load."""
+    _learn_lora(models / "loras")
     model = load_model("tinyworld")
     for name, concept in STANDINS.items():
         wanted = CONCEPTS[concept]
         trainer = trainer_for(model, training_images(wanted), wanted.shape, ResidualSettings(steps=steps))
         for _ in trainer.run():
             pass
-        save_concept(folder / f"{name}.safetensors", trainer.learned())
+        save_concept(models / "infusion" / f"{name}.safetensors", trainer.learned())
+
+
+def _learn_lora(folder: Path) -> None:
+    """A LoRA on a TinyWorld concept, trained too long, in kohya's keys."""
+    base = with_rare_words(load_model("tinyworld"))
+    method = DreamBoothLora(Recipe(LATE, 3e-4, rank=RANK, naming="class word"))
+    studio = Studio(base, folder, [], 0)
+    for snapshot in method.train(studio, subjects_of([CONCEPTS[STANDINS["my-cat"]]]), [EARLY, LATE]):
+        state = {}
+        for key, tensor in snapshot.learned.tensors.items():
+            path, _, which = key.removesuffix(".weight").rpartition(".")
+            name = f"lora_unet_{path.replace('.', '_')}"
+            state[f"{name}.{'lora_down' if which == 'lora_A' else 'lora_up'}.weight"] = tensor
+            state[f"{name}.alpha"] = torch.tensor(float(RANK))
+        save_file(state, folder / (EARLY_LORA if snapshot.step == EARLY else LATE_LORA))

@@ -1,5 +1,6 @@
-"""The base models of the embedded host's tests."""
+"""The base models of the embedded host's tests, and small networks that judge."""
 
 from tests.embedded.conftest import sd1, sd1_folder, tinyworld
+from tests.lab.conftest import places
 
-__all__ = ["sd1", "sd1_folder", "tinyworld"]
+__all__ = ["places", "sd1", "sd1_folder", "tinyworld"]

@@ -12,11 +12,12 @@ from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 CONTROLNET = "control_v11p_sd15_canny_fp16.safetensors"
 LORA = "your-style.safetensors"
+EARLY_LORA, LATE_LORA = "your-cat-epoch-02.safetensors", "your-cat-epoch-10.safetensors"
 PHOTOS = ("cat-1.jpg", "cat-2.jpg", "cat-3.jpg")
 
 
 def prepare(server: Server) -> None:
-    """Put photos, an empty checkpoint and ControlNet (they load as TinyWorld) and a LoRA where the host looks."""
+    """Put photos, an empty checkpoint and ControlNet (they load as TinyWorld) and LoRAs where the host looks."""
     models = server.base / "models"
     for folder, name in (("checkpoints", CHECKPOINT), ("controlnet", CONTROLNET)):
         (models / folder).mkdir(parents=True, exist_ok=True)
@@ -25,7 +26,8 @@ def prepare(server: Server) -> None:
         picture.save(server.base / "input" / name, quality=95)
     Image.new("RGB", (128, 128), "gray").save(server.base / "input" / "example.png")
     key = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q"
-    generator = torch.Generator().manual_seed(1)
-    state = {f"{key}.{part}.weight": torch.randn(*shape, generator=generator)
-             for part, shape in (("lora_up", (128, 4)), ("lora_down", (4, 128)))}  # fmt: skip
-    save_file(state, models / "loras" / LORA)
+    for seed, name in enumerate((LORA, EARLY_LORA, LATE_LORA), start=1):
+        generator = torch.Generator().manual_seed(seed)
+        state = {f"{key}.{part}.weight": torch.randn(*shape, generator=generator)
+                 for part, shape in (("lora_up", (128, 4)), ("lora_down", (4, 128)))}  # fmt: skip
+        save_file(state, models / "loras" / name)

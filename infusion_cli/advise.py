@@ -1,0 +1,222 @@
+"""What the command ``advise`` does: which epochs of a training make the best pair for DreamBlend."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from infusion_core.advisor import BASE, Advice, Judged, Setup, advise, trials
+from infusion_core.atomic import write_atomic
+from infusion_core.collapse import overlap
+from infusion_core.dreamblend import BlendSettings
+from infusion_core.embedded.adapters import load_variant
+from infusion_core.embedded.blend import draw_blended
+from infusion_core.embedded.model import EmbeddedModel, load_model
+from infusion_core.embedded.sampling import SampleSettings
+from infusion_core.embedded.watching import draw_watched
+from infusion_core.errors import InfusionError
+from infusion_core.grid import labelled_grid
+
+from .console import progress, say, say_table
+from .output import peak_rss_mb, save_picture, write_report
+from .pages import figure_png
+
+LITTLE = ("a", "an", "the", "of", "in", "on", "at", "and", "with", "to", "by")  # words whose attention says little
+MAP_EDGE = 16  # in which maps are compared, px
+Drawn = list[list[Image.Image]]  # by prompt
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What is asked for, and who says how well it was done.
+
+    Attributes:
+        prompts: with ``{}`` for the subject.
+        scores: of the pictures of prompt number so-and-so: likeness to the photos and to the prompt, higher is better.
+        names: of the two scores.
+    """
+
+    prompts: tuple[str, ...]
+    scores: Callable[[int, Sequence[Image.Image]], tuple[float, float]] | None = None
+    names: tuple[str, str] = ("subject", "prompt")
+
+
+@dataclass(frozen=True)
+class AdviseRequest:
+    """What `infusion advise` was asked for.
+
+    Attributes:
+        model: base model.
+        epochs: see `load_variant`, in the order of their training.
+        subject: what prompts say for it, as the training did: ``sks cat``.
+        out: folder.
+        judge: prompts and scores.
+        count: pictures of each prompt.
+        seed: of the first picture.
+        config: of a base model that is a single file.
+        sampling: fields of `SampleSettings`; None leaves the model's own.
+    """
+
+    model: str
+    epochs: tuple[str, ...]
+    subject: str
+    out: Path
+    judge: Callable[[EmbeddedModel], Judge]
+    count: int
+    seed: int
+    config: Path | None
+    sampling: Mapping[str, Any]
+
+
+def run_advise(request: AdviseRequest) -> Advice:
+    """Draw every epoch, then the pairs that promise most; write a grid, a curve and a report, and say which is best.
+
+    Raises:
+        InfusionError: bad input, or the disk is full.
+    """
+    started = time.monotonic()
+    if len(request.epochs) < 2 or len({*request.epochs}) < len(request.epochs):
+        raise InfusionError("give at least two different epoch files (--epoch), in the order of their training")
+    base = load_model(request.model, config=request.config)
+    judge = request.judge(base)
+    asked = {name: value for name, value in request.sampling.items() if value is not None}
+    desk = _Desk(request, base, judge, replace(SampleSettings(base.steps, base.guidance), **asked))
+    names = _names(request.epochs)
+    pictures: dict[Setup, Drawn] = {}
+    with progress("drawing every epoch", (len(names) + 1) * len(judge.prompts)) as advance:
+        alone = list(desk.alone(names, pictures, advance))
+    wanted = list(trials(alone)) if judge.scores else []
+    tried = []
+    if wanted:
+        with progress("trying pairs", len(wanted) * len(judge.prompts)) as advance:
+            tried = [desk.guided(setup, names, pictures, advance) for setup in wanted]
+    advice = advise(alone, tried)
+    _write(request, judge, [*alone, *tried], pictures, advice, time.monotonic() - started)
+    return advice
+
+
+@dataclass(frozen=True)
+class _Desk:
+    """Where setups are drawn and judged."""
+
+    request: AdviseRequest
+    base: EmbeddedModel
+    judge: Judge
+    sampling: SampleSettings
+
+    def alone(
+        self, names: Mapping[str, str], pictures: dict[Setup, Drawn], advance: Callable[[], object]
+    ) -> Iterator[Judged]:
+        """The base model and every epoch."""
+        before = None
+        for name in (BASE, *names):
+            model, setup = self._model(name, names), Setup(name)
+            drawn, overlaps = [], []
+            for index in range(len(self.judge.prompts)):
+                prompt, subject, others = self._words(index)
+                shown, maps = draw_watched(
+                    model, prompt, [subject, *others], self.request.count, self.request.seed, self.sampling
+                )
+                drawn.append(shown)
+                overlaps.append(float(overlap(maps, subject, others, MAP_EDGE, MAP_EDGE).mean()))
+                advance()
+            pictures[setup] = drawn
+            before = fmean(overlaps) if before is None else before
+            yield Judged(setup, *self._scores(drawn), fmean(overlaps) - before)
+
+    def guided(
+        self, setup: Setup, names: Mapping[str, str], pictures: dict[Setup, Drawn], advance: Callable[[], object]
+    ) -> Judged:
+        """A pair."""
+        assert setup.early is not None
+        early, late = self._model(setup.early, names), self._model(setup.late, names)
+        drawn = []
+        for index in range(len(self.judge.prompts)):
+            prompt, _, _ = self._words(index)
+            shown, _ = draw_blended(
+                early, late, prompt, self.request.count, self.request.seed, self.sampling,
+                BlendSettings(alpha=setup.alpha),
+            )  # fmt: skip
+            drawn.append(shown)
+            advance()
+        pictures[setup] = drawn
+        return Judged(setup, *self._scores(drawn))
+
+    def _model(self, name: str, names: Mapping[str, str]) -> EmbeddedModel:
+        """One at a time: epochs of a large model do not fit side by side."""
+        return load_variant(names.get(name, BASE), self.base, self.request.config)
+
+    def _words(self, index: int) -> tuple[str, str, list[str]]:
+        """A prompt, the word of the subject that is watched, and its other words."""
+        template = self.judge.prompts[index]
+        prompt = template.format(self.request.subject)
+        others = [w for w in dict.fromkeys(template.replace("{}", " ").split()) if w.strip(",.").lower() not in LITTLE]
+        return prompt, self.request.subject.split()[-1], [word.strip(",.") for word in others]
+
+    def _scores(self, drawn: Drawn) -> tuple[float | None, float | None]:
+        if self.judge.scores is None:
+            return None, None
+        found = [self.judge.scores(index, pictures) for index, pictures in enumerate(drawn)]
+        return fmean(subject for subject, _ in found), fmean(prompt for _, prompt in found)
+
+
+def _names(epochs: Sequence[str]) -> dict[str, str]:
+    """What is asked for, by a short name that is its own."""
+    short = [Path(epoch.rpartition(":")[0] or epoch).stem for epoch in epochs]
+    return dict(zip(short if len({*short}) == len(short) else epochs, epochs, strict=True))
+
+
+def _write(
+    request: AdviseRequest, judge: Judge, judged: Sequence[Judged], pictures: Mapping[Setup, Drawn], advice: Advice,
+    seconds: float,
+) -> None:  # fmt: skip
+    header = ("", f"{judge.names[0]} score", f"{judge.names[1]} score", "collapse")
+    lines = [[one.setup.title, *(_number(v) for v in (one.subject, one.prompt, one.collapse))] for one in judged]
+    rows = [(one.setup.title, [shown[0] for shown in pictures[one.setup]]) for one in judged]
+    grid = labelled_grid(rows, [prompt.format(request.subject) for prompt in judge.prompts])
+    save_picture(request.out / "grid.png", grid)
+    write_atomic(request.out / "curve.png", figure_png(_curve(judge, [one for one in judged if not one.setup.early])))
+    report = {
+        "advice": asdict(advice.setup) | {"reason": advice.reason},
+        "judged": [asdict(one) for one in judged],
+        "scores": judge.names if judge.scores else None,
+        "prompts": judge.prompts,
+        "subject": request.subject,
+        "epochs": request.epochs,
+        "seed": request.seed,
+        "seconds": seconds,
+        "peak_rss_mb": peak_rss_mb(),
+    }
+    write_report(request.out / "report.json", report)
+    say_table("Epochs and pairs", header, lines)
+    say(f"Draw with: {advice.setup.title} ({advice.reason})")
+    say(f"Open {(request.out / 'grid.png').resolve()}")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _curve(judge: Judge, alone: Sequence[Judged]) -> Figure:
+    """Scores and collapse over the epochs."""
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots(1, 2 if judge.scores else 1, squeeze=False)[0]
+    places, labels = range(len(alone)), [one.setup.late for one in alone]
+    if judge.scores:
+        for name, values in zip(judge.names, ([o.subject for o in alone], [o.prompt for o in alone]), strict=True):
+            axes[0].plot(places, values, marker="o", label=name)
+        axes[0].set_title("scores, higher is better")
+        axes[0].legend()
+    axes[-1].plot(places, [one.collapse for one in alone], marker="o", color="tab:red")
+    axes[-1].set_title("attention collapse against the base")
+    for one in axes:
+        one.set_xticks(places, labels, rotation=30, ha="right")
+        one.grid(alpha=0.3)
+    return figure

@@ -1,0 +1,87 @@
+"""Who says how good the pictures of ``advise`` are: TinyWorld's oracle, or CLIP and DINO of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+from PIL import Image
+
+from infusion_core.embedded.judges import Judges, as_pixels
+from infusion_core.embedded.model import EmbeddedModel
+from infusion_core.embedded.photos import load_photos, square
+from infusion_core.embedded.tinyworld import score
+from infusion_core.embedded.tinyworld.captions import UNSEEN_ASPECTS, caption, unseen_scenes
+from infusion_core.embedded.tinyworld.reading import read_concept
+from infusion_core.embedded.tinyworld.world import SHAPES
+from infusion_core.errors import InfusionError
+from infusion_core.metrics.similarity import similarity, text_similarity
+
+from .advise import Judge
+
+PROMPTS = (
+    "a photo of {} on the beach",
+    "a photo of {} in a forest in autumn",
+    "a photo of {} on a city street at night",
+    "an oil painting of {} beside a window",
+)
+SCENES = 4  # of TinyWorld
+
+
+def judge_for(
+    model: EmbeddedModel, word: str, images: Path | None, prompts: Sequence[str], clip: Path | None, dino: Path | None
+) -> Judge:
+    """Prompts, and whoever can score their pictures.
+
+    Args:
+        model: the base model.
+        word: class word of the subject.
+        images: its photos, if there are any.
+        prompts: with ``{}`` for the subject; the usual ones if there are none.
+        clip, dino: folders of both networks, or None.
+
+    Raises:
+        InfusionError: a prompt without ``{}``, one network without the other or without photos, or a broken folder.
+    """
+    for prompt in prompts:
+        if prompt.count("{}") != 1:
+            raise InfusionError(f"the prompt {prompt!r} must hold {{}} once, where the subject is named")
+    if (clip is None) != (dino is None) or (clip and not images):
+        raise InfusionError("--clip, --dino and --images go together: likeness is to photos, by both networks")
+    photos = list(load_photos(images)) if images else []
+    if model.name == "tinyworld" and not prompts and photos and word in SHAPES:
+        return _oracle(model, word, photos)
+    if model.name == "tinyworld" and not prompts:
+        prompts = ("a photo of a big {} at the left on a plain teal background", "a small {} at the top")
+    judge = Judge(tuple(prompts) or PROMPTS)
+    if clip and dino:
+        return _by_networks(judge, word, photos, Judges(clip, dino, model.denoiser.device), model.resolution)
+    return judge
+
+
+def _oracle(model: EmbeddedModel, word: str, photos: Sequence[Image.Image]) -> Judge:
+    """TinyWorld's own, which reads the concept off the photos."""
+    concept = read_concept([square(photo, model.resolution) for photo in photos], word)
+    scenes = unseen_scenes(concept, SCENES)
+
+    def scores(index: int, pictures: Sequence[Image.Image]) -> tuple[float, float]:
+        found = [score(picture, scenes[index], concept) for picture in pictures]
+        return 1 - fmean(s.concept_error for s in found), 1 - fmean(s.prompt_error for s in found)
+
+    prompts = tuple(caption(scene, UNSEEN_ASPECTS).replace(concept.shape, "{}", 1) for scene in scenes)
+    return Judge(prompts, scores, ("oracle's subject", "oracle's prompt"))
+
+
+def _by_networks(judge: Judge, word: str, photos: Sequence[Image.Image], networks: Judges, edge: int) -> Judge:
+    """DINO against the photos, CLIP against the prompt with the class word, which CLIP knows."""
+    reference = networks.dino_images(as_pixels(photos, edge))
+    texts = networks.clip_texts([prompt.format(word) for prompt in judge.prompts])
+
+    def scores(index: int, pictures: Sequence[Image.Image]) -> tuple[float, float]:
+        pixels = as_pixels(pictures, edge)
+        subject = similarity(networks.dino_images(pixels), reference)
+        return subject, text_similarity(networks.clip_images(pixels), texts[index : index + 1])
+
+    return replace(judge, scores=scores, names=("DINO", "CLIP-T"))

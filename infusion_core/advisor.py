@@ -1,0 +1,113 @@
+"""Which epoch to draw with, which to be guided by, and how strongly (DreamBlend leaves it open)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .dreamblend import BlendSettings
+
+BASE = "base"  # the model before training, as a guide
+COLLAPSED = 0.01  # more overlap than the base's that calls for guidance where nothing else is known
+FACTORS = (0.5, 1.0, 2.0)  # of the default alpha, that are tried
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What draws.
+
+    Attributes:
+        late: the epoch that draws, or `BASE`.
+        early: what guides it; None for nothing.
+        alpha: how strongly.
+    """
+
+    late: str
+    early: str | None = None
+    alpha: float = 0.0
+
+    @property
+    def title(self) -> str:
+        """For tables and grids."""
+        return self.late if self.early is None else f"{self.late} guided by {self.early}, alpha {self.alpha:g}"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How a setup's pictures were judged, means over the same prompts and seeds.
+
+    Attributes:
+        setup: what drew them.
+        subject, prompt: likeness to the photos and to the prompts, higher is better; None where nobody could judge.
+        collapse: how much more other words attend where the subject does than in the base model; None if guided.
+    """
+
+    setup: Setup
+    subject: float | None
+    prompt: float | None
+    collapse: float | None = None
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The setup that is suggested, and why in one sentence."""
+
+    setup: Setup
+    reason: str
+
+
+def trials(alone: Sequence[Judged]) -> Iterator[Setup]:
+    """What is worth trying beside the epochs alone: the one that has the subject best, guided by those that obey best.
+
+    Args:
+        alone: the base model first, then the epochs in the order of their training.
+    """
+    late = _best_subject(alone)
+    guides = [BASE]
+    if all(judged.prompt is not None for judged in alone):
+        obedient = max(alone[1:], key=lambda judged: judged.prompt or 0.0).setup.late
+        guides += [obedient] if obedient != late else []
+    for early in guides:
+        for factor in FACTORS:
+            yield Setup(late, early, factor * BlendSettings().alpha)
+
+
+def advise(alone: Sequence[Judged], tried: Sequence[Judged]) -> Advice:
+    """The best of what was drawn.
+
+    Subject and prompt count alike, each from the worst to the best that any setup reached. Where nobody could judge
+    them, the last epoch is guided by the base model if its attention has collapsed.
+
+    Args:
+        alone: the base model first, then the epochs in the order of their training.
+        tried: guided setups.
+    """
+    base, *epochs = alone
+    every = [*epochs, *tried]
+    if any(judged.subject is None or judged.prompt is None for judged in (base, *every)):
+        last, collapse = epochs[-1].setup.late, epochs[-1].collapse or 0.0
+        if collapse <= COLLAPSED:
+            return Advice(Setup(last), f"its attention has not collapsed ({collapse:+.3f} against the base's)")
+        setup = Setup(last, BASE, BlendSettings().alpha)
+        return Advice(setup, f"its attention has collapsed by {collapse:.3f}; likeness was not judged")
+    best = max(every, key=lambda judged: _total(judged, [base, *every]))
+    single = max(epochs, key=lambda judged: _total(judged, [base, *every]))
+    if best.setup.early is None:
+        return Advice(best.setup, "no guidance that was tried is better than this epoch alone")
+    return Advice(best.setup, f"better in likeness and prompt together than the best epoch alone ({single.setup.late})")
+
+
+def _best_subject(alone: Sequence[Judged]) -> str:
+    """The epoch that has the subject best; the last one where nobody could judge."""
+    epochs = alone[1:]
+    known = [judged for judged in epochs if judged.subject is not None]
+    return max(known, key=lambda judged: judged.subject or 0.0).setup.late if known else epochs[-1].setup.late
+
+
+def _total(judged: Judged, among: Sequence[Judged]) -> float:
+    total = 0.0
+    for measure in ("subject", "prompt"):
+        values = [float(getattr(one, measure)) for one in among]
+        spread = max(values) - min(values)
+        total += (float(getattr(judged, measure)) - min(values)) / spread if spread else 0.0
+    return total

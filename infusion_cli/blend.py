@@ -94,7 +94,7 @@ def run_blend(request: BlendRequest) -> None:
     early, late = (load_variant(asked, base, request.config) for asked in (request.early, request.late))
     asked = {name: value for name, value in request.sampling.items() if value is not None}
     sampling = replace(SampleSettings(base.steps, base.guidance), **asked)
-    rows: list[tuple[str, Sequence[Image.Image]]] = []
+    rows, reference = list[tuple[str, Sequence[Image.Image]]](), list[Image.Image]()
     with progress("drawing", len(settings) * sampling.steps * -(-request.count // 8)) as advance:
         for one in settings:
             pictures, references = draw_blended(
@@ -103,10 +103,12 @@ def run_blend(request: BlendRequest) -> None:
             )  # fmt: skip
             folder = request.out if len(settings) == 1 else request.out / f"alpha-{one.alpha:g}"
             _save(folder, request.seed, pictures)
-            if one.guides(sampling.steps - 1, sampling.steps) and not (request.out / EARLY).is_dir():
-                _save(request.out / EARLY, request.seed, references)
-                rows.insert(0, ("early model", references))
+            if one.guides(sampling.steps - 1, sampling.steps) and not reference:
+                reference = references
             rows.append((f"alpha {one.alpha:g}", pictures))
+    if reference:
+        _save(request.out / EARLY, request.seed, reference)
+        rows.insert(0, ("early model", reference))
     seeds = [f"seed {request.seed + index}" for index in range(request.count)][:MOST_IN_GRID]
     shown = [(label, pictures[:MOST_IN_GRID]) for label, pictures in rows]
     save_picture(request.out / GRID, labelled_grid(shown, seeds))

@@ -147,34 +147,42 @@ class _MapDistance(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx, query: Tensor, key: Tensor, other_query: Tensor, other_key: Tensor,
         distance: Distance,
     ) -> Tensor:  # fmt: skip
-        scale, same = 1 / math.sqrt(query.shape[-1]), _SAME[query.dtype]
-        needs_query, needs_key = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
-        of_query, of_key = torch.zeros_like(query), torch.zeros_like(key)
-        found = []
-        for row in range(len(query)):
-            q, k, other_q, other_k = (_precise(x[row]) for x in (query, key, other_query, other_key))
-            maps = (q @ k.transpose(1, 2) * scale).softmax(-1)  # (heads, N, L)
-            others = (other_q @ other_k.transpose(1, 2) * scale).softmax(-1)
-            apart = maps - others
-            apart.masked_fill_(apart.abs() <= same * torch.maximum(maps, others), 0)
-            found.append(apart.abs().mean() if distance == "absolute" else apart.square().mean())
-            if not needs_query and not needs_key:
-                continue
-            slope = apart.sign() if distance == "absolute" else 2 * apart  # of the sum; the mean's is in `backward`
-            into = maps * (slope - (maps * slope).sum(-1, keepdim=True)) * scale  # through the softmax
-            if needs_query:
-                of_query[row] = into @ k
-            if needs_key:
-                of_key[row] = into.transpose(1, 2) @ q
+        with torch.autocast(query.device.type, enabled=False):  # it would take what is made precise for its own
+            found, of_query, of_key = _compared(ctx.needs_input_grad[:2], query, key, other_query, other_key, distance)  # type: ignore[attr-defined]
         ctx.save_for_backward(of_query, of_key)
         ctx.numbers = query.shape[1] * query.shape[2] * key.shape[2]  # type: ignore[attr-defined]
-        return torch.stack(found)
+        return found
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grad: Tensor) -> tuple[Tensor | None, ...]:
         factor = (grad[0] / ctx.numbers).reshape(-1, 1, 1, 1)  # type: ignore[attr-defined]
         of_query, of_key = ctx.saved_tensors  # type: ignore[attr-defined]
         return (factor * of_query).to(of_query.dtype), (factor * of_key).to(of_key.dtype), None, None, None
+
+
+def _compared(
+    needed: tuple[bool, bool], query: Tensor, key: Tensor, other_query: Tensor, other_key: Tensor, distance: Distance
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The distance (R,), and the slope of its sum over heads, queries and tokens along `query` and `key`, as needed."""
+    scale, same = 1 / math.sqrt(query.shape[-1]), _SAME[query.dtype]
+    of_query, of_key = torch.zeros_like(query), torch.zeros_like(key)
+    found = []
+    for row in range(len(query)):
+        q, k, other_q, other_k = (_precise(x[row]) for x in (query, key, other_query, other_key))
+        maps = (q @ k.transpose(1, 2) * scale).softmax(-1)  # (heads, N, L)
+        others = (other_q @ other_k.transpose(1, 2) * scale).softmax(-1)
+        apart = maps - others
+        apart.masked_fill_(apart.abs() <= same * torch.maximum(maps, others), 0)
+        found.append(apart.abs().mean() if distance == "absolute" else apart.square().mean())
+        if not any(needed):
+            continue
+        slope = apart.sign() if distance == "absolute" else 2 * apart
+        into = maps * (slope - (maps * slope).sum(-1, keepdim=True)) * scale  # through the softmax
+        if needed[0]:
+            of_query[row] = into @ k
+        if needed[1]:
+            of_key[row] = into.transpose(1, 2) @ q
+    return torch.stack(found), of_query, of_key
 
 
 def _precise(x: Tensor) -> Tensor:

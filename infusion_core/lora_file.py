@@ -11,10 +11,11 @@ All name the same modules, each in its own way; under `module_key` a module has 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,13 +41,14 @@ PARTS: tuple[tuple[str, Part], ...] = (  # how keys begin; longer beginnings fir
     ("text_encoders.clip_h.transformer.", "text_encoder"),
 )
 _PEFT = "base_model.model."
+_EMBEDDINGS = "bundle_emb."  # new words beside a LoRA, which only prompts that say them read
 _PIECES: tuple[tuple[str, Piece], ...] = (
     (r"[._]lora[._]up\.weight|\.lora_B(?:\.default)?\.weight|\.lora_linear_layer\.up\.weight", "up"),
     (r"[._]lora[._]down\.weight|\.lora_A(?:\.default)?\.weight|\.lora_linear_layer\.down\.weight", "down"),
     (r"\.lora_mid\.weight", "mid"),
     (r"\.alpha", "alpha"),
-    (r"\.diff", "diff"),
-    (r"\.diff_b", "diff_b"),
+    (r"\.diff|\.w_norm", "diff"),
+    (r"\.diff_b|\.b_norm", "diff_b"),
 )
 _ENDS = [(re.compile(f"(?:{pattern})$"), piece) for pattern, piece in _PIECES]
 _OTHERS = {
@@ -122,6 +124,8 @@ def parse_lora(tensors: Mapping[str, Tensor], alphas: Mapping[Part, float] | Non
     """
     changes: dict[Module, Change] = {}
     for key, tensor in tensors.items():
+        if key.startswith(_EMBEDDINGS):
+            continue
         other = next((name for mark, name in _OTHERS.items() if mark in key), None)
         if other:
             raise InfusionError(f"this is a {other} file ({printable(key)}); plain LoRA and LoCon files are read alone")
@@ -158,13 +162,37 @@ def _part_of(path: str) -> tuple[Part, str]:
 
 
 def alphas_of(metadata: Mapping[str, str]) -> dict[Part, float]:
-    """Each network's alpha as diffusers notes it in a file's metadata, beside peft's keys."""
+    """Each network's alpha as diffusers notes it in a file's metadata, beside peft's keys.
+
+    Raises:
+        InfusionError: see `alpha_of`.
+    """
     try:
         told = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     except ValueError:
         return {}
-    found = {part: told.get(f"{part}.lora_alpha") for part in NETWORKS} if isinstance(told, dict) else {}
-    return {part: float(alpha) for part, alpha in found.items() if isinstance(alpha, (int, float))}
+    found = {}
+    for part in NETWORKS if isinstance(told, dict) else ():
+        own = {name.removeprefix(f"{part}."): value for name, value in told.items() if name.startswith(f"{part}.")}
+        if (alpha := alpha_of(own)) is not None:
+            found[part] = alpha
+    return found
+
+
+def alpha_of(config: Mapping[str, Any]) -> float | None:
+    """The alpha that a peft adapter's config tells; None if it tells none.
+
+    Raises:
+        InfusionError: layers have alphas of their own.
+    """
+    alpha, rank = config.get("lora_alpha"), config.get("r")
+    if config.get("alpha_pattern") or config.get("rank_pattern"):
+        raise InfusionError("the adapter's layers have alphas of their own, which are not read; merge it first")
+    if not isinstance(alpha, (int, float)):
+        return None
+    if config.get("use_rslora") and isinstance(rank, (int, float)):  # scaled by alpha / sqrt(rank)
+        return float(alpha) * math.sqrt(rank)
+    return float(alpha)
 
 
 def module_key(path: str) -> str:

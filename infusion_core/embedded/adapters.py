@@ -12,10 +12,22 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from ..concepts import LARGEST_SCALE
 from ..errors import InfusionError, printable
-from ..lora_file import NETWORKS, Change, LoraFile, Module, Part, alphas_of, module_key, original_paths, parse_lora
+from ..lora_file import (
+    NETWORKS,
+    Change,
+    LoraFile,
+    Module,
+    Part,
+    alpha_of,
+    alphas_of,
+    module_key,
+    original_paths,
+    parse_lora,
+)
 from .model import EmbeddedModel, load_model
-from .model_json import check, read_json, real
+from .model_json import check, read_json, real, whole
 from .single_file import NETWORKS as CHECKPOINT_NETWORKS
 from .text import TextPath
 from .unet import UNetDenoiser
@@ -65,9 +77,12 @@ def split_strength(text: str) -> tuple[Path, float]:
     if not colon or os.path.exists(text):  # noqa: PTH110, a path's own raises for a name that is too long
         file, strength = text, "1"
     try:
-        return Path(file), float(strength)
+        scale = float(strength)
     except ValueError:
         raise InfusionError(f"the strength in {text!r} is not a number; write FILE.safetensors:0.8") from None
+    if not abs(scale) <= LARGEST_SCALE:
+        raise InfusionError(f"the strength in {text!r} must be a number up to {LARGEST_SCALE:g}")
+    return Path(file), scale
 
 
 def read_lora(file: Path) -> LoraFile:
@@ -79,13 +94,14 @@ def read_lora(file: Path) -> LoraFile:
     held = weights_of([file])
     tensors = held.read({name: name for name in held.shapes}, torch.float32)
     with safe_open(file, "pt") as opened:
-        alphas = alphas_of(opened.metadata() or {})
+        metadata = opened.metadata() or {}
     config = file.parent / "adapter_config.json"  # beside peft's own files
-    if file.name == "adapter_model.safetensors" and config.is_file():
-        told = read_json(config)
-        check(config, told, {"lora_alpha": real(0, 1e6)}, needed=("lora_alpha",))
-        alphas["unet"] = float(told["lora_alpha"])
     try:
+        alphas = alphas_of(metadata)
+        if file.name == "adapter_model.safetensors" and config.is_file():
+            told = read_json(config)
+            check(config, told, {"lora_alpha": real(0, 1e6), "r": whole(1, 2**16)})
+            alphas |= {"unet": alpha} if (alpha := alpha_of(told)) is not None else {}
         return parse_lora(tensors, alphas)
     except InfusionError as error:
         raise InfusionError(f"{file}: {error}") from error
@@ -140,9 +156,12 @@ def _modules(networks: Mapping[Part, Any]) -> Iterator[tuple[Module, torch.nn.Mo
 @torch.no_grad()
 def _add(module: Any, change: Change, strength: float, where: str) -> None:
     try:
-        added = change.of_weight(module.weight.shape)
-        bias = None if change.diff_b is None else change.diff_b.float().reshape(module.bias.shape)
-    except (RuntimeError, ValueError, AttributeError) as error:  # torch's for shapes, and a bias that is not there
+        added, bias = change.of_weight(module.weight.shape), change.diff_b
+        if bias is not None:
+            if module.bias is None:
+                raise ValueError("it has no bias")
+            bias = bias.float().reshape(module.bias.shape)
+    except (RuntimeError, ValueError) as error:  # torch's for shapes
         raise InfusionError(
             f"{where} does not fit this model ({printable(str(error))}); it was made for another kind, or is damaged"
         ) from error

@@ -48,6 +48,8 @@ class BlendSampler:
             )
         if early.settings.steps != late.settings.steps:
             raise InfusionError("the early and the late model must draw in equally many steps")
+        if late.settings.base_latent == "own":
+            raise InfusionError("guidance takes the base latent 'shared' only; leave 'own' out")
         self.early, self.late, self.settings = early, late, settings
         self._sites = frozenset(site.name for site in settings.chosen(late.denoiser.base.sites))
 

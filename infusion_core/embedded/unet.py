@@ -82,7 +82,7 @@ class UNetDenoiser:
         """The network itself: a variance-preserving latent (R, C, H, W) and timesteps () or (R,) in, output out."""
         with self._under(plan):
             out: Tensor = self.unet(
-                scaled,
+                scaled.to(self.unet.dtype),
                 timestep,
                 encoder_hidden_states=conditioning.context,
                 added_cond_kwargs=dict(conditioning.extras) or None,

@@ -83,6 +83,8 @@ def _blended(rows: Sequence[Row]) -> list[Verdict | None]:
     for run in dict.fromkeys(title.rpartition(", guided")[0] or title for title in titles):
         name = run.rpartition(", ")[0]
         alone = [t for t in titles if t.startswith(f"{name}, ") and GUIDED not in t]
+        if not alone:
+            continue
         best = min(alone, key=lambda title: fmean(found[title, HEADLINE].values()))
         guided = [t for t in titles if t.startswith(f"{run}{GUIDED}")]
         plain = [t for t in guided if t.endswith(f"by base, alpha {BlendSettings().alpha:g}")]

@@ -8,28 +8,26 @@ weights share their place, are never needed at once.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import chain
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
-import comfy.samplers
-import torch
+import comfy.sampler_helpers
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...infusion_core.dreamblend import BlendSettings, descent, map_distance
+from ...infusion_core.dreamblend import BlendSettings
 from ...infusion_core.errors import InfusionError
 from ...infusion_core.sites import Site
+from .blend_gradient import move_of
 from .blend_record import Call, Record, in_turn, read
-from .blend_sites import BLEND, AtSite, SiteHooks, pass_of
-from .denoiser import differentiable_attention, leave_inference_mode
+from .blend_sites import BLEND, NODE, OTHER_ROWS, AtSite, SiteHooks, pass_of
 from .options import with_option
 from .patch import covers
-from .streams import PLAIN
-from .trajectory import random_state, restore, rewind
+from .trajectory import TRAJECTORY, Trajectory, random_state, restore, rewind
 
+BACKWARD_ROWS = 4  # of a batch: what backward keeps of one row takes the memory of so many that are only drawn
 _RUN = "dreamblend_run"
 
 
@@ -46,6 +44,7 @@ class EarlyRun(SiteHooks):
     ) -> Any:  # fmt: skip
         """One prediction."""
         guider, sigma = executor.class_obj, float(timestep.max())
+        tell_apart(guider)
         self.record.begin(sigma)
         if is_guided(self.settings, guider, sigma, model_options):
             state = pass_of(guider, len(x), self._keep)
@@ -57,7 +56,7 @@ class EarlyRun(SiteHooks):
 
 
 class LateRun:
-    """What is known during the late model's sampling run.
+    """What is known during the late model's sampling.
 
     Attributes:
         record: of the early model's.
@@ -66,14 +65,21 @@ class LateRun:
 
     def __init__(self, record: Record, inpainted: Tensor | None) -> None:
         self.record, self.inpainted = record, inpainted
+        self._pass: object = None
         self._calls = 0
         self._moved: Tensor | None = None  # by how much the latent has been moved, in units of the noise level
 
     def __deepcopy__(self, memo: object) -> LateRun:
         return self
 
-    def next(self, sigma: float) -> Call:
-        """The early model's prediction that belongs to the one that is made now."""
+    def next(self, sigma: float, trajectory: Trajectory | None) -> Call | None:
+        """The early model's prediction that belongs to the one that is made now; None where there is none.
+
+        Concepts whose base stream has a latent of its own sample twice; each of the two runs begins anew.
+        """
+        which = None if trajectory is None else (id(trajectory), trajectory.recording)
+        if which != self._pass:
+            self._pass, self._calls, self._moved = which, 0, None
         self._calls += 1
         return self.record.find(self._calls - 1, sigma)
 
@@ -85,11 +91,9 @@ class LateRun:
         """
         return x if self._moved is None else x + sigma * self._moved
 
-    def move(self, by: Tensor, sigma: float) -> None:
-        """Remember a move."""
-        by = by / sigma
-        if self.inpainted is not None:
-            by = by * self.inpainted.to(by)
+    def move(self, by: Tensor, sigma: float, mask: Tensor | None) -> None:
+        """Remember a move of the part that is drawn anew."""
+        by = by / sigma if mask is None else by / sigma * mask.to(by)
         self._moved = by if self._moved is None else self._moved + by
 
 
@@ -114,6 +118,7 @@ class Guidance(SiteHooks):
         """The wrappers by kind."""
         return {
             WrappersMP.OUTER_SAMPLE: self.sampling,
+            WrappersMP.PREPARE_SAMPLING: self.preparing,
             WrappersMP.PREDICT_NOISE: self.prediction,
             WrappersMP.DIFFUSION_MODEL: self.network,
         }
@@ -125,86 +130,71 @@ class Guidance(SiteHooks):
     ) -> Any:  # fmt: skip
         """The early model's run, then the late one's."""
         guider, record = executor.class_obj, Record()
-        state = random_state(guider.model_patcher.load_device)
-        run = EarlyRun(self.sites, self.settings, record)
-        guider_of(guider, recorded(self.early, run), self.own).sample(
-            noise.clone(), latent_image.clone(), sampler, sigmas, denoise_mask, callback, disable_pbar, seed
-        )
-        restore(state)
-        rewind(guider)
-        guider.model_options["transformer_options"][_RUN] = LateRun(record, denoise_mask)
         try:
+            state = random_state(guider.model_patcher.load_device)
+            twin = guider_of(guider, self.early, self.own, EarlyRun(self.sites, self.settings, record))
+            # The host prepares a mask twice then, and takes channels for pictures the second time.
+            mask = denoise_mask if denoise_mask is None or denoise_mask.dim() != 4 else denoise_mask[:, :1]
+            twin.sample(noise.clone(), latent_image.clone(), sampler, sigmas, mask, callback, disable_pbar, seed)
+            restore(state)
+            rewind(guider)
+            guider.model_options["transformer_options"][_RUN] = LateRun(record, denoise_mask)
             return executor(
                 noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, *args, **kwargs
             )
         finally:
             record.close()
 
+    def preparing(self, executor: Any, model: Any, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any) -> Any:
+        """The host loads the late model: whole, and with room for what backward needs, where there is a gradient."""
+        if self.settings.mode == "gradient":
+            noise_shape = [noise_shape[0] * BACKWARD_ROWS, *noise_shape[1:]]
+            kwargs = {**kwargs, "force_full_load": True}
+        return executor(model, noise_shape, conds, *args, **kwargs)
+
     def prediction(
         self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], seed: Any = None,
         *args: Any, **kwargs: Any,
     ) -> Any:  # fmt: skip
         """One prediction of the late model."""
-        run: LateRun | None = model_options["transformer_options"].get(_RUN)
+        options = model_options["transformer_options"]
+        run: LateRun | None = options.get(_RUN)
         guider, sigma = executor.class_obj, float(timestep.max())
         if run is None:
             return executor(x, timestep, model_options, seed, *args, **kwargs)
-        call = run.next(sigma)
-        if call.maps and is_guided(self.settings, guider, sigma, model_options):
+        tell_apart(guider)
+        call = run.next(sigma, options.get(TRAJECTORY))
+        if call is not None and is_guided(self.settings, guider, sigma, model_options):
             if self.settings.mode == "gradient":
-                self._move(run, guider, call, x, timestep, model_options)
+                mask = _mask(run, guider, timestep, model_options)
+                for _ in range(self.settings.gradient_steps):
+                    at = run.moved(x, sigma)
+                    run.move(move_of(self.settings, guider, call, at, timestep, model_options), sigma, mask)
             else:
                 state = pass_of(guider, len(x), supplied(call), self.settings.alpha)
                 model_options = with_option(model_options, BLEND, state)
         return executor(run.moved(x, sigma), timestep, model_options, seed, *args, **kwargs)
 
-    def _move(
-        self, run: LateRun, guider: Any, call: Call, x: Tensor, timestep: Tensor, model_options: dict[str, Any]
-    ) -> None:
-        """Steps down the gradient, in the variance-preserving scale that `alpha` is meant in."""
-        leave_inference_mode(guider.model_patcher.model.diffusion_model)
-        sigma = float(timestep.max())
-        scale = math.sqrt(1 + sigma**2)
 
-        def distance(at: Tensor) -> Tensor:
-            return self._distance(guider, call, at * scale, timestep.clone(), model_options)
-
-        for _ in range(self.settings.gradient_steps):
-            latent = run.moved(x, sigma) / scale
-            run.move(-scale * descent(latent, distance, self.settings.alpha, self.settings.normalise), sigma)
-
-    def _distance(self, guider: Any, call: Call, x: Tensor, timestep: Tensor, model_options: dict[str, Any]) -> Tensor:
-        """How far the late model's maps are from the early one's, per picture, (B,)."""
-        total, take = [x.new_zeros(len(x))], in_turn(call)
-
-        def compare(site: Site, number: int, uuid: UUID, query: Tensor, key: Tensor) -> None:
-            kept = take((site.name, number), uuid)
-            if kept is None:
-                raise InfusionError(_OTHER_ROWS)
-            found = map_distance(query, key, read(kept[0], query), read(kept[1], key), self.settings.distance)
-            total.append(found.reshape(-1, len(x)).mean(0))  # tiles of a picture are parts of it
-
-        state = pass_of(guider, len(x), compare)
-        options = with_option(with_option(model_options, BLEND, state), PLAIN, True)
-        options = with_option(options, "optimized_attention_override", differentiable_attention)
-        try:
-            comfy.samplers.calc_cond_batch(
-                guider.inner_model, [constant_controls(guider.conds["positive"])], x, timestep, options
-            )
-        except RuntimeError as error:
-            if "nference" not in str(error):
-                raise
-            raise InfusionError(
-                "a patch of another node on the late MODEL lets no gradient through; choose the mode 'replacement', or "
-                "connect the MODEL from in front of that node"
-            ) from error
-        return torch.stack(total).sum(0)
+def _mask(run: LateRun, guider: Any, timestep: Tensor, model_options: Mapping[str, Any]) -> Tensor | None:
+    """The part that is drawn anew at a noise level, as the host's own inpainting finds it."""
+    change = model_options.get("denoise_mask_function")
+    if run.inpainted is None or change is None:
+        return run.inpainted
+    sigmas = model_options["transformer_options"]["sample_sigmas"]
+    found: Tensor = change(timestep, run.inpainted, extra_options={"model": guider, "sigmas": sigmas})
+    return found
 
 
-_OTHER_ROWS = (
-    "the late model's sampling runs a part of the prompt that the early one's left out; give both MODELs the same "
-    "nodes and no step cache"
-)
+def tell_apart(guider: Any) -> None:
+    """Give conditionings of other lists that share a uuid with a positive one a uuid of their own.
+
+    Where one list has areas and another has none, the host puts copies of the former into the latter, uuid and all.
+    """
+    positive = {cond["uuid"] for cond in guider.conds.get("positive") or ()}
+    for name, conds in guider.conds.items():
+        if name != "positive" and any(cond["uuid"] in positive for cond in conds or ()):
+            guider.conds[name] = [{**c, "uuid": uuid4()} if c["uuid"] in positive else c for c in conds]
 
 
 def supplied(call: Call) -> AtSite:
@@ -214,7 +204,7 @@ def supplied(call: Call) -> AtSite:
     def give(site: Site, number: int, uuid: UUID, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         kept = take((site.name, number), uuid)
         if kept is None:
-            raise InfusionError(_OTHER_ROWS)
+            raise InfusionError(OTHER_ROWS)
         found = read(kept[0], query), read(kept[1], key)
         if found[0].shape != query.shape or found[1].shape != key.shape:
             raise InfusionError("the two models' prompts differ in length; make them equally long")
@@ -230,56 +220,52 @@ def is_guided(settings: BlendSettings, guider: Any, sigma: float, model_options:
     return step % settings.every == 0 and covers(settings.window, sigma, guider.inner_model.model_sampling)
 
 
-def guider_of(guider: Any, model: Any, own: Mapping[str, Any]) -> Any:
-    """A copy of a guider for another MODEL, with conditionings of its own where there are any.
+def guider_of(guider: Any, early: Any, own: Mapping[str, Any], run: EarlyRun) -> Any:
+    """A copy of a guider for the early MODEL, with conditionings of its own where there are any.
 
     Raises:
         InfusionError: those have another number of parts.
     """
+    conds = {name: [cond.copy() for cond in found] for name, found in guider.original_conds.items()}
+    for name, given in own.items():
+        if given is not None and name in conds:
+            converted = comfy.sampler_helpers.convert_cond(given)
+            if len(converted) != len(conds[name]):
+                raise InfusionError(
+                    f"the early model's {name} conditioning has {len(converted)} parts, the late one's "
+                    f"{len(conds[name])}; combine both alike"
+                )
+            conds[name] = converted
+    model = recorded(early, run, any(map(_has_hooks, chain(*conds.values()))))
     twin = copy.copy(guider)
-    twin.model_patcher, twin.model_options = model, model.model_options
-    twin.original_conds = {name: [cond.copy() for cond in conds] for name, conds in guider.original_conds.items()}
-    for name, conds in own.items():
-        if conds is None or name not in twin.original_conds:
-            continue
-        if len(conds) != len(twin.original_conds[name]):
-            raise InfusionError(
-                f"the early model's {name} conditioning has {len(conds)} parts, the late one's "
-                f"{len(twin.original_conds[name])}; combine both alike"
-            )
-        twin.inner_set_conds({name: conds})
+    twin.model_patcher, twin.model_options, twin.original_conds = model, model.model_options, conds
     return twin
 
 
-def recorded(early: Any, run: EarlyRun) -> Any:
-    """A clone of the early MODEL whose run is recorded."""
+def _has_hooks(cond: Mapping[str, Any]) -> bool:
+    control = cond.get("control")
+    return "hooks" in cond or bool(control is not None and control.get_extra_hooks())
+
+
+def recorded(early: Any, run: EarlyRun, hooked: bool) -> Any:
+    """A clone of the early MODEL whose run is recorded; `hooked`: its conditionings bring weights."""
+    if hooked and hasattr(early, "is_dynamic") and early.is_dynamic():
+        early = early.get_non_dynamic_delegate()  # as the host does for them
     model = early.clone()
     model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, BLEND, run.prediction)
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, BLEND, run.network)
     return model
 
 
-@dataclass(frozen=True)
-class _Constant:
-    """A ControlNet whose output no gradient goes through."""
-
-    control: Any
-
-    def get_control(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        with torch.no_grad():
-            return self.control.get_control(x.detach(), *args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.control, name)
-
-
-def constant_controls(conds: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Conditionings whose ControlNets are constants for the gradient."""
-    return [{**cond, "control": _Constant(cond["control"])} if cond.get("control") else cond for cond in conds]
-
-
 def guide(late: Any, early: Any, sites: Sequence[Site], settings: BlendSettings, positive: Any, negative: Any) -> Any:
-    """A clone of the late MODEL that the early one guides; at alpha 0 it is the late MODEL alone."""
+    """A clone of the late MODEL that the early one guides; at alpha 0 it is the late MODEL alone.
+
+    Raises:
+        InfusionError: one of them is guided already.
+    """
+    for name, model in (("model", late), ("early_model", early)):
+        if any(BLEND in by_key for by_key in model.wrappers.values()):
+            raise InfusionError(f"{name} is guided by another {NODE} already; leave one of the two nodes out")
     if settings.mode == "gradient" and hasattr(late, "is_dynamic") and late.is_dynamic():
         late = late.get_non_dynamic_delegate()  # gradients need weights that are there
     model = late.clone()

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from itertools import cycle
+from threading import Lock
 from typing import IO
 
 import comfy.model_management
@@ -29,14 +30,16 @@ class Spilled:
     """A tensor in a file."""
 
     file: IO[bytes]
+    lock: Lock
     start: int
     shape: torch.Size
     dtype: torch.dtype
 
     def read(self) -> Tensor:
         """The tensor."""
-        self.file.seek(self.start)
-        data = bytearray(self.file.read(math.prod(self.shape) * self.dtype.itemsize))
+        with self.lock:  # of several GPUs each has a thread
+            self.file.seek(self.start)
+            data = bytearray(self.file.read(math.prod(self.shape) * self.dtype.itemsize))
         return torch.frombuffer(data, dtype=self.dtype).reshape(self.shape)
 
 
@@ -64,6 +67,7 @@ class Record:
         self.calls: list[Call] = []
         self._free = int(PART_OF_MEMORY * comfy.model_management.get_free_memory(torch.device("cpu")))
         self._file: IO[bytes] | None = None
+        self._lock = Lock()
 
     def begin(self, sigma: float) -> None:
         """A prediction begins."""
@@ -73,19 +77,17 @@ class Record:
         """Keep what a site has projected in the prediction that is running."""
         self.calls[-1].maps[slot].append((self._kept(query), self._kept(key)))
 
-    def find(self, index: int, sigma: float) -> Call:
-        """The prediction that was made as the so-manieth, or else the one at the nearest noise level.
+    def find(self, index: int, sigma: float) -> Call | None:
+        """The prediction that was made as the so-manieth, or else the one at the nearest noise level that was guided.
 
-        Samplers that adapt their steps to the picture make other predictions in every run.
-
-        Raises:
-            InfusionError: there is none.
+        Samplers that adapt their steps to the picture make other predictions in every run, and step caches leave some
+        out.
         """
-        if index < len(self.calls) and math.isclose(self.calls[index].sigma, sigma, rel_tol=1e-4):
-            return self.calls[index]
-        if not self.calls:
-            raise InfusionError("the early model was not sampled; a step cache on it took its place: remove that node")
-        return min(self.calls, key=lambda call: abs(math.log(max(call.sigma, 1e-6) / max(sigma, 1e-6))))
+        same = self.calls[index : index + 1]
+        if same and same[0].maps and math.isclose(same[0].sigma, sigma, rel_tol=1e-4):
+            return same[0]
+        guided = [call for call in self.calls if call.maps]
+        return min(guided, key=lambda call: abs(math.log(max(call.sigma, 1e-6) / max(sigma, 1e-6))), default=None)
 
     def close(self) -> None:
         """Forget everything."""
@@ -97,9 +99,13 @@ class Record:
     def _kept(self, tensor: Tensor) -> Kept:
         tensor = tensor.detach().to("cpu", copy=True).contiguous()
         size = tensor.numel() * tensor.element_size()
-        if size <= self._free:
-            self._free -= size
-            return tensor
+        with self._lock:
+            if size <= self._free:
+                self._free -= size
+                return tensor
+            return self._spilled(tensor)
+
+    def _spilled(self, tensor: Tensor) -> Spilled:
         if self._file is None:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115, closed by `close`
         try:
@@ -110,7 +116,7 @@ class Record:
                 f"neither memory nor disk has room for the early model's attention ({error.strerror}); choose fewer "
                 "layers or a smaller batch"
             ) from error
-        return Spilled(self._file, start, tensor.shape, tensor.dtype)
+        return Spilled(self._file, self._lock, start, tensor.shape, tensor.dtype)
 
 
 def read(kept: Kept, like: Tensor) -> Tensor:

@@ -21,6 +21,10 @@ from .rows import BaseRow, batch_of
 
 BLEND = "dreamblend"  # in the transformer options: the pass that runs; also the key of the wrappers
 NODE = "DreamBlend Guidance"
+OTHER_ROWS = (
+    "the late model's sampling runs a part of the prompt that the early one's left out; give both MODELs the same "
+    "nodes and no step cache"
+)
 AtSite = Callable[[Site, int, UUID, Tensor, Tensor], tuple[Tensor, Tensor] | None]
 
 

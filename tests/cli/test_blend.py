@@ -112,6 +112,7 @@ def test_large_pictures_shrink_in_a_grid():
         (("--early", "base", "--late", "base"), "early and late are both base"),
         (("--early", "base", "--late", "{text}"), "changes text encoders alone, so attention maps stay the base's"),
         (("--early", "base", "--late", "{late}:x"), "is not a number; write FILE.safetensors:0.8"),
+        (("--early", "base", "--late", "{late}:nan"), "must be a number up to"),
         (("--early", "base", "--late", "{late}x"), "late.safetensorsx is missing"),
         (("--early", "base", "--late", "{late}", "--alpha", "1", "--alpha", "1"), "an alpha is given twice"),
         (("--early", "base", "--late", "{late}", "--count", "0"), "must be at least 1 and at most 1000"),

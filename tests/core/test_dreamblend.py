@@ -54,6 +54,13 @@ def test_the_distance_is_the_mean_difference_of_maps_written_out(distance):
     torch.testing.assert_close(half.double(), found, rtol=2e-2, atol=0)
 
 
+def test_maps_are_precise_in_mixed_precision_too():
+    inputs = [x.float() for x in query_keys()]
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = map_distance(*inputs, "absolute")
+    assert torch.equal(mixed, map_distance(*inputs, "absolute"))
+
+
 @pytest.mark.parametrize("distance", ["absolute", "squared"])
 def test_its_gradient_is_that_of_finite_differences(distance):
     query, key, other_query, other_key = query_keys()

@@ -104,6 +104,33 @@ def test_pefts_own_files(base, tmp_path):
     same_weights(model.denoiser.unet, merged(unet))
 
 
+def test_a_rank_stabilised_adapter_is_scaled_as_peft_scales_it(sd1, tmp_path):
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=3, target_modules=["to_q"], init_lora_weights=False, use_rslora=True)
+    unet = get_peft_model(deepcopy(sd1.denoiser.unet), config)
+    unet.save_pretrained(tmp_path)
+    same_weights(with_lora(sd1, read_lora(tmp_path / "adapter_model.safetensors"), "x").denoiser.unet, merged(unet))
+    told = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(told | {"alpha_pattern": {"to_q": 2}}))
+    with pytest.raises(InfusionError, match="layers have alphas of their own, which are not read; merge it first"):
+        read_lora(tmp_path / "adapter_model.safetensors")
+
+
+def test_words_that_come_with_a_lora_are_left_out_and_lycoris_norms_are_added(sd1):
+    path = "mid_block.attentions.0.norm"
+    added = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    tensors = {"bundle_emb.word.string_to_param.*": torch.zeros(2, 768),
+               f"lora_unet_{path.replace('.', '_')}.w_norm": added}  # fmt: skip
+    unet, own = with_lora(sd1, parse_lora(tensors), "lycoris").denoiser.unet, sd1.denoiser.unet.state_dict()
+    same_weights(unet, {name: w + (added if name == f"{path}.weight" else 0) for name, w in own.items()})
+
+
+def test_a_bias_for_a_layer_without_one_is_refused(sd1):
+    key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_q.diff_b"
+    with pytest.raises(InfusionError, match=r"does not fit this model \(it has no bias\)"):
+        with_lora(sd1, parse_lora({key: torch.zeros(32)}), "mine")
+
+
 def test_diffusers_files_with_their_alpha(base, tmp_path):
     unet, text = adapted(base.denoiser.unet, ["to_q", "to_k", "to_out.0"]), adapted(base.text.encoders[0].model, TEXT)
     StableDiffusionPipeline.save_lora_weights(

@@ -157,6 +157,28 @@ def test_a_concept_acts_on_the_late_model_as_it_does_without_guidance(tinyworld)
     assert relative(with_concept(BlendSettings("replacement", 1.0)), twin) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_networks_in_half_precision_are_guided_as_in_full(sd1, dtype):
+    early, late = tuned(sd1, 1), tuned(sd1, 2)
+    noise, settings = sd1.noise(1, 7), BlendSettings(alpha=0.1, window=Window(0.0, 0.2))
+    one_step = SampleSettings(4, 1.0)
+    whole, _ = blended(early, late, noise, settings, sampling=one_step)
+    plain = alone(late, noise, sampling=one_step)
+    for model in (early, late):
+        for network in (model.denoiser.unet, *(encoder.model for encoder in model.text.encoders)):
+            network.to(dtype)
+    half, _ = blended(early, late, noise, settings, sampling=one_step)
+    half_plain = alone(late, noise, sampling=one_step)
+    move, half_move = (whole - plain).flatten(), (half - half_plain).float().flatten()
+    assert torch.nn.functional.cosine_similarity(move, half_move, dim=0) > 0.7
+
+
+def test_a_base_latent_of_its_own_is_refused(sd1):
+    own = replace(SETTINGS, base_latent="own")
+    with pytest.raises(InfusionError, match="guidance takes the base latent 'shared' only; leave 'own' out"):
+        BlendSampler(sampler(sd1, own), sampler(sd1, own), BlendSettings())
+
+
 def test_models_of_different_kinds_are_refused(tinyworld, sd1):
     with pytest.raises(InfusionError, match="of different kinds; blend two models trained from the same base"):
         BlendSampler(sampler(sd1), sampler(tinyworld, prompt="a photo of a circle"), BlendSettings())

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
-from infusion_core.advisor import BASE, Advice, Judged, Setup, advise, trials
+from infusion_core.advisor import BASE, Advice, Judged, Setup, advise, trials, watched_words
 from infusion_core.atomic import write_atomic
 from infusion_core.collapse import overlap
 from infusion_core.dreamblend import BlendSettings
@@ -28,7 +28,6 @@ from .console import progress, say, say_table
 from .output import peak_rss_mb, save_picture, write_report
 from .pages import figure_png
 
-LITTLE = ("a", "an", "the", "of", "in", "on", "at", "and", "with", "to", "by")  # words whose attention says little
 MAP_EDGE = 16  # in which maps are compared, px
 Drawn = list[list[Image.Image]]  # by prompt
 
@@ -156,9 +155,7 @@ class _Desk:
     def _words(self, index: int) -> tuple[str, str, list[str]]:
         """A prompt, the word of the subject that is watched, and its other words."""
         template = self.judge.prompts[index]
-        prompt = template.format(self.request.subject)
-        others = [w for w in dict.fromkeys(template.replace("{}", " ").split()) if w.strip(",.").lower() not in LITTLE]
-        return prompt, self.request.subject.split()[-1], [word.strip(",.") for word in others]
+        return template.format(self.request.subject), *watched_words(template, self.request.subject)
 
     def _scores(self, drawn: Drawn) -> tuple[float | None, float | None]:
         if self.judge.scores is None:

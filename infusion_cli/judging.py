@@ -9,6 +9,7 @@ from statistics import fmean
 
 from PIL import Image
 
+from infusion_core.advisor import PROMPTS, check_prompts
 from infusion_core.embedded.judges import Judges, as_pixels
 from infusion_core.embedded.model import EmbeddedModel
 from infusion_core.embedded.photos import load_photos, square
@@ -21,12 +22,6 @@ from infusion_core.metrics.similarity import similarity, text_similarity
 
 from .advise import Judge
 
-PROMPTS = (
-    "a photo of {} on the beach",
-    "a photo of {} in a forest in autumn",
-    "a photo of {} on a city street at night",
-    "an oil painting of {} beside a window",
-)
 SCENES = 4  # of TinyWorld
 
 
@@ -45,9 +40,7 @@ def judge_for(
     Raises:
         InfusionError: a prompt without ``{}``, one network without the other or without photos, or a broken folder.
     """
-    for prompt in prompts:
-        if prompt.count("{}") != 1:
-            raise InfusionError(f"the prompt {prompt!r} must hold {{}} once, where the subject is named")
+    check_prompts(prompts)
     if (clip is None) != (dino is None) or (clip and not images):
         raise InfusionError("--clip, --dino and --images go together: likeness is to photos, by both networks")
     photos = list(load_photos(images)) if images else []

@@ -6,7 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .dreamblend import BlendSettings
+from .errors import InfusionError
 
+LITTLE = ("a", "an", "the", "of", "in", "on", "at", "and", "with", "to", "by")  # words whose attention says little
+PROMPTS = (
+    "a photo of {} on the beach",
+    "a photo of {} in a forest in autumn",
+    "a photo of {} on a city street at night",
+    "an oil painting of {} beside a window",
+)
 BASE = "base"  # the model before training, as a guide
 COLLAPSED = 0.01  # more overlap than the base's that calls for guidance where nothing else is known
 FACTORS = (0.5, 1.0, 2.0)  # of the default alpha, that are tried
@@ -54,6 +62,23 @@ class Advice:
 
     setup: Setup
     reason: str
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Refuse prompts that do not say where the subject is.
+
+    Raises:
+        InfusionError: one holds ``{}`` not once.
+    """
+    for prompt in prompts:
+        if prompt.count("{}") != 1:
+            raise InfusionError(f"the prompt {prompt!r} must hold {{}} once, where the subject is named")
+
+
+def watched_words(template: str, subject: str) -> tuple[str, list[str]]:
+    """The word of the subject that is watched, its last, and a prompt's other words; it has ``{}`` for the subject."""
+    words = [word.strip(",.;:") for word in template.replace("{}", " ").split()]
+    return subject.split()[-1], [word for word in dict.fromkeys(words) if word and word.lower() not in LITTLE]
 
 
 def trials(alone: Sequence[Judged]) -> Iterator[Setup]:

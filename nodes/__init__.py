@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import routes
+from .advisor import CheckpointAdvisor
 from .attention_patch import InfusionAttentionPatch
 from .dreamblend import DreamBlendGuidance
 from .inspect_maps import InfusionInspectMaps, InfusionMapImages
@@ -31,6 +32,7 @@ class InfusionExtension(ComfyExtension):  # type: ignore[misc]
             InfusionLoadSnapshot,
             InfusionAttentionPatch,
             DreamBlendGuidance,
+            CheckpointAdvisor,
             InfusionInspectMaps,
             InfusionMapImages,
             InfusionOverfitMetrics,

@@ -13,12 +13,13 @@ from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_lora_to_diffusers
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
-from infusion_core.embedded.adapters import read_lora, with_lora
+from infusion_core.embedded.adapters import load_variant, read_lora, with_lora
 from infusion_core.embedded.model import load_model
 from infusion_core.errors import InfusionError
 from infusion_core.lora_file import parse_lora
 
 from .factories import save_model
+from .ldm import save_single_file
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "conv1", "time_emb_proj", "ff.net.2", "conv_in", "conv"]
 TEXT = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
@@ -264,3 +265,29 @@ def test_metadata_that_are_no_json_are_left_alone(sd1, tmp_path):
         tensors = kohya(pairs(adapted(sd1.denoiser.unet, ["to_q"])), "lora_unet_", 5)
         safetensors.torch.save_file(tensors, tmp_path / "odd.safetensors", {"lora_adapter_metadata": told})
         assert read_lora(tmp_path / "odd.safetensors").parts == {"unet"}
+
+
+def test_a_variant_is_the_base_a_lora_at_a_strength_or_a_full_model(sd1, sd1_folder, tmp_path):
+    unet = adapted(sd1.denoiser.unet, ["to_q"])
+    safetensors.torch.save_file(kohya(pairs(unet), "lora_unet_", 5), tmp_path / "epoch.safetensors")
+    own, whole = sd1.denoiser.unet.state_dict(), merged(unet)
+    assert load_variant("base", sd1) is sd1
+    same_weights(load_variant(str(tmp_path / "epoch.safetensors"), sd1).denoiser.unet, whole)
+    half = load_variant(f"{tmp_path / 'epoch.safetensors'}:0.5", sd1).denoiser.unet
+    same_weights(half, {name: (own[name] + whole[name]) / 2 for name in own})
+    full = load_variant(str(sd1_folder), sd1)
+    assert full is not sd1
+    same_weights(full.denoiser.unet, own)
+    checkpoint = save_single_file(sd1_folder, "sd1", tmp_path / "one.safetensors")
+    same_weights(load_variant(str(checkpoint), sd1, sd1_folder).denoiser.unet, own)
+
+
+def test_variants_that_are_none_are_refused(sd1, sd1_folder, tmp_path):
+    other = save_model(tmp_path / "other", "sd2", 1024)
+    for asked, told in (
+        (str(other), "is another kind of model than .*; give one trained from the same base"),
+        (f"{sd1_folder}:0.5", "is a full model and has no strength; leave 0.5 out"),
+        (str(tmp_path / "gone.safetensors"), "gone.safetensors is missing"),
+    ):
+        with pytest.raises(InfusionError, match=told):
+            load_variant(asked, sd1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from comfyui_process.graph import Graph, Output, PromptError
 from comfyui_process.server import Server
@@ -14,6 +15,7 @@ from infusion_core.residuals import Base, ConceptResidual, zero_residual
 from infusion_core.sites import Site
 
 from . import graphs
+from .test_blend import BLEND
 
 PROMPT = "a photo of a cat on a roof"
 CAT = "5"
@@ -21,6 +23,7 @@ BASES = {
     "sd2": Base("sd2", 1024, "v_prediction", tuple(Site(b, b, 1) for b in ("down.0", "down.1", "mid", "up.0", "up.1"))),
     "sdxl": Base("sdxl", 2048, "epsilon", tuple(Site(b, b, 1) for b in ("down.1", "mid", "up.0"))),
 }
+WIDTHS = {"sd1": 768, "sd2": 1024, "sdxl": 2048}  # of the text context
 
 
 def concept(kind: str) -> ConceptResidual:
@@ -102,3 +105,39 @@ def test_a_model_without_cross_attention_is_refused_by_name(server: Server, conc
     samples = graphs.sample(graph, model, graphs.encode(graph, clip, PROMPT), graphs.encode(graph, clip, ""))
     with pytest.raises(PromptError, match="has no UNet with cross-attention"):
         graphs.drawn(server, graph, samples, "refused")
+
+
+def test_guidance_refuses_a_model_without_cross_attention(server: Server) -> None:
+    graph = Graph()
+    early, _ = small(graph, "sd1")
+    model = graph.add("DreamBlendGuidance", model=graph.add("TestTransformer"), early_model=early, **BLEND)
+    graph.add("PreviewAny", source=model)
+    with pytest.raises(PromptError, match="BaseModel has no UNet with cross-attention"):
+        server.run(graph)
+
+
+@pytest.mark.parametrize("mode", ["gradient", "replacement"])
+@pytest.mark.parametrize("kind", WIDTHS)
+def test_a_lora_is_guided_by_the_base_and_by_itself_not_at_all(server: Server, kind: str, mode: str) -> None:
+    width, generator = 128 if kind == "sd1" else 64, torch.Generator().manual_seed(1)
+    key, state = "diffusion_model.middle_block.1.transformer_blocks.0.attn2", {}
+    for part, inputs in (("to_q", width), ("to_k", WIDTHS[kind])):
+        state[f"{key}.{part}.lora_up.weight"] = torch.randn(width, 4, generator=generator) * 0.15
+        state[f"{key}.{part}.lora_down.weight"] = torch.randn(4, inputs, generator=generator) * 0.15
+    save_file(state, server.base / "models" / "loras" / f"{kind}-late.safetensors")
+    drawn = {}
+    for guide in ("nothing", "base", "itself"):
+        graph = Graph()
+        model, clip = small(graph, kind)
+        late = graph.add("LoraLoaderModelOnly", model=model, lora_name=f"{kind}-late.safetensors", strength_model=1.0)
+        texts = graphs.encode(graph, clip, PROMPT), graphs.encode(graph, clip, "")
+        if guide != "nothing":
+            early = model if guide == "base" else late
+            own = {"mode": mode, "alpha": 1.0, "early_positive": texts[0], "early_negative": texts[1]}
+            late = graph.add("DreamBlendGuidance", model=late, early_model=early, **{**BLEND, **own})
+        latent = graph.add("EmptyLatentImage", width=64, height=64, batch_size=2)
+        samples = graphs.sample(graph, late, *texts, latent=latent)
+        drawn[guide] = graphs.drawn(server, graph, samples, f"{kind}-{guide}")
+    assert drawn["base"].isfinite().all()
+    assert graphs.close(drawn["base"], drawn["nothing"]) > 1e-5
+    assert graphs.close(drawn["itself"], drawn["nothing"]) < (1e-9 if mode == "gradient" else 1e-4)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
-import comfy.sample
 import torch
-from in_comfyui import PROMPT, build, load_pack
+
+sys.path.append(str(Path(__file__).resolve().parent))
+
+from in_comfyui import PROMPT, build, comfy, load_pack  # it chooses the device before the host is imported
 from turns import device, print_blend, take_turns
 
 

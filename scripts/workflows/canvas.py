@@ -16,6 +16,7 @@ from .sheet import Sheet
 WIDTH = 340.0  # px, of a node that has no size of its own here
 SIZES = {  # width and least height, px; Nodes 2.0 of ComfyUI 0.8.0 wants the most
     "CLIPTextEncode": (420.0, 150.0),
+    "DreamBlendGuidance": (420.0, 450.0),
     "InfusionAttentionPatch": (340.0, 316.0),
     "InfusionLoadPhotos": (360.0, 560.0),
     "InfusionOverfitMetrics": (420.0, 460.0),

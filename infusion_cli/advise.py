@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
 from PIL import Image
 
-from infusion_core.advisor import BASE, Advice, Judged, Setup, advise, trials, watched_words
+from infusion_core.advisor import BASE, Advice, Judged, Setup, Survey, advise, trials
 from infusion_core.atomic import write_atomic
 from infusion_core.collapse import overlap
 from infusion_core.dreamblend import BlendSettings
@@ -25,11 +25,11 @@ from infusion_core.errors import InfusionError
 from infusion_core.grid import labelled_grid
 
 from .console import progress, say, say_table
+from .generate import sampling_of
 from .output import peak_rss_mb, save_picture, write_report
 from .pages import figure_png
 
-MAP_EDGE = 16  # in which maps are compared, px
-Drawn = list[list[Image.Image]]  # by prompt
+Drawn = Sequence[Sequence[Image.Image]]  # by prompt
 
 
 @dataclass(frozen=True)
@@ -85,83 +85,48 @@ def run_advise(request: AdviseRequest) -> Advice:
         raise InfusionError("give at least two different epoch files (--epoch), in the order of their training")
     base = load_model(request.model, config=request.config)
     judge = request.judge(base)
-    asked = {name: value for name, value in request.sampling.items() if value is not None}
-    desk = _Desk(request, base, judge, replace(SampleSettings(base.steps, base.guidance), **asked))
     names = _names(request.epochs)
-    pictures: dict[Setup, Drawn] = {}
+    model_of = lru_cache(2)(lambda name: load_variant(names.get(name, BASE), base, request.config))  # of a pair
+    artist = _Artist(model_of, request.count, request.seed, sampling_of(base, request.sampling))
+    survey = Survey(artist, judge.prompts, request.subject, judge.scores, lambda: advance())
     with progress("drawing every epoch", (len(names) + 1) * len(judge.prompts)) as advance:
-        alone = list(desk.alone(names, pictures, advance))
-    wanted = list(trials(alone)) if judge.scores else []
-    tried = []
+        alone = survey.alone(names)
+    wanted, tried = list(trials(alone)) if judge.scores else [], list[Judged]()
     if wanted:
         with progress("trying pairs", len(wanted) * len(judge.prompts)) as advance:
-            tried = [desk.guided(setup, names, pictures, advance) for setup in wanted]
+            tried = survey.guided(wanted)
     advice = advise(alone, tried)
-    _write(request, judge, [*alone, *tried], pictures, advice, time.monotonic() - started)
+    _write(request, judge, [*alone, *tried], survey.pictures, advice, time.monotonic() - started)
     return advice
 
 
 @dataclass(frozen=True)
-class _Desk:
-    """Where setups are drawn and judged."""
+class _Artist:
+    """Draws with the embedded host.
 
-    request: AdviseRequest
-    base: EmbeddedModel
-    judge: Judge
+    Attributes:
+        model_of: an epoch's model by its short name, or the base model.
+        count, seed: of the pictures of each prompt.
+        sampling: how.
+    """
+
+    model_of: Callable[[str], EmbeddedModel]
+    count: int
+    seed: int
     sampling: SampleSettings
 
-    def alone(
-        self, names: Mapping[str, str], pictures: dict[Setup, Drawn], advance: Callable[[], object]
-    ) -> Iterator[Judged]:
-        """The base model and every epoch."""
-        before = None
-        for name in (BASE, *names):
-            model, setup = self._model(name, names), Setup(name)
-            drawn, overlaps = [], []
-            for index in range(len(self.judge.prompts)):
-                prompt, subject, others = self._words(index)
-                shown, maps = draw_watched(
-                    model, prompt, [subject, *others], self.request.count, self.request.seed, self.sampling
-                )
-                drawn.append(shown)
-                overlaps.append(float(overlap(maps, subject, others, MAP_EDGE, MAP_EDGE).mean()))
-                advance()
-            pictures[setup] = drawn
-            before = fmean(overlaps) if before is None else before
-            yield Judged(setup, *self._scores(drawn), fmean(overlaps) - before)
+    def watched(
+        self, name: str, prompt: str, subject: str, others: Sequence[str]
+    ) -> tuple[Sequence[Image.Image], float]:
+        words = [subject, *others]
+        shown, maps = draw_watched(self.model_of(name), prompt, words, self.count, self.seed, self.sampling)
+        return shown, float(overlap(maps, subject, others).mean())
 
-    def guided(
-        self, setup: Setup, names: Mapping[str, str], pictures: dict[Setup, Drawn], advance: Callable[[], object]
-    ) -> Judged:
-        """A pair."""
+    def guided(self, setup: Setup, prompt: str) -> Sequence[Image.Image]:
         assert setup.early is not None
-        early, late = self._model(setup.early, names), self._model(setup.late, names)
-        drawn = []
-        for index in range(len(self.judge.prompts)):
-            prompt, _, _ = self._words(index)
-            shown, _ = draw_blended(
-                early, late, prompt, self.request.count, self.request.seed, self.sampling,
-                BlendSettings(alpha=setup.alpha),
-            )  # fmt: skip
-            drawn.append(shown)
-            advance()
-        pictures[setup] = drawn
-        return Judged(setup, *self._scores(drawn))
-
-    def _model(self, name: str, names: Mapping[str, str]) -> EmbeddedModel:
-        """One at a time: epochs of a large model do not fit side by side."""
-        return load_variant(names.get(name, BASE), self.base, self.request.config)
-
-    def _words(self, index: int) -> tuple[str, str, list[str]]:
-        """A prompt, the word of the subject that is watched, and its other words."""
-        template = self.judge.prompts[index]
-        return template.format(self.request.subject), *watched_words(template, self.request.subject)
-
-    def _scores(self, drawn: Drawn) -> tuple[float | None, float | None]:
-        if self.judge.scores is None:
-            return None, None
-        found = [self.judge.scores(index, pictures) for index, pictures in enumerate(drawn)]
-        return fmean(subject for subject, _ in found), fmean(prompt for _, prompt in found)
+        early, late = self.model_of(setup.early), self.model_of(setup.late)
+        settings = BlendSettings(alpha=setup.alpha)
+        return draw_blended(early, late, prompt, self.count, self.seed, self.sampling, settings)[0]
 
 
 def _names(epochs: Sequence[str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from infusion_core.training.objective import Weighting
 from infusion_core.training.residual import ResidualSettings
 
 from .console import fail, show_anything
-from .options import Config, LayoutOption, Model, Seed, checked_path, place
+from .options import Config, Guidance, LayoutOption, Model, Seed, Steps, checked_path, place
 
 app = typer.Typer(
     name="infusion",
@@ -119,10 +119,8 @@ def generate(
     ] = None,
     negative: Annotated[str, typer.Option(help="Negative prompt.")] = "",
     count: Annotated[int, typer.Option(help="Pictures.")] = 4,
-    steps: Annotated[Optional[int], typer.Option(help="DDIM steps; the model's own by default.")] = None,  # noqa: UP045
-    guidance: Annotated[
-        Optional[float], typer.Option(help="Guidance scale; the model's own by default.")  # noqa: UP045
-    ] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
     base_latent: Annotated[BaseLatent, typer.Option(help="Where the base stream's latent comes from.")] = "shared",
     residual_start: Annotated[float, typer.Option(help="Share of the run where residuals begin.")] = 0.0,
     residual_end: Annotated[float, typer.Option(help="... and end.")] = 1.0,
@@ -180,10 +178,8 @@ def blend(
     ] = None,
     negative: Annotated[str, typer.Option(help="Negative prompt.")] = "",
     count: Annotated[int, typer.Option(help="Pictures of each alpha.")] = 4,
-    steps: Annotated[Optional[int], typer.Option(help="DDIM steps; the model's own by default.")] = None,  # noqa: UP045
-    guidance: Annotated[
-        Optional[float], typer.Option(help="Guidance scale; the model's own by default.")  # noqa: UP045
-    ] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
     seed: Seed = 0,
 ) -> None:
     """Draw with a late checkpoint or LoRA under the guidance of an early one (DreamBlend)."""
@@ -213,10 +209,8 @@ def advise(
         typer.Option(help="With {} for the subject; repeat for several. Some everyday ones by default."),
     ] = None,
     count: Annotated[int, typer.Option(min=1, max=64, help="Pictures of each prompt.")] = 2,
-    steps: Annotated[Optional[int], typer.Option(help="DDIM steps; the model's own by default.")] = None,  # noqa: UP045
-    guidance: Annotated[
-        Optional[float], typer.Option(help="Guidance scale; the model's own by default.")  # noqa: UP045
-    ] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
     seed: Seed = 0,
 ) -> None:
     """Say which epochs of a training make the best pair for `blend`, from pictures of a few prompts.

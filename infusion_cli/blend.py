@@ -14,12 +14,11 @@ from infusion_core.dreamblend import BlendSettings
 from infusion_core.embedded.adapters import load_variant, split_strength
 from infusion_core.embedded.blend import draw_blended
 from infusion_core.embedded.model import load_model
-from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.errors import InfusionError
 from infusion_core.grid import labelled_grid
 
 from .console import progress, say
-from .generate import MOST_PICTURES
+from .generate import MOST_PICTURES, sampling_of
 from .options import checked_path
 from .output import peak_rss_mb, save_picture, write_report
 
@@ -92,8 +91,7 @@ def run_blend(request: BlendRequest) -> None:
     settings = [replace(request.blend, alpha=alpha) for alpha in request.alphas]
     base = load_model(request.model, config=request.config)
     early, late = (load_variant(asked, base, request.config) for asked in (request.early, request.late))
-    asked = {name: value for name, value in request.sampling.items() if value is not None}
-    sampling = replace(SampleSettings(base.steps, base.guidance), **asked)
+    sampling = sampling_of(base, request.sampling)
     rows, reference = list[tuple[str, Sequence[Image.Image]]](), list[Image.Image]()
     with progress("drawing", len(settings) * sampling.steps * -(-request.count // 8)) as advance:
         for one in settings:

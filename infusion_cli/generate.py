@@ -10,7 +10,7 @@ from typing import Any
 
 from infusion_core.concepts import LoadedConcept
 from infusion_core.embedded.adapters import split_strength
-from infusion_core.embedded.model import load_model
+from infusion_core.embedded.model import EmbeddedModel, load_model
 from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.embedded.tasks import draw, unmentioned
 from infusion_core.errors import InfusionError
@@ -82,8 +82,7 @@ def run_generate(request: GenerateRequest) -> None:
             f"write {concept.residual.word!r} or <{concept.name}> in it to see the concept"
         )
     model = load_model(request.model, config=request.config)
-    asked = {name: value for name, value in request.sampling.items() if value is not None}
-    settings = replace(SampleSettings(model.steps, model.guidance), **asked)
+    settings = sampling_of(model, request.sampling)
     with progress("drawing", settings.steps * -(-request.count // 8)) as advance:
         pictures = draw(
             model, request.prompt, concepts, request.count, request.seed, settings, request.negative,
@@ -103,6 +102,12 @@ def run_generate(request: GenerateRequest) -> None:
     }
     write_report(request.out / "report.json", report)
     say(f"Wrote {request.count} pictures to {request.out}")
+
+
+def sampling_of(model: EmbeddedModel, asked: Mapping[str, Any]) -> SampleSettings:
+    """How a model samples: as it wishes, but for what was asked for; None is not."""
+    given = {name: value for name, value in asked.items() if value is not None}
+    return replace(SampleSettings(model.steps, model.guidance), **given)
 
 
 def read(text: str) -> LoadedConcept:

@@ -48,5 +48,7 @@ Config = Annotated[
     Optional[Path],  # noqa: UP045
     place(help="For a --model that is one file: a diffusers folder of its kind, for configs and tokenizer."),
 ]
+Steps = Annotated[Optional[int], typer.Option(help="DDIM steps; the model's own by default.")]  # noqa: UP045
+Guidance = Annotated[Optional[float], typer.Option(help="Guidance scale; the model's own by default.")]  # noqa: UP045
 Seed = Annotated[int, typer.Option(min=0, max=SEEDS - 1, help="Seed of every random choice.")]
 LayoutOption = Annotated[Layout, typer.Option(help="Where the residual lives; block is the smallest.")]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Generic, Protocol, TypeVar
 
 from .dreamblend import BlendSettings
 from .errors import InfusionError
 
+P = TypeVar("P")  # a host's pictures of one prompt
+P_co = TypeVar("P_co", covariant=True)
 LITTLE = ("a", "an", "the", "of", "in", "on", "at", "and", "with", "to", "by")  # words whose attention says little
 PROMPTS = (
     "a photo of {} on the beach",
@@ -18,6 +22,7 @@ PROMPTS = (
 BASE = "base"  # the model before training, as a guide
 COLLAPSED = 0.01  # more overlap than the base's that calls for guidance where nothing else is known
 FACTORS = (0.5, 1.0, 2.0)  # of the default alpha, that are tried
+MOST_TRIALS = 2 * len(FACTORS)  # with either of two guides
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,74 @@ class Advice:
 
     setup: Setup
     reason: str
+
+
+class Artist(Protocol[P_co]):
+    """A host that draws."""
+
+    def watched(self, name: str, prompt: str, subject: str, others: Sequence[str]) -> tuple[P_co, float]:
+        """Pictures of a prompt by an epoch or `BASE`, and how much `others` attend where `subject` does, in [0, 1]."""
+        ...
+
+    def guided(self, setup: Setup, prompt: str) -> P_co:
+        """Pictures of a prompt by one epoch under another's guidance."""
+        ...
+
+
+@dataclass(frozen=True)
+class Survey(Generic[P]):
+    """What every setup makes of the same prompts.
+
+    Attributes:
+        artist: draws.
+        templates: prompts with ``{}`` for the subject.
+        subject: what they say for it.
+        scores: of the pictures of prompt number so-and-so: likeness and obedience, higher is better; None if nobody
+            can judge.
+        advance: called after each prompt.
+        pictures: filled: by setup and prompt.
+    """
+
+    artist: Artist[P]
+    templates: Sequence[str]
+    subject: str
+    scores: Callable[[int, P], tuple[float, float]] | None
+    advance: Callable[[], object]
+    pictures: dict[Setup, list[P]] = field(default_factory=dict)
+
+    def alone(self, epochs: Iterable[str]) -> list[Judged]:
+        """The base model, then every epoch."""
+        found: list[Judged] = []
+        before = 0.0
+        for name in (BASE, *epochs):
+            overlaps = []
+            for template in self.templates:
+                words = watched_words(template, self.subject)
+                shown, shared = self.artist.watched(name, template.format(self.subject), *words)
+                overlaps.append(shared)
+                self._keep(Setup(name), shown)
+            before = before if found else fmean(overlaps)
+            found.append(self._judged(Setup(name), fmean(overlaps) - before))
+        return found
+
+    def guided(self, setups: Iterable[Setup]) -> list[Judged]:
+        """Pairs."""
+        found = []
+        for setup in setups:
+            for template in self.templates:
+                self._keep(setup, self.artist.guided(setup, template.format(self.subject)))
+            found.append(self._judged(setup))
+        return found
+
+    def _keep(self, setup: Setup, shown: P) -> None:
+        self.pictures.setdefault(setup, []).append(shown)
+        self.advance()
+
+    def _judged(self, setup: Setup, collapse: float | None = None) -> Judged:
+        if self.scores is None:
+            return Judged(setup, None, None, collapse)
+        found = [self.scores(index, shown) for index, shown in enumerate(self.pictures[setup])]
+        return Judged(setup, fmean(likeness for likeness, _ in found), fmean(prompt for _, prompt in found), collapse)
 
 
 def check_prompts(prompts: Sequence[str]) -> None:

@@ -10,8 +10,12 @@ from torch import Tensor
 from .errors import InfusionError
 from .readers import WordMaps
 
+MAP_EDGE = 16  # in which maps are compared, px
 
-def overlap(maps: WordMaps, subject: str, others: Sequence[str], height: int, width: int) -> Tensor:
+
+def overlap(
+    maps: WordMaps, subject: str, others: Sequence[str], height: int = MAP_EDGE, width: int = MAP_EDGE
+) -> Tensor:
     """How much of where other words attend is where the subject's word attends, per picture, (B,), in [0, 1].
 
     A map is taken above its lowest point and scaled to sum up to 1; two maps share what is under both (the

@@ -138,8 +138,8 @@ def parse_lora(tensors: Mapping[str, Tensor], alphas: Mapping[Part, float] | Non
     if not changes:
         raise InfusionError("there are no LoRA weights in it; give a LoRA file, or a full model as a folder")
     for (part, _), change in changes.items():
-        if change.alpha is None and part in (alphas or {}):
-            change.alpha = torch.tensor((alphas or {})[part])
+        if change.alpha is None and alphas and part in alphas:
+            change.alpha = torch.tensor(alphas[part])
     return LoraFile(changes)
 
 
@@ -197,11 +197,11 @@ def alpha_of(config: Mapping[str, Any]) -> float | None:
 
 def module_key(path: str) -> str:
     """One name for a module, however a file spells its path."""
-    key = path.replace(".", "_").removeprefix("text_model_")
-    key = key.replace("_processor_", "_").removesuffix("_0") if "_to_out" in key else key.replace("_processor_", "_")
+    key = path.replace(".", "_").removeprefix("text_model_").replace("_processor_", "_")
+    if "_to_out" in key:
+        key = key.removesuffix("_0")
     for own, clip in (("to_q", "q_proj"), ("to_k", "k_proj"), ("to_v", "v_proj"), ("to_out", "out_proj")):
-        if "self_attn_" in key:
-            key = key.replace(f"self_attn_{own}", f"self_attn_{clip}")
+        key = key.replace(f"self_attn_{own}", f"self_attn_{clip}")
     return key
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 import comfy.utils
@@ -13,7 +11,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..infusion_core.advisor import BASE, PROMPTS, Advice, Judged, Setup, advise, check_prompts, trials, watched_words
+from ..infusion_core.advisor import MOST_TRIALS, PROMPTS, Advice, Judged, Survey, advise, check_prompts, trials
 from ..infusion_core.errors import InfusionError
 from ..infusion_core.grid import labelled_grid
 from ..infusion_core.metrics.similarity import DINO, embed, similarity, text_similarity
@@ -110,65 +108,25 @@ class CheckpointAdvisor(io.ComfyNode):  # type: ignore[misc]
         if len(names) < 2 or len({*names}) < len(names) or not subject.strip() or not templates:
             raise InfusionError("write at least two different LoRA files, a subject and a prompt")
         check_prompts(templates)
-        desk = Candidates(model, clip, vae, names, size, count, steps, cfg, seed)
         scores = scores_of(templates, subject, photos, clip_vision, score_clip, dino_folder)
-        view = View(desk, templates, subject, scores)
-        judged, pictures = view.all()
-        advice = advise(judged[: len(names) + 1], judged[len(names) + 1 :])
-        rows = [(one.setup.title, [first_of(shown) for shown in pictures[one.setup]]) for one in judged]
+        progress = comfy.utils.ProgressBar((len(names) + 1 + (MOST_TRIALS if scores else 0)) * len(templates))
+        artist = Candidates(model, clip, vae, size, count, steps, cfg, seed)
+        survey = Survey(artist, templates, subject, scores, lambda: progress.update(1))
+        alone = survey.alone(names)
+        tried = survey.guided(trials(alone)) if scores else []
+        judged, advice = [*alone, *tried], advise(alone, tried)
+        rows = [(one.setup.title, [first_of(shown) for shown in survey.pictures[one.setup]]) for one in judged]
         grid = labelled_grid(rows, [template.format(subject) for template in templates])
         text = report(judged, advice)
         return io.NodeOutput(
             torch.from_numpy(np.asarray(grid, dtype=np.float32) / 255)[None],
-            collapse_plot(judged[: len(names) + 1]),
+            collapse_plot(alone),
             text,
             advice.setup.late,
             advice.setup.early or "",
             advice.setup.alpha,
             ui=ui.PreviewText(text),
         )
-
-
-@dataclass(frozen=True)
-class View:
-    """What is drawn, of what, and who judges it."""
-
-    desk: Candidates
-    templates: Sequence[str]
-    subject: str
-    scores: Scores | None
-
-    def all(self) -> tuple[list[Judged], dict[Setup, list[Tensor]]]:
-        """The checkpoint, every epoch, and the pairs that are worth trying."""
-        names = [BASE, *self.desk.epochs]
-        most = len(names) + (6 if self.scores else 0)
-        progress, pictures = comfy.utils.ProgressBar(most * len(self.templates)), dict[Setup, list[Tensor]]()
-        alone, base = list[Judged](), 0.0
-        for name in names:
-            setup, overlaps = Setup(name), []
-            pictures[setup] = []
-            for template in self.templates:
-                words = watched_words(template, self.subject)
-                shown, shared = self.desk.watched(name, template.format(self.subject), *words)
-                pictures[setup].append(shown)
-                overlaps.append(shared)
-                progress.update(1)
-            base = base if alone else fmean(overlaps)
-            alone.append(self._judged(setup, pictures[setup], fmean(overlaps) - base))
-        tried = []
-        for setup in trials(alone) if self.scores else ():
-            pictures[setup] = []
-            for template in self.templates:
-                pictures[setup].append(self.desk.guided(setup, template.format(self.subject)))
-                progress.update(1)
-            tried.append(self._judged(setup, pictures[setup], None))
-        return [*alone, *tried], pictures
-
-    def _judged(self, setup: Setup, pictures: Sequence[Tensor], collapse: float | None) -> Judged:
-        if self.scores is None:
-            return Judged(setup, None, None, collapse)
-        found = [self.scores(index, shown) for index, shown in enumerate(pictures)]
-        return Judged(setup, fmean(likeness for likeness, _ in found), fmean(prompt for _, prompt in found), collapse)
 
 
 def scores_of(

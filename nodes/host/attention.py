@@ -81,23 +81,25 @@ class Replacer:
         """Attend; projected (R, N or L, C) in, (R, N, C) out."""
         state: Pass | None = extra.get(PASS)
         if state is None:
-            return self._attend(query, key, value, extra)
+            return attend(self.before, query, key, value, extra)
         own = query, key
         query, key, value = state.projected(query, key, value, extra)
-        output = self._attend(query, key, value, extra)
+        output = attend(self.before, query, key, value, extra)
         if state.share != 1:
-            output = torch.lerp(self._attend(*own, value, extra), output, state.share)
+            output = torch.lerp(attend(self.before, *own, value, extra), output, state.share)
         return state.attended(output, query, key, extra)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, extra: dict[str, Any]) -> Tensor:
-        if self.before is not None:
-            result: Tensor = self.before(query, key, value, extra)
-            return result
-        precision = extra.get("attn_precision")
-        attended: Tensor = optimized_attention(
-            query, key, value, extra["n_heads"], attn_precision=precision, transformer_options=extra
-        )
-        return attended
+
+def attend(before: Any, query: Tensor, key: Tensor, value: Tensor, extra: dict[str, Any]) -> Tensor:
+    """What the replacer that was there before gives, or the host's own attention, (R, N, heads * head width)."""
+    if before is not None:
+        result: Tensor = before(query, key, value, extra)
+        return result
+    precision = extra.get("attn_precision")
+    attended: Tensor = optimized_attention(
+        query, key, value, extra["n_heads"], attn_precision=precision, transformer_options=extra
+    )
+    return attended
 
 
 def layer_of(attention: Any, query: OfRows, key: OfRows) -> Layer:

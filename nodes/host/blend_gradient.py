@@ -19,9 +19,9 @@ from .blend_record import Call, in_turn, read
 from .blend_sites import BLEND, OTHER_ROWS, pass_of
 from .denoiser import differentiable_attention, leave_inference_mode
 from .options import with_option
-from .streams import PLAIN
+from .patch import ATTACHED
 
-CACHES = ("easycache", "lazycache")  # the host's step caches, by the key of their wrappers
+LEFT_OUT = (ATTACHED, "easycache", "lazycache")  # concepts and the host's step caches, by the key of their wrappers
 NO_GRADIENT = (
     "a patch of another node on the late MODEL lets no gradient through; choose the mode 'replacement', or connect the "
     "MODEL from in front of that node"
@@ -80,16 +80,16 @@ def _distance(
 def _plain(model_options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a pass of the network as it is: no concepts, no step cache, one GPU, attention that has a backward."""
     plain = {key: value for key, value in model_options.items() if key != "multigpu_clones"}
-    options = {k: v for k, v in plain["transformer_options"].items() if k not in CACHES}
+    options = {k: v for k, v in plain["transformer_options"].items() if k not in LEFT_OUT}
     wrappers = options.get("wrappers", {})
     options["wrappers"] = {
-        kind: {key: found for key, found in by_key.items() if key not in CACHES} for kind, by_key in wrappers.items()
+        kind: {key: found for key, found in by_key.items() if key not in LEFT_OUT} for kind, by_key in wrappers.items()
     }
     patches = options.get("patches", {})
     # ControlNets add to skips in place, which are what backward reads.
     skips = [*patches.get("input_block_patch_after_skip", ()), lambda h, _: h.clone()]
     options["patches"] = {**patches, "input_block_patch_after_skip": skips}
-    options |= {PLAIN: True, "optimized_attention_override": differentiable_attention}
+    options["optimized_attention_override"] = differentiable_attention
     return {**plain, "transformer_options": options}
 
 

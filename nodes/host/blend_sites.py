@@ -10,13 +10,12 @@ from typing import Any
 from uuid import UUID
 
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ...infusion_core.attention import join_heads, split_heads
 from ...infusion_core.errors import InfusionError
 from ...infusion_core.sites import Site
-from .attention import slots_of
+from .attention import attend, slots_of
 from .rows import BaseRow, batch_of
 
 BLEND = "dreamblend"  # in the transformer options: the pass that runs; also the key of the wrappers
@@ -28,7 +27,7 @@ OTHER_ROWS = (
 AtSite = Callable[[Site, int, UUID, Tensor, Tensor], tuple[Tensor, Tensor] | None]
 
 
-@dataclass
+@dataclass(frozen=True)
 class BlendPass:
     """What happens at the sites of one forward: something with the rows of the positive conditionings.
 
@@ -75,19 +74,10 @@ class SiteHook:
             for whole, part in ((mixed_query, given[0]), (mixed_key, given[1].repeat(1, 1, repeats, 1))):
                 rows = batch.part(whole, index)
                 rows.copy_(join_heads(part).reshape(rows.shape))
-        output = self._attend(mixed_query, mixed_key, value, extra)
+        output = attend(self.before, mixed_query, mixed_key, value, extra)
         if mixed_query is query or state.share == 1:
             return output
-        return torch.lerp(self._attend(query, key, value, extra), output, state.share)
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, extra: dict[str, Any]) -> Tensor:
-        if self.before is not None:
-            result: Tensor = self.before(query, key, value, extra)
-            return result
-        attended: Tensor = optimized_attention(
-            query, key, value, extra["n_heads"], attn_precision=extra.get("attn_precision"), transformer_options=extra
-        )
-        return attended
+        return torch.lerp(attend(self.before, query, key, value, extra), output, state.share)
 
 
 class SiteHooks:

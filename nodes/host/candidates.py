@@ -22,7 +22,6 @@ from .blend import guide
 from .model import base_of
 from .observer import observe
 
-MAP_EDGE = 16  # in which maps are compared, px
 SAMPLER, SCHEDULER = "dpmpp_2m", "karras"
 Pair = tuple[Any, Any]  # MODEL and CLIP
 
@@ -33,7 +32,6 @@ class Candidates:
 
     Attributes:
         model, clip, vae: of the checkpoint.
-        epochs: names of LoRA files, in the order of their training.
         size: of the pictures, px.
         count: pictures of each prompt.
         steps, cfg, seed: of the sampling.
@@ -42,7 +40,6 @@ class Candidates:
     model: Any
     clip: Any
     vae: Any
-    epochs: Sequence[str]
     size: int
     count: int
     steps: int
@@ -70,7 +67,7 @@ class Candidates:
         """Pictures (count, H, W, 3) of a prompt, and how much other words attend where the subject does."""
         model, clip, maps = observe(*self.loaded(name), [subject, *others])
         pictures = self._drawn(model, clip, prompt)
-        return pictures, float(overlap(maps, subject, others, MAP_EDGE, MAP_EDGE).mean())
+        return pictures, float(overlap(maps, subject, others).mean())
 
     def guided(self, setup: Setup, prompt: str) -> Tensor:
         """Pictures (count, H, W, 3) of a prompt by one epoch under another's guidance."""

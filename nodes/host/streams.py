@@ -27,7 +27,6 @@ from .run import QUIET, RUN, Run
 from .trajectory import TRAJECTORY, Trajectory, random_state, restore, rewind
 from .unused import warn_of_unused
 
-PLAIN = "infusion_plain"  # in the transformer options: a prediction without concepts
 Predict = Callable[[Conds, Tensor, TwoStreamPass | None], Any]  # a prediction of lists of conditionings at a latent
 Draw = Callable[[Trajectory | None, Any], Any]  # a sampling run, with a callback for its steps
 
@@ -90,8 +89,6 @@ class TwoStreams:
 
         comfy.model_management.throw_exception_if_processing_interrupted()
         options = model_options["transformer_options"]
-        if options.get(PLAIN):
-            return executor(model, conds, x, timestep, model_options, *args, **kwargs)
         run: Run = options.get(RUN) or Run()
         trajectory: Trajectory | None = options.get(TRAJECTORY)
         base_x, recording = x, False

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from comfyui_process.graph import Graph
+from comfyui_process.graph import Graph, Output
 from comfyui_process.server import Server
 from infusion_core.concepts import LoadedConcept, words_of
 from infusion_core.embedded.model import load_model
@@ -37,18 +37,25 @@ def embedded(
 
 def hosted(server: Server, prompt: str, names: list[str], steps: int = STEPS, **options: Any) -> torch.Tensor:
     """The latent that ComfyUI draws at the same noise levels, in the embedded host's units."""
+    graph = Graph()
+    model, clip, _ = graphs.load(graph)
+    model, clip = graphs.patch(graph, model, clip, names, **options)
+    return drawn(server, graph, model, clip, prompt, "same", steps)
+
+
+def drawn(
+    server: Server, graph: Graph, model: Output, clip: Output, prompt: str, name: str, steps: int = STEPS
+) -> torch.Tensor:
+    """What a MODEL of TinyWorld draws from the embedded host's noise and at its noise levels, in its units."""
     scheduler = load_model("tinyworld").scheduler
     scheduler.set_timesteps(steps)
     alphas = scheduler.alphas_cumprod[[*scheduler.timesteps.tolist(), 0]].double()
     sigmas = ((1 - alphas) / alphas).sqrt()
-    graph = Graph()
-    model, clip, _ = graphs.load(graph)
-    model, clip = graphs.patch(graph, model, clip, names, **options)
-    drawn = graph.add(
+    samples = graph.add(
         "SamplerCustom", model=model, add_noise=True, noise_seed=SEED, cfg=GUIDANCE,
         positive=graphs.encode(graph, clip, prompt), negative=graphs.encode(graph, clip, ""),
         sampler=graph.add("KSamplerSelect", sampler_name="euler"),
         sigmas=graph.add("TestSigmas", values=" ".join(f"{s:.10g}" for s in sigmas.tolist())),
         latent_image=graph.add("EmptyLatentImage", width=128, height=128, batch_size=1),
     )  # fmt: skip
-    return graphs.drawn(server, graph, drawn, "same") / (1 + sigmas[-1] ** 2).sqrt().float()
+    return graphs.drawn(server, graph, samples, name) / (1 + sigmas[-1] ** 2).sqrt().float()

@@ -21,7 +21,7 @@ from infusion_core.lora_file import original_paths
 from infusion_core.schedule import Window
 
 from . import graphs
-from .both import GUIDANCE, SEED, STEPS
+from .both import GUIDANCE, SEED, STEPS, drawn
 from .test_samplers import names
 
 PROMPT = "a big circle at left on pink"
@@ -102,27 +102,11 @@ def guided(graph: Graph, **options: Any) -> tuple[Output, Output]:
     return model, late_clip
 
 
-def at_the_embedded_levels(server: Server, graph: Graph, model: Output, clip: Output, name: str) -> torch.Tensor:
-    """What the host draws at the embedded host's noise levels and from its noise, in its units."""
-    scheduler = load_model("tinyworld").scheduler
-    scheduler.set_timesteps(STEPS)
-    alphas = scheduler.alphas_cumprod[[*scheduler.timesteps.tolist(), 0]].double()
-    sigmas = ((1 - alphas) / alphas).sqrt()
-    drawn = graph.add(
-        "SamplerCustom", model=model, add_noise=True, noise_seed=SEED, cfg=GUIDANCE,
-        positive=graphs.encode(graph, clip, PROMPT), negative=graphs.encode(graph, clip, ""),
-        sampler=graph.add("KSamplerSelect", sampler_name="euler"),
-        sigmas=graph.add("TestSigmas", values=" ".join(f"{s:.10g}" for s in sigmas.tolist())),
-        latent_image=graph.add("EmptyLatentImage", width=128, height=128, batch_size=1),
-    )  # fmt: skip
-    return graphs.drawn(server, graph, drawn, name) / (1 + sigmas[-1] ** 2).sqrt().float()
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_both_hosts_draw_one_picture(server: Server, loras: dict[str, Path], case: str) -> None:
     graph = Graph()
     model, clip = guided(graph, **CASES[case])
-    ours, theirs = at_the_embedded_levels(server, graph, model, clip, "blend"), embedded(loras, settings_of(case))
+    ours, theirs = drawn(server, graph, model, clip, PROMPT, "blend"), embedded(loras, settings_of(case))
     apart = graphs.close(embedded(loras, None), theirs)
     # Signs of differences that are nearly 0 are a matter of rounding.
     assert graphs.close(ours, theirs) < (apart / 20 if case not in ("replacement", "share") else min(5e-3, apart / 5))
@@ -132,7 +116,7 @@ def test_both_hosts_mean_the_same_by_a_lora_file(server: Server, loras: dict[str
     graph = Graph()
     _, (model, clip) = pair(graph)
     theirs = embedded(loras, None)
-    assert graphs.close(at_the_embedded_levels(server, graph, model, clip, "late"), theirs) < 2e-3
+    assert graphs.close(drawn(server, graph, model, clip, PROMPT, "late"), theirs) < 2e-3
 
 
 @pytest.mark.parametrize("mode", ["gradient", "replacement"])
@@ -216,7 +200,7 @@ def test_image_to_image_inpainting_and_batches(server: Server, loras: Any, mode:
 def test_a_concept_on_the_late_model_keeps_working(server: Server, loras: Any, concepts: Any) -> None:
     """With the tiniest guidance it is the concept's picture; with more it still has the concept."""
 
-    def drawn(alpha: float | None, mode: str = "gradient", concept: bool = True) -> torch.Tensor:
+    def picture(alpha: float | None, mode: str = "gradient", concept: bool = True) -> torch.Tensor:
         graph = Graph()
         (early, early_clip), (model, clip) = pair(graph)
         if concept:
@@ -227,11 +211,11 @@ def test_a_concept_on_the_late_model_keeps_working(server: Server, loras: Any, c
         texts = graphs.encode(graph, clip, PROMPT), graphs.encode(graph, clip, "")
         return graphs.drawn(server, graph, graphs.sample(graph, model, *texts), "concept")
 
-    alone, bare = drawn(None), drawn(None, concept=False)
-    assert graphs.close(drawn(1e-6), alone) < 5e-3 < graphs.close(bare, alone)
+    alone, bare = picture(None), picture(None, concept=False)
+    assert graphs.close(picture(1e-6), alone) < 5e-3 < graphs.close(bare, alone)
     for mode in ("gradient", "replacement"):
         alpha = 0.02 if mode == "gradient" else 1.0
-        assert graphs.close(drawn(alpha, mode), drawn(alpha, mode, concept=False)) > 0.1
+        assert graphs.close(picture(alpha, mode), picture(alpha, mode, concept=False)) > 0.1
 
 
 def test_what_cannot_be_meant_is_refused(server: Server, loras: Any) -> None:

@@ -10,17 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from PIL import Image
 
 from infusion_core.advisor import BASE, Advice, Judged, Setup, Survey, advise, trials
 from infusion_core.atomic import write_atomic
-from infusion_core.collapse import overlap
-from infusion_core.dreamblend import BlendSettings
 from infusion_core.embedded.adapters import load_variant
-from infusion_core.embedded.blend import draw_blended
+from infusion_core.embedded.advising import EpochArtist, Judge, Pictures
 from infusion_core.embedded.model import EmbeddedModel, load_model
-from infusion_core.embedded.sampling import SampleSettings
-from infusion_core.embedded.watching import draw_watched
 from infusion_core.errors import InfusionError
 from infusion_core.grid import labelled_grid
 
@@ -29,22 +24,7 @@ from .generate import sampling_of
 from .output import peak_rss_mb, save_picture, write_report
 from .pages import figure_png
 
-Drawn = Sequence[Sequence[Image.Image]]  # by prompt
-
-
-@dataclass(frozen=True)
-class Judge:
-    """What is asked for, and who says how well it was done.
-
-    Attributes:
-        prompts: with ``{}`` for the subject.
-        scores: of the pictures of prompt number so-and-so: likeness to the photos and to the prompt, higher is better.
-        names: of the two scores.
-    """
-
-    prompts: tuple[str, ...]
-    scores: Callable[[int, Sequence[Image.Image]], tuple[float, float]] | None = None
-    names: tuple[str, str] = ("subject", "prompt")
+Drawn = Sequence[Pictures]  # by prompt
 
 
 @dataclass(frozen=True)
@@ -87,7 +67,7 @@ def run_advise(request: AdviseRequest) -> Advice:
     judge = request.judge(base)
     names = _names(request.epochs)
     model_of = lru_cache(2)(lambda name: load_variant(names.get(name, BASE), base, request.config))  # of a pair
-    artist = _Artist(model_of, request.count, request.seed, sampling_of(base, request.sampling))
+    artist = EpochArtist(model_of, request.count, request.seed, sampling_of(base, request.sampling))
     survey = Survey(artist, judge.prompts, request.subject, judge.scores, lambda: advance())
     with progress("drawing every epoch", (len(names) + 1) * len(judge.prompts)) as advance:
         alone = survey.alone(names)
@@ -98,35 +78,6 @@ def run_advise(request: AdviseRequest) -> Advice:
     advice = advise(alone, tried)
     _write(request, judge, [*alone, *tried], survey.pictures, advice, time.monotonic() - started)
     return advice
-
-
-@dataclass(frozen=True)
-class _Artist:
-    """Draws with the embedded host.
-
-    Attributes:
-        model_of: an epoch's model by its short name, or the base model.
-        count, seed: of the pictures of each prompt.
-        sampling: how.
-    """
-
-    model_of: Callable[[str], EmbeddedModel]
-    count: int
-    seed: int
-    sampling: SampleSettings
-
-    def watched(
-        self, name: str, prompt: str, subject: str, others: Sequence[str]
-    ) -> tuple[Sequence[Image.Image], float]:
-        words = [subject, *others]
-        shown, maps = draw_watched(self.model_of(name), prompt, words, self.count, self.seed, self.sampling)
-        return shown, float(overlap(maps, subject, others).mean())
-
-    def guided(self, setup: Setup, prompt: str) -> Sequence[Image.Image]:
-        assert setup.early is not None
-        early, late = self.model_of(setup.early), self.model_of(setup.late)
-        settings = BlendSettings(alpha=setup.alpha)
-        return draw_blended(early, late, prompt, self.count, self.seed, self.sampling, settings)[0]
 
 
 def _names(epochs: Sequence[str]) -> dict[str, str]:

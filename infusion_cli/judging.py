@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 
 from PIL import Image
 
 from infusion_core.advisor import PROMPTS, check_prompts
+from infusion_core.embedded.advising import Judge, oracle_judge
 from infusion_core.embedded.judges import Judges, as_pixels
 from infusion_core.embedded.model import EmbeddedModel
 from infusion_core.embedded.photos import load_photos, square
-from infusion_core.embedded.tinyworld import score
-from infusion_core.embedded.tinyworld.captions import UNSEEN_ASPECTS, caption, unseen_scenes
+from infusion_core.embedded.tinyworld.captions import unseen_scenes
 from infusion_core.embedded.tinyworld.reading import read_concept
 from infusion_core.embedded.tinyworld.world import SHAPES
 from infusion_core.errors import InfusionError
 from infusion_core.metrics.similarity import similarity, text_similarity
-
-from .advise import Judge
 
 SCENES = 4  # of TinyWorld
 
@@ -57,14 +54,7 @@ def judge_for(
 def _oracle(model: EmbeddedModel, word: str, photos: Sequence[Image.Image]) -> Judge:
     """TinyWorld's own, which reads the concept off the photos."""
     concept = read_concept([square(photo, model.resolution) for photo in photos], word)
-    scenes = unseen_scenes(concept, SCENES)
-
-    def scores(index: int, pictures: Sequence[Image.Image]) -> tuple[float, float]:
-        found = [score(picture, scenes[index], concept) for picture in pictures]
-        return 1 - fmean(s.concept_error for s in found), 1 - fmean(s.prompt_error for s in found)
-
-    prompts = tuple(caption(scene, UNSEEN_ASPECTS).replace(concept.shape, "{}", 1) for scene in scenes)
-    return Judge(prompts, scores, ("oracle's subject", "oracle's prompt"))
+    return oracle_judge(concept, unseen_scenes(concept, SCENES))
 
 
 def _by_networks(judge: Judge, word: str, photos: Sequence[Image.Image], networks: Judges, edge: int) -> Judge:

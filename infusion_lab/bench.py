@@ -41,9 +41,11 @@ class Scale:
         fisher_prompts, fisher_draws: of the latent Fisher divergence.
         groups: concepts that are put into one prompt.
         group_prompts: prompts per group.
-        blend_steps: of snapshots that guide each other.
+        blend_steps: of snapshots that draw alone, the last one under guidance too.
+        blend_guides: of those that guide it, beside the base model.
         blend_concepts: how many concepts that is measured on.
         blend_prompts, blend_seeds: of scored pictures, per concept and pair.
+        blend_samples: pictures of a bare prompt, per concept and pair.
         ablation_concepts: names of tuning concepts; what is learned from them may change Infusion's defaults.
         ablation_prompts: prompts per ablation and concept.
     """
@@ -71,9 +73,11 @@ class Scale:
     )
     group_prompts: int = 6
     blend_steps: tuple[int, ...] = (100, 200, 400, 500, 1000, 2000)
+    blend_guides: tuple[int, ...] = (100, 500, 1000)
     blend_concepts: int = 6
     blend_prompts: int = 8
     blend_seeds: int = 4
+    blend_samples: int = 8
     ablation_concepts: tuple[str, ...] = tuple(TUNING_CONCEPTS)
     ablation_prompts: int = 10
 
@@ -96,9 +100,11 @@ QUICK = Scale(
     groups=(("ember", "wasp"),),
     group_prompts=2,
     blend_steps=(25, 100),
+    blend_guides=(25,),
     blend_concepts=1,
     blend_prompts=2,
     blend_seeds=1,
+    blend_samples=4,
     ablation_concepts=("acorn",),
     ablation_prompts=3,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from statistics import fmean
 
 from infusion_core.dreamblend import BlendSettings
@@ -19,6 +20,7 @@ from .tables import BASES, Figures, errors_by_prompt, figures, together, with_tr
 REPRODUCED, REFUTED, OPEN = "reproduced", "refuted", "undecided"
 OURS = ("infusion", "infusion-small", "infusion-plain")  # no baselines
 GUIDED = ", guided"  # in the title of a stage that is
+NEAR, MOST_NEAR = 0.05, 5 / 6  # what the advisor chooses is so near the best, on so many of the concepts
 APART = 3  # baselines that Infusion's intervals must be clear of
 TUNERS = ("dreambooth", "dreambooth-plain", "lora", "dco", "custom-diffusion")  # baselines that change the network
 BASELINES = (*TUNERS, "textual-inversion", "perfusion")
@@ -70,7 +72,7 @@ def verdicts(rows: Sequence[Row], names: Mapping[str, str]) -> list[Verdict]:
             _compare(claim, "the other concepts", table1, measure, (ours, plain)),
             _compare(claim, f"curves, {last} steps", late, measure, (ours, plain)),
         ]
-    return [v for v in [*found, *_blended(rows)] if v]
+    return [v for v in [*found, *_blended(rows), *_advised(rows)] if v]
 
 
 def _blended(rows: Sequence[Row]) -> list[Verdict | None]:
@@ -79,10 +81,10 @@ def _blended(rows: Sequence[Row]) -> list[Verdict | None]:
     The best guidance is the best of many on the very concepts it is judged by, which flatters it; so is the snapshot.
     """
     found, out = figures(rows, blend.STUDY), list[Verdict | None]()
-    titles = list(dict.fromkeys(method for method, _ in found))
-    for run in dict.fromkeys(title.rpartition(", guided")[0] or title for title in titles):
+    titles = list(dict.fromkeys(method for method, measure in found if measure == HEADLINE))
+    for run in dict.fromkeys(title.rpartition(GUIDED)[0] or title for title in titles):
         name = run.rpartition(", ")[0]
-        alone = [t for t in titles if t.startswith(f"{name}, ") and GUIDED not in t]
+        alone = [t for t in titles if t.startswith(f"{name}, ") and GUIDED not in t and not t.endswith(blend.ADVISED)]
         if not alone:
             continue
         best = min(alone, key=lambda title: fmean(found[title, HEADLINE].values()))
@@ -94,6 +96,26 @@ def _blended(rows: Sequence[Row]) -> list[Verdict | None]:
         for one, claim in ((plain[0], "Guided by the base model"), (top, f"Guided in the best way ({top})")):
             claim += f" {run} has less wrong with a picture than the best snapshot alone"
             out.append(_compare(claim, best, found, HEADLINE, (one, best)))
+    return out
+
+
+def _advised(rows: Sequence[Row]) -> list[Verdict]:
+    """The advisor's choice against the best that the same run's grid holds, concept by concept."""
+    found, out = figures(rows, blend.STUDY), list[Verdict]()
+    titles = list(dict.fromkeys(method for method, measure in found if measure == HEADLINE))
+    for advised in (title for title in titles if title.endswith(blend.ADVISED)):
+        name = advised.removesuffix(blend.ADVISED)
+        grid = [title for title in titles if title.startswith(f"{name}, ") and title != advised]
+        errors = found[advised, HEADLINE]
+        best = {unit: min(found[title, HEADLINE].get(unit, inf) for title in grid) for unit in errors}
+        more = {unit: errors[unit] / best[unit] - 1 for unit in errors}
+        near = sum(value <= NEAR for value in more.values())
+        claim = f"What the advisor chooses of {name} is within {NEAR:.0%} of the best of the grid"
+        text = f"{near} of {len(more)} concepts; picture error more than the best's: " + ", ".join(
+            f"{unit.concept} {value:+.0%}" for unit, value in more.items()
+        )
+        enough = near >= MOST_NEAR * len(more)
+        out.append(Verdict(claim, "", REPRODUCED if enough else REFUTED, text))
     return out
 
 

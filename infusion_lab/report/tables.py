@@ -244,12 +244,13 @@ def more_than(found: Figures, plain: str, measures: Sequence[str], beside: Seque
 
 def blend_table(rows: Sequence[Row]) -> Table:
     """Snapshots alone and under the guidance of earlier ones."""
-    columns = {**ERRORS}
+    columns = {**ERRORS, "collapse": ("collapse", ".3f")}
     del columns["gap_closed"], columns["scene_ratio"]
     note = (
         "Runs that are trained too long. A late snapshot draws alone, or is guided by an earlier one or by the base "
         "model (DreamBlend): its latent moves down the gradient of the attention maps' difference by alpha, or a share "
-        "alpha of its maps is replaced. All draw from the same seeds."
+        "alpha of its maps is replaced. All draw from the same seeds. “As advised” is what the advisor chose, by other "
+        "prompts and seeds. Collapse is how much more other words attend where the subject does than in the base model."
     )
     return table("DreamBlend", note, figures(rows, blend.STUDY), columns, {})
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from infusion_core import advisor
 from infusion_core.dreamblend import BlendSettings
 from infusion_core.embedded.blend import draw_blended
 from infusion_core.embedded.tinyworld import CONCEPTS
@@ -26,27 +27,30 @@ METHOD = PUBLISHED["dreambooth-plain"].method
 @pytest.fixture(scope="module")
 def lab(rare, tmp_path_factory):
     made = bench(rare, tmp_path_factory.mktemp("blend"))
-    scale = replace(TINY, blend_steps=(1, 2, 4), blend_concepts=1, blend_prompts=1, blend_seeds=1, max_steps=4)
+    scale = replace(
+        TINY, blend_steps=(1, 2, 4), blend_guides=(1,), blend_concepts=1, blend_prompts=1, blend_seeds=1, max_steps=4
+    )
     return replace(made, scale=scale, methods=[METHOD, *made.methods])
 
 
 def test_snapshots_alone_the_last_one_guided_and_the_papers_proportion():
-    found = list(blend.stages((1, 2, 4)))
+    found = list(blend.stages((1, 2, 4), (0, 1)))
     assert [stage.late for stage in found if stage.early is None] == [1, 2, 4]
     guided = [stage for stage in found if stage.early is not None]
-    assert {(stage.late, stage.early) for stage in guided} == {(4, 0), (4, 1), (4, 2)}
-    assert [s for s in blend.stages((100, 400, 500)) if s.late == 400 and s.early == 100] == [
+    assert {(stage.late, stage.early) for stage in guided} == {(4, 0), (4, 1)}
+    assert [s for s in blend.stages((100, 400, 500), (0,)) if s.late == 400 and s.early == 100] == [
         blend.Stage(400, 100, BlendSettings())
     ]
     titles = [stage.title(METHOD) for stage in found]
     assert len({*titles}) == len(titles)
     assert "DreamBooth, no prior, 4 steps, guided by base, alpha 0.02" in titles
-    assert "DreamBooth, no prior, 4 steps, guided by 2 steps, maps replaced, alpha 0.5" in titles
+    assert "DreamBooth, no prior, 4 steps, guided by 1 steps, maps replaced, alpha 1" in titles
 
 
 def test_only_runs_that_overfit_are_measured_at_every_stage(lab):
     found = blend.cells(lab)
-    assert [cell.method for cell in found] == [stage.title(METHOD) for stage in blend.stages((1, 2, 4))]
+    titles = [stage.title(METHOD) for stage in blend.stages((1, 2, 4), (0, 1))]
+    assert [cell.method for cell in found] == [*titles, f"{METHOD.title}, as advised"]
     assert len({cell.name for cell in found}) == len(found)
     more = replace(lab, scale=replace(lab.scale, blend_prompts=2))
     assert not {cell.name for cell in found} & {cell.name for cell in blend.cells(more)}
@@ -86,3 +90,42 @@ def test_the_verdict_holds_guidance_against_the_best_snapshot():
     worse = [replace(r, value=1 - r.value) if "guided" in r.method else r for r in rows]
     assert [v.verdict for v in verdicts(worse, {}) if v.claim.startswith("Guided")] == ["refuted", "refuted"]
     assert [line[0] for line in blend_table(rows).lines] == list(errors)
+
+
+def test_the_advisors_choice_is_held_against_the_best_of_the_grid():
+    name = METHOD.title
+    errors = {f"{name}, 4 steps": 0.4, f"{name}, 4 steps, guided by base, alpha 0.02": 0.2, f"{name}, 2 steps": 0.3}
+    concepts = ("ember", "wasp", "tent", "comet", "flag", "orchid")
+    rows = [row(method, concept, error) for method, error in errors.items() for concept in concepts]
+    for misses, verdict in ((1, "reproduced"), (2, "refuted")):
+        advised = [row(f"{name}, as advised", c, 0.22 if i < misses else 0.209) for i, c in enumerate(concepts)]
+        (found,) = [v for v in verdicts(rows + advised, {}) if "advisor" in v.claim]
+        assert found.verdict == verdict
+        assert found.figures.startswith(f"{6 - misses} of 6 concepts")
+        assert "ember +10%" in found.figures
+    assert not any("as advised" in v.against for v in verdicts(rows + advised, {}))
+
+
+def test_what_the_advisor_chose_is_scored_like_every_stage(lab, monkeypatch):
+    seen = []
+
+    def choose(alone, tried):
+        seen.append((alone, tried))
+        return advisor.Advice(advisor.Setup("4", "1", 0.04), "because")
+
+    monkeypatch.setattr(advisor, "advise", choose)
+    cells = {cell.method: cell for cell in blend.cells(lab)}
+    found = cells[f"{METHOD.title}, as advised"].compute().rows
+    alike = cells[f"{METHOD.title}, 4 steps, guided by 1 steps, alpha 0.04"].compute().rows
+
+    def figures(rows):
+        return [(r.prompt, r.seed, r.measure, r.value) for r in rows if r.prompt or r.measure == "diversity"]
+
+    assert figures(found)[: len(figures(alike))] == figures(alike)
+    told = {r.measure: r.value for r in found if r.measure in ("late", "early", "alpha")}
+    assert told == {"late": 4, "early": 1, "alpha": 0.04}
+    ((alone, tried),) = seen
+    assert [judged.setup.late for judged in alone] == ["base", "1", "2", "4"]
+    assert {judged.setup.late for judged in tried} <= {"1", "2", "4"}
+    collapse = {r.method: r.value for r in found if r.measure == "collapse"}
+    assert collapse == {f"{METHOD.title}, {j.setup.late} steps": j.collapse for j in alone[1:]}

@@ -86,8 +86,8 @@ def cells(bench: Bench) -> list[Cell]:
                 out.append(bench.cell(STUDY, stage.title(method), concept.name, compute, *depends))
             compute = partial(_advised, bench, method, concept, snapshots)
             sources = [bench.source(method, subjects, snapshots[-1], step) for step in snapshots]
-            depends = concept, amounts, ADVISED, ADVISED_PROMPTS, ADVISED_PICTURES, *sources
-            out.append(bench.cell(STUDY, f"{method.title}{ADVISED}", concept.name, compute, *depends))
+            title, looked = f"{method.title}{ADVISED}", (ADVISED_PROMPTS, ADVISED_PICTURES, ADVISED_SEED)
+            out.append(bench.cell(STUDY, title, concept.name, compute, concept, amounts, looked, *sources))
     return out
 
 

@@ -44,6 +44,14 @@ class Reader(Protocol):
         ...
 
 
+class FeatureReader(Protocol):
+    """What looks at what self-attention gives, in the transformer block of a site."""
+
+    def __call__(self, site: Site, features: Tensor) -> None:
+        """Look at features (R, N, C), after the output projection."""
+        ...
+
+
 @dataclass(frozen=True)
 class OwnMaps:
     """Every row has its own attention map, as in the unpatched model."""
@@ -97,16 +105,23 @@ class Plan:
         readers: of the query and key that the source gave.
         injections: residuals to add.
         share: of the source's maps in what rows attend with, in [0, 1]; the rest is of the pass's own.
+        features: readers of the self-attention beside each of these layers.
     """
 
     source: Source = OwnMaps()
     readers: Sequence[Reader] = ()
     injections: Sequence[Injection] = ()
     share: float = 1.0
+    features: Sequence[FeatureReader] = ()
 
     @property
     def empty(self) -> bool:
         """Whether the pass is the unpatched model's."""
+        return not self.features and self.leaves_cross_attention
+
+    @property
+    def leaves_cross_attention(self) -> bool:
+        """Whether cross-attention is the unpatched model's."""
         return isinstance(self.source, OwnMaps) and not self.readers and not self.injections
 
     def output(

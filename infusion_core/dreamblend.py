@@ -18,7 +18,7 @@ from torch import Tensor
 from .attention import Maps
 from .errors import InfusionError
 from .schedule import ALWAYS, Window
-from .sites import Site
+from .sites import Site, under
 
 Mode = Literal["gradient", "replacement"]
 Distance = Literal["absolute", "squared"]
@@ -79,15 +79,7 @@ class BlendSettings:
         Raises:
             InfusionError: `where` names something that the model does not have.
         """
-        for name in self.where:
-            if not any(_under(site, name) for site in sites):
-                known = ", ".join(sorted({site.block for site in sites}))
-                raise InfusionError(f"this model has no block or layer {name!r}; its blocks are: {known}")
-        return [site for site in sites if not self.where or any(_under(site, name) for name in self.where)]
-
-
-def _under(site: Site, name: str) -> bool:
-    return any(own == name or own.startswith(f"{name}.") for own in (site.block, site.name))
+        return under(sites, self.where)
 
 
 @dataclass

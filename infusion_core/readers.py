@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from .attention import QueryKey
 from .sites import Site
 
+_LEAST_VARIANCE = 1e-12  # below which a channel counts as even: the slope of a square root at zero has no end
+
 
 @dataclass(frozen=True)
 class Recorder:
@@ -120,3 +122,23 @@ def grid_of(queries: int, height: int, width: int) -> tuple[int, int]:
     rows = [r for r in range(1, queries + 1) if queries % r == 0]
     best = min(rows, key=lambda r: abs(math.log(r * r / queries * width / height)))
     return best, queries // best
+
+
+@dataclass(frozen=True)
+class FeatureMoments:
+    """A reader of self-attention: the mean and the standard deviation of each channel over a picture's places.
+
+    Attributes:
+        moments: filled, by site name: (R, 2, C), in float32 or better.
+        sites: names of those that are looked at; None for all.
+    """
+
+    moments: MutableMapping[str, Tensor]
+    sites: frozenset[str] | None = None
+
+    def __call__(self, site: Site, features: Tensor) -> None:
+        """Look at features (R, N, C)."""
+        if self.sites is None or site.name in self.sites:
+            precise = features if features.dtype == torch.float64 else features.float()
+            deviation = precise.var(1, correction=0).clamp(min=_LEAST_VARIANCE).sqrt()
+            self.moments[site.name] = torch.stack([precise.mean(1), deviation], 1)

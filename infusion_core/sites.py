@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from .errors import InfusionError
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,27 @@ class Site:
     name: str
     block: str
     value_width: int
+
+
+def under(sites: Sequence[Site], names: Sequence[str]) -> list[Site]:
+    """The sites that bear one of the names or are below one.
+
+    Args:
+        sites: of a model.
+        names: of blocks or sites or their beginnings, such as ``up``, ``up.1`` or ``output.4``; empty for all sites.
+
+    Raises:
+        InfusionError: the model has no such block or site.
+    """
+
+    def is_under(site: Site, name: str) -> bool:
+        return any(own == name or own.startswith(f"{name}.") for own in (site.block, site.name))
+
+    for name in names:
+        if not any(is_under(site, name) for site in sites):
+            known = ", ".join(sorted({site.block for site in sites}))
+            raise InfusionError(f"this model has no block or layer {name!r}; its blocks are: {known}")
+    return [site for site in sites if not names or any(is_under(site, name) for name in names)]
 
 
 def site_from_module(path: str, layers_per_block: int, value_width: int) -> Site:

@@ -58,12 +58,15 @@ class EmbeddedModel:
         config = self.denoiser.unet.config
         return config["in_channels"], config["sample_size"], config["sample_size"]
 
-    @torch.no_grad()
     def encode(self, photos: list[Image.Image]) -> Tensor:
         """Latents (N, C, h, w) of photos, each cropped to the centre square and scaled to the model's resolution."""
-        pixels = to_tensor([square(p, self.resolution) for p in photos]).to(self.vae.device, self.vae.dtype)
+        return self.encode_pixels(to_tensor([square(p, self.resolution) for p in photos]))
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Latents (N, C, h, w) of squares (N, 3, H, W) in [-1, 1] of the model's resolution."""
         out = []
-        for row in pixels:
+        for row in pixels.to(self.vae.device, self.vae.dtype):
             encoded = self.vae.encode(row[None])
             latent = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
             out.append(latent * self.vae.config["scaling_factor"])

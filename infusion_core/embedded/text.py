@@ -163,7 +163,6 @@ class Encoder:
     penultimate: bool = False
     pools: bool = False
 
-    @torch.no_grad()
     def __call__(self, chunks: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
         """States of all chunks in a row, (1, chunks * length, width), and the first chunk's pooled text if it pools."""
         ids = torch.tensor([self.tokenizer.frame(c) for c in chunks], device=self.model.device)
@@ -202,13 +201,16 @@ class TextPath:
             raise InfusionError(f"the word is {len(ids)} tokens long, {self.capacity} fit; choose a short class word")
         return ids
 
-    def encode(self, prompt: str, concepts: Mapping[str, str] | None = None, chunks: int = 1) -> EncodedPrompt:
+    def encode(
+        self, prompt: str, concepts: Mapping[str, str] | None = None, chunks: int = 1, live: bool = False
+    ) -> EncodedPrompt:
         """Encode a prompt and find each concept's word in it.
 
         Args:
             prompt: may hold ``<name>`` placeholders, see `bind_prompt`; longer prompts take several chunks.
             concepts: word by name.
             chunks: at least so many, so that prompts of a batch get one length.
+            live: gradients flow into the encoders, where they are trained.
 
         Raises:
             InfusionError: see `bind_prompt` and `word_tokens`.
@@ -227,7 +229,8 @@ class TextPath:
             own, _ = encoder.tokenizer.split(bound.text)
             parts = [own[i : i + self.capacity] for i in range(0, len(own), self.capacity)]
             parts += [[]] * (chunks - len(parts))
-            state, pooled = encoder(parts)
+            with torch.set_grad_enabled(live and torch.is_grad_enabled()):
+                state, pooled = encoder(parts)
             states.append(state)
             if pooled is not None:
                 extras["text_embeds"] = pooled

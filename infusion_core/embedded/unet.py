@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,10 +96,23 @@ class UNetDenoiser:
             yield
             return
         before = {path: attn.processor for path, attn in self._attention.items()}
+        watched = []
         try:
             for path, attn in self._attention.items():
-                attn.processor = SiteProcessor(self._sites[path], plan)
+                site = self._sites[path]
+                if not plan.leaves_cross_attention:
+                    attn.processor = SiteProcessor(site, plan)
+                if plan.features:
+                    self_attention = self.unet.get_submodule(f"{path}.attn1")
+                    watched.append(self_attention.register_forward_hook(partial(_watched, plan, site)))
             yield
         finally:
             for path, attn in self._attention.items():
                 attn.processor = before[path]
+            for handle in watched:
+                handle.remove()
+
+
+def _watched(plan: Plan, site: Site, _module: Any, _given: Any, output: Tensor) -> None:
+    for reader in plan.features:
+        reader(site, output)

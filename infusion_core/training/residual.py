@@ -21,6 +21,7 @@ from .engine import Trainer
 from .numbers import Numbers, with_random_keys
 from .objective import Noised, ParameterGroup, Times, Weighting, loss_weights, timesteps
 from .settings import MOST_AT_ONCE, TrainSettings
+from .shown import checked, normalised
 from .state import TrainState
 
 
@@ -191,38 +192,6 @@ def residual_trainer(
 ) -> Trainer[ConceptResidual]:  # fmt: skip
     """The engine on a `ResidualObjective`; arguments and errors as there, `state` as in `Trainer`."""
     return Trainer(ResidualObjective(denoiser, latents, prompts, word, settings, start, masks), settings, state)
-
-
-def checked(latents: Tensor) -> Tensor:
-    """Encoded images (N, C, H, W), all finite.
-
-    Raises:
-        InfusionError: there is none, or one is not finite.
-    """
-    if not len(latents):
-        raise InfusionError("no images to learn from; give at least one")
-    finite = latents.isfinite().flatten(1).all(1)
-    if not finite.all():
-        first = int((~finite).nonzero()[0]) + 1
-        raise InfusionError(
-            f"image {first} of {len(latents)} is not a finite number everywhere once it is encoded; check that the "
-            "picture itself holds no NaN, or use a VAE in full precision (SDXL's own overflows in half precision)"
-        )
-    return latents
-
-
-def normalised(masks: Tensor) -> Tensor:
-    """Loss weights (N, 1, H, W) with a mean of 1 in each image.
-
-    Raises:
-        InfusionError: a mask is empty, negative or not finite.
-    """
-    means = masks.mean(dim=(1, 2, 3), keepdim=True)
-    good = (means.flatten() > 0) & masks.isfinite().flatten(1).all(1) & (masks.flatten(1).amin(1) >= 0)
-    if not good.all():
-        first = int((~good).nonzero()[0]) + 1
-        raise InfusionError(f"mask {first} of {len(masks)} is empty or not between 0 and 1; paint the subject white")
-    return masks / means
 
 
 def _continued(start: ConceptResidual, blank: ConceptResidual, denoiser: Denoiser) -> ConceptResidual:

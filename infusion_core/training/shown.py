@@ -1,0 +1,90 @@
+"""What training looks at: encoded pictures, how their loss is weighted, and what is said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ..denoiser import Conditioning, EncodedPrompt, stack
+from ..errors import InfusionError
+
+
+class Captions(Protocol):
+    """Captions as the network reads them."""
+
+    def __len__(self) -> int: ...
+
+    def __call__(self, rows: Sequence[int]) -> Conditioning:
+        """Captions by number, a row each; gradients flow into text encoders that are trained."""
+        ...
+
+
+@dataclass(frozen=True)
+class EncodedCaptions:
+    """Captions that a frozen text encoder has read, all of one context length."""
+
+    prompts: Sequence[EncodedPrompt]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __call__(self, rows: Sequence[int]) -> Conditioning:
+        return stack([self.prompts[row].conditioning for row in rows])
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Pictures to learn from, and what is said of any of them.
+
+    Attributes:
+        latents: encoded photos with their variants, (N, 1 + variants, C, H, W); the first of each is the photo itself.
+        captions: of them.
+        masks: weight of the loss over each, (N, 1 + variants, 1, H, W), 1 on average; None for evenly.
+
+    Raises:
+        InfusionError: no picture, one that is not finite, or no caption.
+    """
+
+    latents: Tensor
+    captions: Captions
+    masks: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        checked(self.latents)
+        if not len(self.captions):
+            raise InfusionError("no captions; give at least one")
+
+
+def checked(latents: Tensor) -> Tensor:
+    """Encoded images (N, C, H, W), all finite.
+
+    Raises:
+        InfusionError: there is none, or one is not finite.
+    """
+    if not len(latents):
+        raise InfusionError("no images to learn from; give at least one")
+    finite = latents.isfinite().flatten(1).all(1)
+    if not finite.all():
+        first = int((~finite).nonzero()[0]) + 1
+        raise InfusionError(
+            f"image {first} of {len(latents)} is not a finite number everywhere once it is encoded; check that the "
+            "picture itself holds no NaN, or use a VAE in full precision (SDXL's own overflows in half precision)"
+        )
+    return latents
+
+
+def normalised(masks: Tensor) -> Tensor:
+    """Loss weights (N, 1, H, W) with a mean of 1 in each image.
+
+    Raises:
+        InfusionError: a mask is empty, negative or not finite.
+    """
+    means = masks.mean(dim=(1, 2, 3), keepdim=True)
+    good = (means.flatten() > 0) & masks.isfinite().flatten(1).all(1) & (masks.flatten(1).amin(1) >= 0)
+    if not good.all():
+        first = int((~good).nonzero()[0]) + 1
+        raise InfusionError(f"mask {first} of {len(masks)} is empty or not between 0 and 1; paint the subject white")
+    return masks / means

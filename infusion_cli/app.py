@@ -6,13 +6,12 @@ from collections.abc import Callable
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 from typer.main import get_command
 
 from infusion_core.captions import CAPTION_TEMPLATES
-from infusion_core.dreamblend import BlendSettings, Distance, Mode
 from infusion_core.errors import InfusionError
 from infusion_core.residual_file import Storage
 from infusion_core.residuals import Where
@@ -22,6 +21,7 @@ from infusion_core.training.objective import Weighting
 from infusion_core.training.residual import ResidualSettings
 
 from .console import fail, show_anything
+from .lora_commands import advise, apt, blend
 from .options import Config, Guidance, LayoutOption, Model, Seed, Steps, checked_path, place
 
 app = typer.Typer(
@@ -31,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_DEFAULT, _BLEND = ResidualSettings(), BlendSettings()
+_DEFAULT = ResidualSettings()
 
 
 @app.command()
@@ -117,6 +117,10 @@ def generate(
     concept: Annotated[
         Optional[list[str]], typer.Option(help="FILE or FILE:strength; repeat for several.")  # noqa: UP045
     ] = None,
+    lora: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="LoRA to put on the model, FILE or FILE:strength; repeat for several."),
+    ] = None,
     negative: Annotated[str, typer.Option(help="Negative prompt.")] = "",
     count: Annotated[int, typer.Option(help="Pictures.")] = 4,
     steps: Steps = None,
@@ -131,103 +135,19 @@ def generate(
     replacement_end: Annotated[Optional[float], typer.Option(help="... and ends; 0 for never.")] = None,  # noqa: UP045
     seed: Seed = 0,
 ) -> None:
-    """Draw pictures of a prompt, with any number of concepts."""
+    """Draw pictures of a prompt, with any number of concepts and LoRAs."""
     from .generate import GenerateRequest, run_generate
 
     replacement = None
     if replacement_start is not None or replacement_end is not None:
         replacement = Window(replacement_start or 0.0, 1.0 if replacement_end is None else replacement_end)
     sampling = {"steps": steps, "guidance": guidance, "base_latent": base_latent}
-    residual, files = Window(residual_start, residual_end), tuple(concept or ())
+    residual, files, loras = Window(residual_start, residual_end), tuple(concept or ()), tuple(lora or ())
     run_generate(
-        GenerateRequest(model, files, prompt, out, count, seed, negative, config, residual, replacement, sampling)
+        GenerateRequest(
+            model, files, prompt, out, count, seed, negative, config, residual, replacement, sampling, loras
+        )
     )
-
-
-@app.command()
-def blend(
-    early: Annotated[str, typer.Option(help="The early model, which guides: 'base', or as --late.")],
-    late: Annotated[
-        str, typer.Option(help="The late model, which draws: a LoRA file, or FILE:strength; or a full model.")
-    ],
-    prompt: Annotated[str, typer.Option(help="As the LoRA's training named the subject.")],
-    out: Annotated[Path, place(help="Folder for the pictures, grid.png and report.json.")],
-    model: Model = "tinyworld",
-    config: Config = None,
-    mode: Annotated[
-        Mode,
-        typer.Option(help="gradient: as published. replacement: faster, the late model with the early one's maps."),
-    ] = _BLEND.mode,
-    alpha: Annotated[
-        Optional[list[float]],  # noqa: UP045
-        typer.Option(help="How strongly it guides, 0 not at all, in mode replacement at most 1; repeat for several."),
-    ] = None,
-    distance: Annotated[Distance, typer.Option(help="Of attention maps, in mode gradient.")] = _BLEND.distance,
-    normalise: Annotated[
-        bool, typer.Option(help="Scale the gradient, so that alpha means the same for every model.")
-    ] = _BLEND.normalise,
-    gradient_steps: Annotated[
-        int, typer.Option(help="Steps down the gradient per denoising step.")
-    ] = _BLEND.gradient_steps,
-    every: Annotated[int, typer.Option(help="Guide at every so many steps.")] = _BLEND.every,
-    start: Annotated[float, typer.Option(help="Share of the run where guidance begins.")] = _BLEND.window.start,
-    end: Annotated[float, typer.Option(help="... and ends.")] = _BLEND.window.end,
-    layers: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Blocks whose maps count, such as up or up.1; repeat for several. All by default."),
-    ] = None,
-    negative: Annotated[str, typer.Option(help="Negative prompt.")] = "",
-    count: Annotated[int, typer.Option(help="Pictures of each alpha.")] = 4,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    seed: Seed = 0,
-) -> None:
-    """Draw with a late checkpoint or LoRA under the guidance of an early one (DreamBlend)."""
-    from .blend import BlendRequest, run_blend
-
-    settings = BlendSettings(
-        mode=mode, distance=distance, normalise=normalise, gradient_steps=gradient_steps, every=every,
-        window=Window(start, end), where=tuple(layers or ()),
-    )  # fmt: skip
-    alphas, sampling = tuple(alpha or (settings.alpha,)), {"steps": steps, "guidance": guidance}
-    run_blend(BlendRequest(model, early, late, prompt, out, alphas, settings, count, seed, negative, config, sampling))
-
-
-@app.command()
-def advise(
-    epoch: Annotated[list[str], typer.Option(help="A LoRA file or full model; repeat, in the order of the training.")],
-    subject: Annotated[str, typer.Option(help="What prompts say for it, as the training did, e.g. 'sks cat'.")],
-    out: Annotated[Path, place(help="Folder for grid.png, curve.png and report.json.")],
-    word: Annotated[str, typer.Option(help="The class word; the last word of --subject by default.")] = "",
-    model: Model = "tinyworld",
-    config: Config = None,
-    images: Annotated[Optional[Path], place(help="Folder with photos of the subject.")] = None,  # noqa: UP045
-    clip: Annotated[Optional[Path], place(help="Folder of CLIP ViT-B/32, to score prompts.")] = None,  # noqa: UP045
-    dino: Annotated[Optional[Path], place(help="Folder of DINO ViT-S/16, to score likeness.")] = None,  # noqa: UP045
-    prompt: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="With {} for the subject; repeat for several. Some everyday ones by default."),
-    ] = None,
-    count: Annotated[int, typer.Option(min=1, max=64, help="Pictures of each prompt.")] = 2,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    seed: Seed = 0,
-) -> None:
-    """Say which epochs of a training make the best pair for `blend`, from pictures of a few prompts.
-
-    Every epoch draws the same prompts from the same seeds; then the best one is guided by the base model, and by the
-    epoch that obeys best. Without --images, --clip and --dino only the collapse of attention is measured.
-    """
-    from .advise import AdviseRequest, run_advise
-    from .judging import judge_for
-
-    named = word or subject.split()[-1] if subject.strip() else word
-
-    def judge(base: Any) -> Any:
-        return judge_for(base, named, images, tuple(prompt or ()), clip, dino)
-
-    sampling = {"steps": steps, "guidance": guidance}
-    run_advise(AdviseRequest(model, tuple(epoch), subject, out, judge, count, seed, config, sampling))
 
 
 @app.command()
@@ -256,6 +176,10 @@ def demo(
     from .demo import run_demo
 
     run_demo(out, concept, ResidualSettings(steps=steps, layout=layout, seed=seed))
+
+
+for of_lora in (apt, blend, advise):
+    app.command()(of_lora)
 
 
 @cache

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from infusion_core.atomic import write_atomic
+from infusion_core.concepts import LoadedConcept
 from infusion_core.embedded.evaluate import ERRORS
 from infusion_core.embedded.intervals import mean_interval
 from infusion_core.embedded.model import load_model
@@ -25,7 +26,7 @@ from .alone import alone
 from .console import say
 from .output import peak_rss_mb, save_picture
 from .pages import inline_figure, inline_picture, render_page
-from .scoring import SEEDS, Comparison, compare
+from .scoring import SEEDS, Comparison, compare, draw_with
 from .train import TrainRequest, train_alone
 
 TITLES = ("base model", "with the concept", "base model, look in words")  # of a comparison's three parts
@@ -52,7 +53,7 @@ def _learn_and_show(request: TrainRequest, name: str, concept: Concept) -> None:
     _write_photos(request.images, training_images(concept))
     model = load_model("tinyworld")
     trained = train_alone(request, model, score=False)
-    comparison = compare(model, concept, trained.concept)
+    comparison = compare(model, concept, draw_with(model, LoadedConcept(concept.name, trained.concept)))
     report = {**trained.report, **comparison.figures, "concept": name, "seeds": list(SEEDS)}
     report |= {"seconds": time.monotonic() - started, "peak_rss_mb": peak_rss_mb()}
     request.places.write_reports(report)

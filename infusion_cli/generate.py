@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from infusion_core.concepts import LoadedConcept
-from infusion_core.embedded.adapters import split_strength
+from infusion_core.embedded.adapters import read_lora, split_strength, with_lora
 from infusion_core.embedded.model import EmbeddedModel, load_model
 from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.embedded.tasks import draw, unmentioned
@@ -31,6 +31,7 @@ class GenerateRequest:
     Attributes:
         model: base model.
         concepts: ``FILE`` or ``FILE:strength``.
+        loras: the same, of LoRA files, put on the base model one after the other.
         prompt: names the concepts.
         out: folder.
         count: pictures.
@@ -53,6 +54,7 @@ class GenerateRequest:
     residual: Window = ALWAYS
     replacement: Window | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    loras: tuple[str, ...] = ()
 
     def loaded(self) -> list[LoadedConcept]:
         """The concepts, read from their files.
@@ -82,6 +84,9 @@ def run_generate(request: GenerateRequest) -> None:
             f"write {concept.residual.word!r} or <{concept.name}> in it to see the concept"
         )
     model = load_model(request.model, config=request.config)
+    for asked in request.loras:
+        file, strength = split_strength(asked)
+        model = with_lora(model, read_lora(checked_path(file)), file.name, strength)
     settings = sampling_of(model, request.sampling)
     with progress("drawing", settings.steps * -(-request.count // 8)) as advance:
         pictures = draw(
@@ -94,6 +99,7 @@ def run_generate(request: GenerateRequest) -> None:
         "model": model.name,
         "prompt": request.prompt,
         "concepts": {concept.name: concept.strength for concept in concepts},
+        "loras": request.loras,
         "seed": request.seed,
         "settings": asdict(settings) | {"residual": asdict(request.residual)},
         "replacement": {concept.name: asdict(concept.map_window) for concept in concepts},

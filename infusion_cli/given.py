@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,8 +15,9 @@ from infusion_core.embedded.identity import hash_of_model, hash_of_photo
 from infusion_core.embedded.model import EmbeddedModel
 from infusion_core.errors import InfusionError, printable
 from infusion_core.training.residual import ResidualSettings
+from infusion_core.training.settings import TrainSettings
 
-MODEL, PHOTOS = "model", "photos"
+MODEL, PHOTOS, CLASS_PICTURES = "model", "photos", "class pictures"
 # What a run that does not tell a setting had: the setting is younger than it. Maps were replaced throughout.
 _DEFAULTS = asdict(ResidualSettings(replacement_end=1.0))
 
@@ -24,18 +26,28 @@ def given_before_loading(
     word: str, templates: Sequence[str], settings: ResidualSettings, start: Path | None
 ) -> dict[str, Any]:
     """All that decides what is learned but photos and model, as JSON; how often snapshots are kept does not."""
-    kept = {name: value for name, value in asdict(settings).items() if name != "snapshot_every"}
     return {
         "continue": start and hashlib.sha256(start.read_bytes()).hexdigest(),
         "word": word,
         "template": list(templates),
-        **kept,
+        **given_settings(settings),
     }
+
+
+def given_settings(settings: TrainSettings) -> dict[str, Any]:
+    """Settings as JSON has them; how often snapshots are kept decides nothing."""
+    told: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return {name: value for name, value in told.items() if name != "snapshot_every"}
 
 
 def given_photos(photos: Sequence[Image.Image]) -> dict[str, Any]:
     """The photos as they were read, as JSON."""
     return {PHOTOS: [hash_of_photo(photo) for photo in photos]}
+
+
+def given_class(pictures: Sequence[Image.Image]) -> dict[str, Any]:
+    """Pictures of the class as they were read, as JSON."""
+    return {CLASS_PICTURES: [hash_of_photo(picture) for picture in pictures]}
 
 
 def given_model(model: EmbeddedModel) -> dict[str, Any]:
@@ -64,15 +76,15 @@ def _difference(name: str, before: Any, now: Any) -> str:
         return "" if before["hash"] == now["hash"] else f"the model was {other}"
     if before == now:
         return ""
-    if name == PHOTOS:
-        return _other_photos(before, now)
+    if name in (PHOTOS, CLASS_PICTURES):
+        return _other_photos(before, now, "photo" if name == PHOTOS else "class picture")
     if name == "continue":
         return "--continue was not given" if before is None else "--continue was given another concept"
     return f"{name.replace('_', '-')} was {printable(str(before))}"
 
 
-def _other_photos(before: Sequence[str], now: Sequence[str]) -> str:
+def _other_photos(before: Sequence[str], now: Sequence[str], what: str) -> str:
     if len(before) != len(now):
-        return f"there were {len(before)} photos, not {len(now)}"
+        return f"there were {len(before)} {what}s, not {len(now)}"
     others = [str(number) for number, pair in enumerate(zip(before, now, strict=True), 1) if pair[0] != pair[1]]
-    return f"photo {', '.join(others)} of {len(now)} was another"
+    return f"{what} {', '.join(others)} of {len(now)} was another"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
@@ -18,13 +19,34 @@ from infusion_core.embedded.tinyworld import Concept
 from infusion_core.embedded.tinyworld.captions import unseen_scenes
 from infusion_core.embedded.tinyworld.reading import read_concept
 from infusion_core.embedded.tinyworld.world import SHAPES
-from infusion_core.residuals import ConceptResidual
 
 from .console import progress
 from .output import peak_rss_mb
 
 SEEDS = (0, 1)
-Judge = Callable[[EmbeddedModel, Sequence[Image.Image], ConceptResidual], dict[str, Any]]
+Base = Callable[[], AbstractContextManager[None]]  # in which the model draws as the base model does
+
+
+class Judge(Protocol):
+    """Scores what was learned on a model."""
+
+    def __call__(
+        self, model: EmbeddedModel, photos: Sequence[Image.Image], word: str, phrase: str, ours: ev.Draw,
+        base: Base = nullcontext,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Figures of the report.
+
+        Args:
+            model: the base model.
+            photos: that were learned from.
+            word: the class word.
+            phrase: what prompts say for the subject.
+            ours: draws with what was learned.
+            base: in which the model draws as the base model does.
+        """
+        ...
+
+
 FIGURES = (  # what reports hold of it; null where TinyWorld cannot tell
     "concept_error",
     "scene_error",
@@ -49,46 +71,47 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    model: EmbeddedModel,
-    concept: Concept,
-    residual: ConceptResidual,
-    seeds: Sequence[int] = SEEDS,
+    model: EmbeddedModel, concept: Concept, ours: ev.Draw, phrase: str | None = None, base: Base = nullcontext
 ) -> Comparison:
     """Draw and score unseen prompts, with a progress bar.
 
     Args:
         model: TinyWorld.
         concept: what should appear.
-        residual: what was learned of it.
-        seeds: of the pictures of each prompt.
+        ours: draws with what was learned of it.
+        phrase: what prompts say for it; its word by default.
+        base: in which the model draws as the base model does.
     """
     scenes = unseen_scenes(concept)
-    settings = SampleSettings(model.steps, model.guidance)
-
-    def with_concepts(*concepts: LoadedConcept) -> ev.Draw:
-        return lambda prompt, count, seed: draw(model, prompt, concepts, count, seed, settings)
-
-    base, ours = with_concepts(), with_concepts(LoadedConcept(concept.name, residual))
+    plain = draw_with(model)
     with progress("drawing and scoring unseen prompts", 3 * len(scenes)) as advance:
-        bare = ev.evaluate(base, concept, scenes, seeds, on_scene=advance)
-        learned = ev.evaluate(ours, concept, scenes, seeds, on_scene=advance)
-        described = ev.evaluate(base, concept, scenes, seeds, describe=True, on_scene=advance)
+        learned = ev.evaluate(ours, concept, scenes, SEEDS, on_scene=advance, phrase=phrase)
+        with base():
+            bare = ev.evaluate(plain, concept, scenes, SEEDS, on_scene=advance)
+            described = ev.evaluate(plain, concept, scenes, SEEDS, describe=True, on_scene=advance)
     return Comparison(bare, learned, described)
 
 
+def draw_with(model: EmbeddedModel, *concepts: LoadedConcept) -> ev.Draw:
+    """Draws with a model as it stands, and with concepts."""
+    settings = SampleSettings(model.steps, model.guidance)
+    return lambda prompt, count, seed: draw(model, prompt, concepts, count, seed, settings)
+
+
 def score_on_tinyworld(
-    model: EmbeddedModel, photos: Sequence[Image.Image], residual: ConceptResidual
-) -> dict[str, Any]:
+    model: EmbeddedModel, photos: Sequence[Image.Image], word: str, phrase: str, ours: ev.Draw,
+    base: Base = nullcontext,
+) -> dict[str, Any]:  # fmt: skip
     """The figures only TinyWorld can give: the oracle reads the concept off the photos and scores unseen prompts.
 
     Nothing when the word is not one of TinyWorld's shapes.
     """
-    if residual.word not in SHAPES:
+    if word not in SHAPES:
         return {}
     started = time.monotonic()
-    concept = read_concept([square(p, model.resolution) for p in photos], residual.word)
-    figures = compare(model, concept, residual).figures | {"appearance_read_from_photos": concept.look.words}
-    return {**figures, "scoring_seconds": time.monotonic() - started, "peak_rss_mb": peak_rss_mb()}
+    concept = read_concept([square(p, model.resolution) for p in photos], word)
+    found = compare(model, concept, ours, phrase, base).figures | {"appearance_read_from_photos": concept.look.words}
+    return {**found, "scoring_seconds": time.monotonic() - started, "peak_rss_mb": peak_rss_mb()}
 
 
 # What can score a concept learned on a model that ships with the project, by the model's name.

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from infusion_core.captions import CAPTION_TEMPLATES, class_word, fill
+from infusion_core.concepts import LoadedConcept
 from infusion_core.embedded.model import EmbeddedModel, load_model
-from infusion_core.embedded.photos import find_photos, load_photos, thumbnail
+from infusion_core.embedded.photos import find_photos, thumbnail
 from infusion_core.embedded.tasks import trainer_for
-from infusion_core.errors import InfusionError
-from infusion_core.photos import Skipped, by_name
 from infusion_core.residual_file import Storage, load_concept, save_concept
 from infusion_core.residuals import ConceptResidual
-from infusion_core.training.engine import Trainer
 from infusion_core.training.record import RunRecord
 from infusion_core.training.residual import ResidualSettings
-from infusion_core.training.state import TrainState, load_state, save_state
 
 from .alone import alone
-from .console import Interrupt, progress, say
+from .console import say
+from .course import Course, former, photos_in
 from .given import given_before_loading, given_model, given_photos, require_same
 from .output import peak_rss_mb
 from .places import Places
-from .scoring import FIGURES, JUDGES
+from .scoring import FIGURES, JUDGES, draw_with
 
 
 @dataclass(frozen=True)
@@ -86,14 +83,15 @@ def run_train(request: TrainRequest, model: EmbeddedModel | None = None) -> Trai
 def train_alone(request: TrainRequest, model: EmbeddedModel | None = None, score: bool = True) -> Trained:
     """As `run_train`, for who has checked the request and keeps other runs away already; scores unless told not to."""
     run = _Run.start(request, model)
-    run.train()
+    run.course.train()
     concept = run.concept()
     size = save_concept(request.out, concept, request.storage)
     report = run.report(concept, size)
     request.places.write_reports(report)
     judge = JUDGES.get(run.model.name)
     if score and judge is not None:
-        report.update(judge(run.model, run.photos, concept))
+        ours = draw_with(run.model, LoadedConcept(request.out.stem, concept))
+        report.update(judge(run.model, run.photos, request.word, request.word, ours))
         request.places.write_reports(report)
     say(f"Wrote {request.out} ({size:,} bytes) and report.json beside it")
     return Trained(concept, report, run.photos)
@@ -106,10 +104,8 @@ class _Run:
     request: TrainRequest
     model: EmbeddedModel
     photos: list[Image.Image]
-    trainer: Trainer[ConceptResidual]
+    course: Course
     started: float
-    record: RunRecord
-    given: dict[str, Any]
 
     @classmethod
     def start(cls, request: TrainRequest, model: EmbeddedModel | None) -> _Run:
@@ -122,57 +118,29 @@ class _Run:
         find_photos(request.images)
         first = load_concept(request.start) if request.start else None
         given = given_before_loading(request.word, request.templates, request.settings, request.start)
-        state = _former(request) if request.resume else None
+        state = former(request.places) if request.resume else None
         if state:
             require_same(state.told["given"], given)
         model = model or load_model(request.model, config=request.config)
-        photos = _load(request.images, model.resolution)
+        photos = photos_in(request.images, model.resolution)
         given |= given_photos(photos) | given_model(model)
         if state:
             require_same(state.told["given"], given)
         trainer = trainer_for(model, photos, request.word, request.settings, request.templates, first, state)
         record = RunRecord(request.settings, len(photos), model.resolution)
-        if state:
-            record.restore(state.told["course"])
-        else:
-            request.places.clear()
-        return cls(request, model, photos, trainer, started, record, given)
 
-    def train(self) -> None:
-        """Train to the last step.
+        def write(path: Path) -> int:
+            return save_concept(path, run.concept(), request.storage)
 
-        Raises:
-            SystemExit: Ctrl-C or SIGTERM stopped it; what was learned is kept.
-        """
-        word, steps = self.request.word, self.request.settings.steps
-        with Interrupt() as interrupt, progress(f"learning {word!r}", steps) as advance:
-            advance(steps=self.trainer.step)
-            for report in self.trainer.run():
-                self.record.add(report)
-                advance(note=f"loss {report.loss:.4f}")
-                if report.validation_loss is not None:
-                    self.snapshot()
-                if interrupt.asked:
-                    break
-        if self.trainer.step < steps:
-            say(f"Stopped at step {self.trainer.step}. A usable concept is in {self.snapshot()}")
-            say("Give the same command with --resume to go on.")
-            sys.exit(interrupt.exit_code)
-
-    def snapshot(self) -> Path:
-        """Write the concept as learned so far, and then the state to go on from: one file, so that all of it fits."""
-        step = self.trainer.step
-        path = self.request.places.snapshot(step)
-        save_concept(path, self.concept(), self.request.storage)
-        self.record.wrote(step, str(path))
-        told = {"given": self.given, "course": self.record.course()}
-        save_state(self.request.places.state, replace(self.trainer.state(), told=told))
-        return path
+        course = Course(trainer, record, request.places, given, write, "concept", f"learning {request.word!r}")
+        course.begin(state)
+        run = cls(request, model, photos, course, started)
+        return run
 
     def concept(self) -> ConceptResidual:
         """The concept as learned so far, with what its file tells."""
-        learned, step = self.trainer.learned(), self.trainer.step
-        return self.record.described(learned, step, self.request.out.stem, thumbnail(self.photos[0]))
+        learned, step = self.course.trainer.learned(), self.course.trainer.step
+        return self.course.record.described(learned, step, self.request.out.stem, thumbnail(self.photos[0]))
 
     def report(self, concept: ConceptResidual, size: int) -> dict[str, Any]:
         """The report of the finished run; `size` is the concept file's, bytes."""
@@ -182,34 +150,10 @@ class _Run:
             "word": self.request.word,
             "images": len(self.photos),
             "settings": asdict(self.request.settings),
-            **self.record.course(),
+            **self.course.record.course(),
             "concept_file": str(self.request.out),
             "concept_file_bytes": size,
             "parameters": concept.parameter_count,
             "seconds": time.monotonic() - self.started,
             "peak_rss_mb": peak_rss_mb(),
         }
-
-
-def _load(folder: Path, edge: int) -> list[Image.Image]:
-    """The photos of a folder, as large as training needs them; what is skipped is said."""
-    skipped: list[Skipped] = []
-    photos = load_photos(folder, edge, skipped)
-    for file in by_name(skipped):
-        say(f"Skipped {file}")
-    return photos
-
-
-def _former(request: TrainRequest) -> TrainState:
-    """The state of the run to go on with.
-
-    Raises:
-        InfusionError: there is none, or no such command wrote it.
-    """
-    path = request.places.state
-    if not path.exists():
-        raise InfusionError(f"nothing to resume: there is no {path}; leave --resume out")
-    state = load_state(path)
-    if state.told.keys() != {"given", "course"} or len(state.told["course"]["losses"]) != state.step:
-        raise InfusionError(f"{path} is not the state of a run of infusion train; leave --resume out to start afresh")
-    return state

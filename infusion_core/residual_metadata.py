@@ -21,7 +21,7 @@ HASH = "content_sha256"
 _NEEDED = ("word", "layout", "base", "context_width", "modelspec.prediction_type")
 _MODELSPEC = ("title", "resolution", "date")  # training settings that ModelSpec has keys for
 _PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}
-_MODELSPEC_ARCHITECTURES = {
+MODELSPEC_ARCHITECTURES = {
     "sd1": "stable-diffusion-v1",
     "sd2": "stable-diffusion-v2",
     "sdxl": "stable-diffusion-xl-v1-base",
@@ -41,7 +41,7 @@ def metadata_of(concept: ConceptResidual) -> dict[str, str]:
     }
     check_description(replace(concept, training=training))
     word = word_of(concept.word)
-    base = _MODELSPEC_ARCHITECTURES.get(concept.architecture, concept.architecture)
+    base = MODELSPEC_ARCHITECTURES.get(concept.architecture, concept.architecture)
     metadata = {
         "format": FORMAT,
         "format_version": VERSION,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..residuals import ConceptResidual
 from .engine import StepReport
+from .lora import LoraSettings
 from .residual import ResidualSettings
+
+INDICATED = 200  # how often a run notes its indicator, at most
 
 
 @dataclass(frozen=True)
@@ -31,18 +34,22 @@ class RunRecord:
         losses: of every step.
         validation: step and validation loss, where it was measured.
         snapshots: that were written.
+        indicator: step and overfitting per timestep bin, from time to time, where the run takes it.
     """
 
-    settings: ResidualSettings
+    settings: ResidualSettings | LoraSettings
     images: int
     resolution: int
     losses: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
     snapshots: list[SnapshotFile] = field(default_factory=list)
+    indicator: list[tuple[int, list[float]]] = field(default_factory=list)
 
-    def add(self, report: StepReport) -> None:
-        """Note what a step did."""
+    def add(self, report: StepReport, gamma: Sequence[float] | None = None) -> None:
+        """Note what a step did, and how overfitted the run is after it, per timestep bin."""
         self.losses.append(report.loss)
+        if gamma is not None and (report.step % -(-report.steps // INDICATED) == 0 or report.step == report.steps):
+            self.indicator.append((report.step, [round(value, 4) for value in gamma]))
         if report.validation_loss is not None:
             self.validation.append((report.step, report.validation_loss))
 
@@ -57,9 +64,12 @@ class RunRecord:
 
     def described(self, concept: ConceptResidual, step: int, title: str, thumbnail: bytes) -> ConceptResidual:
         """A concept, as learned after `step` steps, with what its file tells of the run."""
+        return replace(concept, training={**concept.training, **self.facts(step, title)}, thumbnail=thumbnail)
+
+    def facts(self, step: int, title: str) -> dict[str, str]:
+        """What a file tells of the run after `step` steps."""
         settings, validation = self.settings, self.validated(step)
         facts = {
-            **concept.training,
             "steps": str(step),
             "lr": f"{settings.learning_rate:g}",
             "batch": str(settings.batch_size * settings.accumulation),
@@ -70,18 +80,20 @@ class RunRecord:
         }
         if validation is not None:
             facts["validation_loss"] = f"{validation:.5f}"
-        return replace(concept, training=facts, thumbnail=thumbnail)
+        return facts
 
     def restore(self, told: Mapping[str, Any]) -> None:
         """Take back the course of the interrupted run, as `course` told it."""
         self.losses = list(told["losses"])
         self.validation = [(step, loss) for step, loss in told["validation"]]
         self.snapshots = [SnapshotFile(**snapshot) for snapshot in told["snapshots"]]
+        self.indicator = [(step, gamma) for step, gamma in told.get("indicator", [])]
 
     def course(self) -> dict[str, Any]:
         """Losses and snapshots, for a report and for `restore`; anything JSON can hold."""
-        return {
+        told: dict[str, Any] = {
             "losses": list(self.losses),
             "validation": [list(measured) for measured in self.validation],
             "snapshots": [vars(snapshot) for snapshot in self.snapshots],
         }
+        return told | ({"indicator": [list(taken) for taken in self.indicator]} if self.indicator else {})

@@ -150,7 +150,7 @@ def test_a_spoilt_or_foreign_state_is_refused_in_one_line(ran):
 def test_starting_afresh_clears_the_state_and_nothing_of_the_users(ran, monkeypatch):
     mine = ran.places.snapshots / "mine.txt"
     mine.write_text("mine")
-    monkeypatch.setattr("infusion_cli.train._Run.train", stop)
+    monkeypatch.setattr("infusion_cli.course.Course.train", stop)
     with pytest.raises(SystemExit):
         run_train(replace(ran, resume=False), toy_model())
     assert not ran.places.state.exists()

@@ -1,0 +1,228 @@
+"""What the command ``apt`` does: train a LoRA that watches its own overfitting."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from infusion_core.atomic import write_atomic
+from infusion_core.captions import CAPTION_TEMPLATES, class_word, fill
+from infusion_core.embedded.lora import apt_trainer
+from infusion_core.embedded.model import EmbeddedModel, load_model
+from infusion_core.embedded.photos import find_photos, thumbnail
+from infusion_core.embedded.sampling import SampleSettings
+from infusion_core.embedded.tasks import draw
+from infusion_core.errors import InfusionError
+from infusion_core.lora import LoraSet
+from infusion_core.lora_output import LoraStorage, TrainedLora, lora_bytes
+from infusion_core.training.apt import AptObjective, AptSettings
+from infusion_core.training.record import RunRecord
+
+from .alone import alone
+from .console import progress, say
+from .course import Course, former, photos_in
+from .given import given_class, given_model, given_photos, given_settings, require_same
+from .output import peak_rss_mb, save_picture
+from .pages import figure_png
+from .places import Places
+from .scoring import FIGURES, JUDGES
+
+PRIOR_SEED = 500_000  # of the first picture of the class that is drawn
+
+
+@dataclass(frozen=True)
+class AptRequest:
+    """What `infusion apt` was asked for.
+
+    Attributes:
+        model: base model.
+        images: folder of photos.
+        word: class word of the subject.
+        identifier: rare word in front of it; empty for none.
+        out: the LoRA file to write.
+        settings: how to train.
+        templates: captions with ``{}`` for the subject.
+        prior: folder of pictures of the class, or None.
+        prior_count: pictures that it should hold; those that are missing are drawn by the base model.
+        resume: go on with an interrupted run.
+        storage: of the file.
+        config: of a base model that is a single file.
+    """
+
+    model: str
+    images: Path
+    word: str
+    identifier: str
+    out: Path
+    settings: AptSettings
+    templates: tuple[str, ...] = CAPTION_TEMPLATES
+    prior: Path | None = None
+    prior_count: int = 0
+    resume: bool = False
+    storage: LoraStorage = "fp16"
+    config: Path | None = None
+
+    @property
+    def phrase(self) -> str:
+        """What captions and prompts say for the subject."""
+        return f"{self.identifier} {self.word}".strip()
+
+    @property
+    def places(self) -> Places:
+        """Where the run writes."""
+        return Places(self.out)
+
+    def check(self) -> None:
+        """See what can be seen without reading or writing anything.
+
+        Raises:
+            InfusionError: a word, a template, the place or the pictures of the class cannot be.
+        """
+        class_word(self.word)
+        fill(self.templates, self.phrase)
+        if self.prior_count and self.prior is None:
+            raise InfusionError("--prior-count needs --prior, the folder where pictures of the class are kept")
+        self.places.check()
+
+
+def run_apt(request: AptRequest, model: EmbeddedModel | None = None) -> dict[str, Any]:
+    """Train, with a progress bar, snapshots and reports beside the LoRA file; on TinyWorld the oracle scores it.
+
+    Ctrl-C and SIGTERM write a snapshot and exit with code 130 or 143; ``--resume`` goes on from there.
+
+    Returns:
+        the report.
+
+    Raises:
+        InfusionError: bad input, another run is writing the same file, or the disk is full.
+    """
+    request.check()
+    with alone(request.out):
+        return _Run(request, model).go()
+
+
+class _Run:
+    """One run of the command."""
+
+    def __init__(self, request: AptRequest, model: EmbeddedModel | None) -> None:
+        self.request, self.started = request, time.monotonic()
+        find_photos(request.images)
+        settings = request.settings
+        given = given_settings(settings) | {"phrase": request.phrase, "template": list(request.templates)}
+        state = former(request.places) if request.resume else None
+        if state:
+            require_same(state.told["given"], given)
+        self.model = model or load_model(request.model, config=request.config)
+        self.photos = photos_in(request.images, self.model.resolution)
+        pictures = _prior(request, self.model)
+        given |= given_photos(self.photos) | given_class(pictures) | given_model(self.model)
+        if state:
+            require_same(state.told["given"], given)
+        captions, of_class = (fill(request.templates, words) for words in (request.phrase, request.word))
+        self.trainer = apt_trainer(self.model, self.photos, captions, settings, pictures, of_class, state)
+        objective = self.trainer.objective
+        assert isinstance(objective, AptObjective)
+        self.objective = objective
+        self.record = RunRecord(settings, len(self.photos), self.model.resolution)
+        indicator = objective.indicator if settings.compares else None
+        title = f"learning {request.phrase!r}"
+        self.course = Course(self.trainer, self.record, request.places, given, self.write, "LoRA", title, indicator)
+        self.course.begin(state)
+
+    @property
+    def lora(self) -> LoraSet:
+        """What is trained."""
+        return self.objective.lora
+
+    def go(self) -> dict[str, Any]:
+        """Train to the last step, write, and score with the LoRA still in the network."""
+        request = self.request
+        with self.lora.installed():
+            self.course.train()
+            size = self.write(request.out)
+            report = self._report(size)
+            self._write_reports(report)
+            judge = JUDGES.get(self.model.name)
+            if judge is not None:
+                settings = SampleSettings(self.model.steps, self.model.guidance)
+
+                def ours(prompt: str, count: int, seed: int) -> list[Image.Image]:
+                    return draw(self.model, prompt, (), count, seed, settings)
+
+                report.update(judge(self.model, self.photos, request.word, request.phrase, ours, self.lora.off))
+                self._write_reports(report)
+        say(f"Wrote {request.out} ({size:,} bytes) and report.json beside it; prompts say {request.phrase!r}")
+        return report
+
+    def write(self, path: Path) -> int:
+        """Write the LoRA as learned so far; returns the file's size in bytes."""
+        step, request = self.trainer.step, self.request
+        facts = self.record.facts(step, request.out.stem)
+        lora = TrainedLora(
+            self.trainer.learned(), self.lora.alpha, self.model.denoiser.base, request.phrase, facts,
+            thumbnail(self.photos[0]),
+        )  # fmt: skip
+        data = lora_bytes(lora, request.storage)
+        write_atomic(path, data)
+        return len(data)
+
+    def _report(self, size: int) -> dict[str, Any]:
+        return {
+            **dict.fromkeys(FIGURES),
+            "model": self.model.name,
+            "word": self.request.word,
+            "phrase": self.request.phrase,
+            "images": len(self.photos),
+            "settings": asdict(self.request.settings),
+            **self.record.course(),
+            "lora_file": str(self.request.out),
+            "lora_file_bytes": size,
+            "seconds": time.monotonic() - self.started,
+            "peak_rss_mb": peak_rss_mb(),
+        }
+
+    def _write_reports(self, report: dict[str, Any]) -> None:
+        self.request.places.write_reports(report)
+        if self.record.indicator:
+            write_atomic(self.request.out.with_suffix(".overfitting.png"), figure_png(_curve(self.record)))
+
+
+def _prior(request: AptRequest, model: EmbeddedModel) -> list[Image.Image]:
+    """Pictures of the class: those of the folder, and those that the base model draws since they are missing."""
+    if request.prior is None:
+        return []
+    folder = request.prior
+    there = len(list(folder.glob("*"))) if folder.is_dir() else 0
+    missing = range(there, request.prior_count)
+    if missing:
+        settings, prompt = SampleSettings(model.steps, model.guidance), fill(request.templates[:1], request.word)[0]
+        with progress(f"drawing {request.word!r} for --prior", settings.steps * -(-len(missing) // 8)) as advance:
+            seed = PRIOR_SEED + there
+            drawn = draw(model, prompt, (), len(missing), seed, settings, on_step=lambda _: advance())
+        for number, picture in zip(missing, drawn, strict=True):
+            save_picture(folder / f"{number:05d}.png", picture)
+    return photos_in(folder, model.resolution)
+
+
+def _curve(record: RunRecord) -> Figure:
+    """How overfitted the run is, over its steps, a line for each part of the noise levels."""
+    import matplotlib
+
+    steps = [step for step, _ in record.indicator]
+    bins = len(record.indicator[0][1])
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    colours = matplotlib.colormaps["viridis"]
+    for number in range(bins):
+        label = {0: "least noise", bins - 1: "most noise"}.get(number)
+        shade = colours(number / max(1, bins - 1))
+        axes.plot(steps, [gamma[number] for _, gamma in record.indicator], color=shade, label=label)
+    axes.set(xlabel="step", ylabel="overfitted", ylim=(0, 1))
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return figure

@@ -1,0 +1,113 @@
+"""One training run of a command: progress, snapshots, Ctrl-C, and the state that --resume goes on from."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from infusion_core.embedded.photos import load_photos
+from infusion_core.errors import InfusionError
+from infusion_core.photos import Skipped, by_name
+from infusion_core.training.engine import Trainer
+from infusion_core.training.overfitting import Indicator
+from infusion_core.training.record import RunRecord
+from infusion_core.training.state import TrainState, load_state, save_state
+
+from .console import Interrupt, progress, say
+from .places import Places
+
+
+@dataclass
+class Course:
+    """A run.
+
+    Attributes:
+        trainer: does the work.
+        record: of the run.
+        places: where it writes.
+        given: what decides what is learned, see `given`.
+        write: writes what has been learned so far to a file; returns its size in bytes.
+        what: is learned, for people: ``concept``.
+        title: of the progress bar.
+        indicator: of overfitting, where the run takes one.
+    """
+
+    trainer: Trainer[Any]
+    record: RunRecord
+    places: Places
+    given: dict[str, Any]
+    write: Callable[[Path], int]
+    what: str
+    title: str
+    indicator: Indicator | None = None
+
+    def begin(self, state: TrainState | None) -> None:
+        """Take back the course of an interrupted run, or make room for a new one."""
+        if state:
+            self.record.restore(state.told["course"])
+        else:
+            self.places.clear()
+
+    def train(self) -> None:
+        """Train to the last step.
+
+        Raises:
+            SystemExit: Ctrl-C or SIGTERM stopped it; what was learned is kept.
+        """
+        steps = self.record.settings.steps
+        with Interrupt() as interrupt, progress(self.title, steps) as advance:
+            advance(steps=self.trainer.step)
+            for report in self.trainer.run():
+                note = f"loss {report.loss:.4f}"
+                gamma = None if self.indicator is None else self.indicator.gamma.tolist()
+                if gamma:
+                    note += f", overfitted {sum(gamma) / len(gamma):.2f}"
+                self.record.add(report, gamma)
+                advance(note=note)
+                if report.validation_loss is not None:
+                    self.snapshot()
+                if interrupt.asked:
+                    break
+        if self.trainer.step < steps:
+            say(f"Stopped at step {self.trainer.step}. A usable {self.what} is in {self.snapshot()}")
+            say("Give the same command with --resume to go on.")
+            sys.exit(interrupt.exit_code)
+
+    def snapshot(self) -> Path:
+        """Write what has been learned so far, and then the state to go on from: one file, so that all of it fits."""
+        step = self.trainer.step
+        path = self.places.snapshot(step)
+        self.write(path)
+        self.record.wrote(step, str(path))
+        told = {"given": self.given, "course": self.record.course()}
+        save_state(self.places.state, replace(self.trainer.state(), told=told))
+        return path
+
+
+def former(places: Places) -> TrainState:
+    """The state of the run to go on with.
+
+    Raises:
+        InfusionError: there is none, or no such command wrote it.
+    """
+    path = places.state
+    if not path.exists():
+        raise InfusionError(f"nothing to resume: there is no {path}; leave --resume out")
+    state = load_state(path)
+    if state.told.keys() != {"given", "course"} or len(state.told["course"]["losses"]) != state.step:
+        raise InfusionError(f"{path} is not the state of a run of infusion train; leave --resume out to start afresh")
+    return state
+
+
+def photos_in(folder: Path, edge: int) -> list[Image.Image]:
+    """The photos of a folder, as large as training needs them; what is skipped is said."""
+    skipped: list[Skipped] = []
+    photos = load_photos(folder, edge, skipped)
+    for file in by_name(skipped):
+        say(f"Skipped {file}")
+    return photos

@@ -95,7 +95,7 @@ def test_an_interrupted_run_goes_on_to_the_same_file(request_, model, monkeypatc
     whole = request_.out.read_bytes()
     other = replace(request_, out=tmp_path / "other" / "acorn.safetensors")
 
-    class Stopped(Exception):
+    class StoppedError(Exception):
         pass
 
     from infusion_cli import course
@@ -104,10 +104,10 @@ def test_an_interrupted_run_goes_on_to_the_same_file(request_, model, monkeypatc
 
     def stop(self):
         snapshot(self)
-        raise Stopped
+        raise StoppedError
 
     monkeypatch.setattr(course.Course, "snapshot", stop)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         run_apt(other, model)
     assert not other.out.exists()
     monkeypatch.undo()
@@ -137,8 +137,8 @@ def test_pictures_of_the_class_are_drawn_where_they_are_missing(request_, model,
     run_apt(replace(asked, prior_count=3), model)
     assert len(list(prior.iterdir())) == 3
     assert all((prior / name).read_bytes() == data for name, data in first.items())
+    (prior / "00002.png").unlink()
     with pytest.raises(InfusionError, match="there were 3 class pictures, not 2"):
-        (prior / "00002.png").unlink()
         run_apt(replace(asked, prior_count=0, resume=True), model)
 
 

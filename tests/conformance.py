@@ -138,6 +138,11 @@ def observed(denoiser: Any, package: str, given: Tensors) -> Tensors:
     reader = host.core("dreamblend").MapDistance(other)
     host.predict(readers=[reader])
     out["distance"] = reader.total
+    features: Tensors = {}
+    out["watched"] = host.predict(features=[lambda site, seen: features.__setitem__(site.name, seen)])
+    out |= {f"features/{site}": seen for site, seen in features.items()}
+    host.predict(source=supplied, features=[lambda site, seen: features.__setitem__(site.name, seen)])
+    out |= {f"features of supplied/{site}": seen for site, seen in features.items()}
     for layout in LAYOUTS:
         out[layout] = host.predict(injections=host.injections(layout))
         out[f"supplied {layout}"] = host.predict(source=supplied, injections=host.injections(layout))
@@ -170,6 +175,7 @@ class Explicit:
         share: of the chosen maps; the rest is of each row's own.
         seen: filled: query and key that were attended with, by site.
         maps: filled: the maps (R, heads, N, L), by site.
+        features: filled: what self-attention gives, (R, N, C), by site.
     """
 
     choose: Callable[[str, Tensor, Tensor], Pair]
@@ -178,6 +184,7 @@ class Explicit:
     share: float = 1.0
     seen: dict[str, Pair] = field(default_factory=dict)
     maps: Tensors = field(default_factory=dict)
+    features: Tensors = field(default_factory=dict)
 
     def run(self, model: Any, which: str = "own") -> Tensor:
         """The network's output."""
@@ -186,7 +193,15 @@ class Explicit:
         before = dict(unet.attn_processors)
         ours = {f"{path}.attn2.processor": self.processor(site) for path, site in model.denoiser._sites.items()}
         unet.set_attn_processor({**before, **ours})
+        handles = [
+            unet.get_submodule(f"{path}.attn1.to_out.0").register_forward_hook(
+                lambda _, given, seen, name=site.name: self.features.__setitem__(name, seen)
+            )
+            for path, site in model.denoiser._sites.items()
+        ]
         out = unet(scaled, torch.tensor(TIMES[which]), encoder_hidden_states=self.given[f"{which}/context"]).sample
+        for handle in handles:
+            handle.remove()
         unet.set_attn_processor(before)
         return out  # type: ignore[no-any-return]
 
@@ -266,11 +281,13 @@ def expected(model: Any, given: Tensors) -> Tensors:
         explicit = Explicit(choose, None, given)
         _keep(out, case, explicit.run(model), explicit.seen)
         if case == "recorded":
-            out["plain"] = out["recorded"]
+            out["plain"] = out["watched"] = out["recorded"]
             apart = [(explicit.maps[site] - maps).abs().flatten(1).mean(1) for site, maps in others.maps.items()]
             out["distance"] = torch.stack(apart).sum(0)
             _keep(out, "rows", out["plain"], {s: (q[RECORDED], k[RECORDED]) for s, (q, k) in explicit.seen.items()})
         if case != "swapped":
+            of = "features" if case == "recorded" else "features of supplied"
+            out |= {f"{of}/{site}": seen for site, seen in explicit.features.items()}
             out |= _words("words" if case == "recorded" else "supplied words", explicit.maps)
     for layout in LAYOUTS:
         out[layout] = Explicit(own, layout, given).run(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -96,12 +96,14 @@ class HostDenoiser:
     def predict(self, noised: Tensor, sigma: Tensor, conditioning: Conditioning, plan: Plan) -> Tensor:
         """The network's own output; the host's model function does the work, at both hook points."""
         options: dict[str, Any] = {"sigmas": sigma, "optimized_attention_override": differentiable_attention}
-        if not plan.empty:
+        patches: dict[str, Any] = {"attn1_output_patch": [self._watching(plan)]} if plan.features else {}
+        if not plan.leaves_cross_attention:
+            patches["attn2_patch"] = [patch_inputs]
             options |= {
                 PASS: PlannedPass(self.base.sites_by_name, self._layers, plan),
-                "patches": {"attn2_patch": [patch_inputs]},
                 "patches_replace": {"attn2": self._replacers},
             }
+        options |= {"patches": patches} if patches else {}
         denoised = self._inner.apply_model(
             noised, sigma, **{_TEXT: conditioning.context}, transformer_options=options, **conditioning.extras
         )
@@ -110,6 +112,16 @@ class HostDenoiser:
         if self.prediction == "epsilon":
             return (noised - denoised) / s  # type: ignore[no-any-return]
         return (noised / (s.square() + 1) - denoised) * (s.square() + 1).sqrt() / s  # type: ignore[no-any-return]
+
+    def _watching(self, plan: Plan) -> Callable[[Tensor, Mapping[str, Any]], Tensor]:
+        """What shows the output of self-attention to a plan's readers."""
+
+        def watch(features: Tensor, extra: Mapping[str, Any]) -> Tensor:
+            for reader in plan.features:
+                reader(self.base.sites_by_name[site_name(extra)], features)
+            return features
+
+        return watch
 
 
 @contextmanager

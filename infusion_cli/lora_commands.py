@@ -9,10 +9,10 @@ import typer
 
 from infusion_core.captions import CAPTION_TEMPLATES
 from infusion_core.dreamblend import BlendSettings, Distance, Mode
+from infusion_core.lora_layers import Targets
 from infusion_core.lora_output import LoraStorage
 from infusion_core.schedule import RateSchedule, Window
 from infusion_core.training.apt import AptSettings
-from infusion_core.training.lora import Targets
 from infusion_core.training.objective import Weighting
 from infusion_core.training.overfitting import IndicatorSettings
 

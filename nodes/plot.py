@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-WIDTH, HEIGHT = 768, 384
+WIDTH, HEIGHT, BARS = 768, 384, 150
 LEFT, TOP, RIGHT, BOTTOM = 70, 40, 20, 40
 GREY, BLUE, ORANGE, INK = "#b9c2cc", "#1f6feb", "#d1491b", "#22272e"
 
@@ -21,7 +21,7 @@ class Series:
     """One thing that is drawn.
 
     Attributes:
-        label: in the legend.
+        label: in the legend; empty for none.
         colour: as Pillow names it.
         points: x and y of each.
         line: width of the line that joins them, px; 0 for none.
@@ -89,7 +89,56 @@ def _draw(draw: ImageDraw.ImageDraw, series: Series, points: list[Point]) -> Non
 
 def _legend(draw: ImageDraw.ImageDraw, series: Sequence[Series]) -> None:
     x = float(LEFT)
-    for one in series:
+    for one in (one for one in series if one.label):
         draw.rectangle((x, 16, x + 14, 24), fill=one.colour)
         draw.text((x + 20, 14), one.label, fill=INK)
         x += 40 + draw.textlength(one.label)
+
+
+def standing(gamma: Sequence[float]) -> Image.Image:
+    """How overfitted a run is: a bar for each part of the noise levels, the least noise on the left."""
+    picture = Image.new("RGB", (WIDTH, BARS), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.text((8, 6), f"overfitted, from least noise to most: {sum(gamma) / len(gamma):.0%}", fill=INK)
+    wide, room = (WIDTH - 16) / len(gamma), BARS - 30
+    for number, value in enumerate(gamma):
+        left = 8 + number * wide
+        draw.rectangle((left, 24, left + wide - 4, BARS - 6), fill="#eef1f4")
+        draw.rectangle((left, 24 + room * (1 - value), left + wide - 4, BARS - 6), fill=shade(number, len(gamma)))
+    return picture
+
+
+def overfitting_plot(indicator: Sequence[tuple[int, Sequence[float]]]) -> torch.Tensor:
+    """How overfitted a run was over its steps, a line for each part of the noise levels, as IMAGE (1, H, W, 3)."""
+    if not indicator:
+        return plot([Series("overfitting was not measured", GREY, [(0, 0)])], 0.0, 1.0)
+    bins = len(indicator[0][1])
+    labels = {0: "least noise", bins - 1: "most noise"}
+    lines = [
+        Series(labels.get(bin_, ""), shade(bin_, bins), [(step, gamma[bin_]) for step, gamma in indicator], line=2)
+        for bin_ in range(bins)
+    ]
+    return plot(lines, 0.0, 1.0)
+
+
+def shade(number: int, count: int) -> str:
+    """A colour between blue and orange."""
+    share = number / max(1, count - 1)
+    mixed = [round(a + (b - a) * share) for a, b in zip(_rgb(BLUE), _rgb(ORANGE), strict=True)]
+    return "#" + "".join(f"{value:02x}" for value in mixed)
+
+
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures below each other, as wide as the first."""
+    width = pictures[0].width
+    scaled = [p if p.width == width else p.resize((width, round(p.height * width / p.width))) for p in pictures]
+    out = Image.new("RGB", (width, sum(p.height for p in scaled)))
+    top = 0
+    for picture in scaled:
+        out.paste(picture, (0, top))
+        top += picture.height
+    return out
+
+
+def _rgb(colour: str) -> tuple[int, ...]:
+    return tuple(bytes.fromhex(colour[1:]))

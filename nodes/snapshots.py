@@ -1,9 +1,13 @@
-"""Snapshots of training runs: a folder per run below ``output/infusion/snapshots``, and which of them stay."""
+"""Snapshots of training runs: a folder per run, and which of them stay.
+
+Those of concepts are below ``output/infusion/snapshots``, those of LoRAs where every node that loads LoRAs finds them.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -11,8 +15,7 @@ from pathlib import Path
 from ..infusion_core.atomic import check_writable, clear_leftovers
 from ..infusion_core.concepts import LoadedConcept
 from ..infusion_core.errors import InfusionError
-from ..infusion_core.residual_file import load_concept, save_concept
-from ..infusion_core.residuals import ConceptResidual
+from ..infusion_core.residual_file import load_concept
 from . import library
 
 RUNS_KEPT = 5
@@ -25,10 +28,14 @@ class RunFolder:
     """The folder of one training run, made when its first snapshot is written.
 
     Attributes:
-        word: the concept's.
+        word: the subject's.
+        root: of all such runs.
+        kept: of those, the newest that stay; None for all.
     """
 
     word: str
+    root: Path
+    kept: int | None = None
     _folder: Path | None = field(default=None, init=False)
 
     def check(self) -> None:
@@ -37,25 +44,39 @@ class RunFolder:
         Raises:
             InfusionError: they cannot.
         """
-        check_writable(root())
+        check_writable(self.root)
 
-    def save(self, concept: ConceptResidual, step: int) -> Path:
-        """Write the concept as it is after a step; runs beyond the newest `RUNS_KEPT` go when the first is written.
+    def save(self, step: int, write: Callable[[Path], object]) -> Path:
+        """Write what has been learned after a step; runs beyond the newest that stay go when the first is written.
+
+        Args:
+            step: of the training.
+            write: writes a file.
 
         Raises:
             InfusionError: the disk is full.
         """
         first = self._folder is None
-        folder = self._folder = self._folder or _new_folder(self.word)
+        folder = self._folder = self._folder or _new_folder(self.root, self.word)
         path = folder / f"step-{step:05d}{library.SUFFIX}"
-        save_concept(path, concept)
-        if first:
-            clear(keep=folder)
+        write(path)
+        if first and self.kept is not None:
+            clear(folder, self.kept)
         return path
 
 
+def concept_run(word: str) -> RunFolder:
+    """The folder of a run that learns a concept."""
+    return RunFolder(word, root(), RUNS_KEPT)
+
+
+def lora_run(phrase: str) -> RunFolder:
+    """The folder of a run that learns a LoRA; all stay, since graphs load them from there."""
+    return RunFolder(phrase, library.output().parent / "loras" / "apt")
+
+
 def root() -> Path:
-    """The folder of all snapshots."""
+    """The folder of all snapshots of concepts."""
     return library.output() / library.SNAPSHOTS
 
 
@@ -86,16 +107,17 @@ def load(name: str, strength: float) -> LoadedConcept:
     return LoadedConcept(name.replace("/", "-"), load_concept(path_of(name), name), strength)
 
 
-def clear(keep: Path) -> None:
-    """Remove the folders of all but the newest `RUNS_KEPT` runs.
+def clear(keep: Path, kept: int) -> None:
+    """Remove the folders of all but the newest runs.
 
     A folder that was renamed, or holds anything but snapshots, is the user's: it is neither counted nor touched.
 
     Args:
         keep: the folder of the run that is going on; it stays and counts.
+        kept: runs that stay.
     """
-    others = sorted((path for path in root().iterdir() if path != keep and _is_ours(path)), reverse=True)
-    for folder in others[RUNS_KEPT - 1 :]:
+    others = sorted((path for path in keep.parent.iterdir() if path != keep and _is_ours(path)), reverse=True)
+    for folder in others[kept - 1 :]:
         try:
             for file in folder.iterdir():
                 file.unlink()
@@ -112,7 +134,7 @@ def _is_ours(folder: Path) -> bool:
     return all(_STEP.fullmatch(f.name) and f.is_file() and not f.is_symlink() for f in folder.iterdir())
 
 
-def _new_folder(word: str) -> Path:
+def _new_folder(root: Path, word: str) -> Path:
     """A folder named by date, time and word; with a number if another run began in the same second.
 
     Raises:
@@ -121,7 +143,7 @@ def _new_folder(word: str) -> Path:
     plain = re.sub(r"[^\w-]+", "-", word).strip("-")
     name, number = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{plain}", 1
     while True:
-        folder = root() / (name if number == 1 else f"{name}-{number}")
+        folder = root / (name if number == 1 else f"{name}-{number}")
         try:
             folder.mkdir(parents=True)
             return folder

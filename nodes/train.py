@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import comfy.model_management
-import comfy.utils
 import torch
 from comfy_api.latest import io
 from PIL import Image
@@ -16,8 +15,8 @@ from torch import Tensor
 from ..infusion_core.captions import CAPTION_TEMPLATES, class_word, fill
 from ..infusion_core.concepts import LoadedConcept
 from ..infusion_core.errors import InfusionError
+from ..infusion_core.residual_file import save_concept
 from ..infusion_core.residuals import LAYOUTS, ConceptResidual
-from ..infusion_core.training.engine import StepReport, Trainer
 from ..infusion_core.training.record import RunRecord
 from ..infusion_core.training.residual import ResidualSettings, residual_trainer
 from .host.compat import ADVANCED, schema
@@ -25,9 +24,10 @@ from .host.denoiser import HostDenoiser, encode_captions, training
 from .host.preview import draw
 from .pictures import first_of, mask_of, squares_of, thumbnail_of
 from .plot import loss_plot
-from .snapshots import RUNS_KEPT, RunFolder
+from .runs import Run
+from .snapshots import RUNS_KEPT, concept_run
 from .sockets import ConceptSocket, Stack
-from .widgets import lines_of
+from .widgets import lines_of, only
 
 _DEFAULT = ResidualSettings()
 
@@ -155,7 +155,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
     @classmethod
     def execute(cls, images: list[Tensor], mask: Sequence[Tensor] | None = None, **given: list[Any]) -> io.NodeOutput:
         """Train; the host gives every input as a list, so that photos of different sizes can be one."""
-        return cls._train(images=images, masks=mask, **{name: _only(name, values) for name, values in given.items()})
+        return cls._train(images=images, masks=mask, **only("Infusion Train", given))
 
     @classmethod
     def _train(
@@ -172,7 +172,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             replacement_end=maps_end,
         )  # fmt: skip
         captions_of_word = fill(tuple(lines_of(captions)) or CAPTION_TEMPLATES, word)
-        folder = RunFolder(word)
+        folder = concept_run(word)
         folder.check()
         squares = squares_of(images, resolution)
         latents = model.model.process_latent_in(vae.encode(squares))
@@ -183,20 +183,19 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             start = continue_from[-1].residual if continue_from else None
             trainer = residual_trainer(denoiser, latents, prompts, word, settings, start, masks=weights)
             record = RunRecord(settings, len(latents), resolution)
-            preview = Preview(denoiser, model, clip, vae, latents[:1].cpu()) if preview_every else None
-            run = Run(trainer, record, word, thumbnail_of(squares), preview, folder)
-            run.train()
-        return io.NodeOutput((LoadedConcept(word, run.described()),), loss_plot(record.losses, record.validation), word)
+            preview, thumbnail = Preview(denoiser, model, clip, vae, latents[:1].cpu()), thumbnail_of(squares)
 
+            def described() -> ConceptResidual:
+                return record.described(trainer.learned(), trainer.step, word, thumbnail)
 
-def _only(name: str, values: Sequence[Any]) -> Any:
-    """The one value of an input that takes no list."""
-    if len(values) != 1:
-        raise InfusionError(
-            f"Infusion Train takes a list of images and masks only, but {name} has {len(values)} "
-            "values; connect one, or use an Infusion Train node for each"
-        )
-    return values[0]
+            def shown() -> Image.Image:
+                return preview.draw(trainer.learned())
+
+            def write(path: Path) -> object:
+                return save_concept(path, described())
+
+            Run(trainer, record, shown if preview_every else None, write, folder).train()
+        return io.NodeOutput((LoadedConcept(word, described()),), loss_plot(record.losses, record.validation), word)
 
 
 @dataclass(frozen=True)
@@ -221,57 +220,3 @@ class Preview:
         picture = first_of(draw(self.model, self.clip, self.vae, loaded, prompt, self.latent))
         self.denoiser.load()
         return picture
-
-
-@dataclass
-class Run:
-    """One training run as its node shows it.
-
-    Attributes:
-        trainer: does the work.
-        record: of the run.
-        word: the concept's.
-        thumbnail: JPEG of the first photo.
-        preview: or None for no previews.
-        snapshots: where the run's snapshots go.
-    """
-
-    trainer: Trainer[ConceptResidual]
-    record: RunRecord
-    word: str
-    thumbnail: bytes
-    preview: Preview | None
-    snapshots: RunFolder
-
-    def train(self) -> None:
-        """Train to the end, showing progress; at snapshots write a file and draw a picture.
-
-        Raises:
-            InterruptProcessingException: the user stopped the run; what was learned is in a snapshot.
-        """
-        bar = comfy.utils.ProgressBar(self.record.settings.steps)
-        picture: Image.Image | None = None
-        try:
-            for report in self.trainer.run():
-                picture = self._after(report) or picture
-                bar.update_absolute(report.step, None, None if picture is None else ("JPEG", picture, 512))
-                comfy.model_management.throw_exception_if_processing_interrupted()
-        except comfy.model_management.InterruptProcessingException:
-            self._snapshot()
-            raise
-
-    def described(self) -> ConceptResidual:
-        """The concept as learned so far, with what its file tells of the run."""
-        return self.record.described(self.trainer.learned(), self.trainer.step, self.word, self.thumbnail)
-
-    def _after(self, report: StepReport) -> Image.Image | None:
-        """Note a step; at a snapshot write a file and, if wanted, draw a picture."""
-        self.record.add(report)
-        if report.validation_loss is None:
-            return None
-        self._snapshot()
-        return None if self.preview is None else self.preview.draw(self.trainer.learned())
-
-    def _snapshot(self) -> None:
-        """Write the concept as it is now."""
-        self.snapshots.save(self.described(), self.trainer.step)

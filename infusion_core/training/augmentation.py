@@ -13,6 +13,9 @@ from ..errors import InfusionError
 from ..noise import seeded
 
 MOST_ZOOM, MOST_TURN = 3.0, 15.0  # the paper's: photos are at least a third as large, turned by so many degrees
+VARIANTS = 12  # of each photo, made and encoded before training
+_WHOLE = 0.999  # share of a place that must be the photo's
+_LEAST_WEIGHT = 1e-6  # mean of a mask below which nothing of it is in the picture
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,29 @@ class Variants:
     Attributes:
         pictures: (N, 1 + variants, 3, H, W) in [0, 1]; the first of each is the photo itself.
         shown: where the photo is and the canvas is not, (N, 1 + variants, 1, H, W), 0 or 1.
+        masks: of the photos, moved with them, in the same shape; None if they have none.
     """
 
     pictures: Tensor
     shown: Tensor
+    masks: Tensor | None
+
+    def weights(self, height: int, width: int) -> Tensor:
+        """Loss weights of latents, (N, 1 + variants, 1, height, width), 1 on average over each.
+
+        The masks, and nothing where a cell holds any of the canvas.
+        """
+        flat = self.shown.flatten(0, 1)
+        weights = (F.adaptive_avg_pool2d(flat, (height, width)) > _WHOLE).to(flat)
+        if self.masks is not None:
+            weights = weights * F.adaptive_avg_pool2d(self.masks.flatten(0, 1), (height, width))
+        weights = weights / weights.mean(dim=(1, 2, 3), keepdim=True).clamp(min=_LEAST_WEIGHT)
+        return weights.reshape(*self.shown.shape[:-2], height, width)
 
 
-def variants_of(photos: Tensor, count: int, seed: int, zoom: float = MOST_ZOOM, turn: float = MOST_TURN) -> Variants:
+def variants_of(
+    photos: Tensor, count: int, seed: int, masks: Tensor | None = None, zoom: float = MOST_ZOOM, turn: float = MOST_TURN
+) -> Variants:
     """Each photo, and so many variants of it: zoomed out by a factor uniform in [1, zoom], turned by up to `turn`.
 
     Made before training, so that each is encoded once and no encoder is needed later.
@@ -37,6 +56,7 @@ def variants_of(photos: Tensor, count: int, seed: int, zoom: float = MOST_ZOOM, 
         photos: (N, 3, H, W) in [0, 1].
         count: variants of each.
         seed: of the random numbers.
+        masks: weight of the loss over each photo, (N, 1, H, W); None for evenly.
         zoom: at least 1.
         turn: degrees, both ways.
 
@@ -46,20 +66,18 @@ def variants_of(photos: Tensor, count: int, seed: int, zoom: float = MOST_ZOOM, 
     if zoom < 1 or not 0 <= turn <= 180 or not 0 <= count <= 1000:
         raise InfusionError("photos are zoomed out by a factor of at least 1 and turned by 0 to 180 degrees")
     generator = seeded(seed)
-    whole = torch.ones_like(photos[:, :1])
-    pictures, shown = [photos], [whole]
+    layers = [photos, torch.ones_like(photos[:, :1]), *([] if masks is None else [masks.to(photos)])]
+    whole = torch.cat(layers, 1)  # (N, 4 or 5, H, W): all of it moves alike
+    made = [whole]
     for _ in range(count):
         drawn = torch.rand(2, len(photos), generator=generator)
         factors, angles = 1 + drawn[0] * (zoom - 1), (drawn[1] * 2 - 1) * turn
-        rows = [
-            _placed(torch.cat([photo, one])[None], float(factor), float(angle))
-            for photo, one, factor, angle in zip(photos, whole, factors, angles, strict=True)
-        ]
-        placed = torch.cat(rows)
-        inside = (placed[:, 3:] > 0.999).to(placed)
-        pictures.append(placed[:, :3] * inside)
-        shown.append(inside)
-    return Variants(torch.stack(pictures, 1).clamp(0, 1), torch.stack(shown, 1))
+        rows = zip(whole, factors.tolist(), angles.tolist(), strict=True)
+        placed = torch.cat([_placed(one[None], factor, angle) for one, factor, angle in rows])
+        inside = (placed[:, 3:4] > _WHOLE).to(placed)
+        made.append(torch.cat([placed[:, :3] * inside, inside, placed[:, 4:] * inside], 1))
+    every = torch.stack(made, 1).clamp(0, 1)
+    return Variants(every[:, :, :3], every[:, :, 3:4], None if masks is None else every[:, :, 4:])
 
 
 def _placed(picture: Tensor, factor: float, angle: float) -> Tensor:
@@ -78,19 +96,6 @@ def _placed(picture: Tensor, factor: float, angle: float) -> Tensor:
     )
     grid = F.affine_grid(matrix[None].to(picture), [1, picture.shape[1], height, width], align_corners=False)
     return F.grid_sample(shrunk, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-
-def shown_in_latents(shown: Tensor, height: int, width: int) -> Tensor:
-    """Loss weights of latents, (..., 1, height, width), 1 on average: nothing where a cell holds any of the canvas.
-
-    Args:
-        shown: see `Variants`.
-        height, width: of latents.
-    """
-    flat = shown.reshape(-1, *shown.shape[-3:])
-    inside = (F.adaptive_avg_pool2d(flat, (height, width)) > 0.999).to(flat)
-    weights = inside / inside.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1 / (height * width))
-    return weights.reshape(*shown.shape[:-2], height, width)
 
 
 def chosen_variants(chance: Tensor, variants: int, generator: Generator) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Generator, Tensor
@@ -13,13 +12,11 @@ from ..attention import Plan
 from ..denoiser import Denoiser
 from ..errors import InfusionError
 from ..lora import LoraSet
+from ..lora_layers import TEXT, Targets
 from ..noise import seeded
 from .objective import Noised, ParameterGroup, Times, Weighting, loss_weights, timesteps
 from .settings import MOST_AT_ONCE, TrainSettings
 from .shown import Shown
-
-Targets = Literal["cross-attention", "attention", "transformer"]
-TEXT = "lora_te"  # how the names of a text encoder's layers begin, see `lora_file`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,6 +33,28 @@ class EncodedCaptions:
 
     def __call__(self, rows: Sequence[int]) -> Conditioning:
         return stack([self.prompts[row].conditioning for row in rows])
+
+
+@dataclass(frozen=True)
+class LiveCaptions:
+    """Captions that are read anew at every pass, since their text encoder is trained.
+
+    Attributes:
+        count: of captions.
+        read: a caption by number; all are of one context length.
+    """
+
+    count: int
+    read: Callable[[int], Conditioning]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __call__(self, rows: Sequence[int]) -> Conditioning:
+        wanted = sorted({*rows})  # each is read once
+        read = stack([self.read(row) for row in wanted])
+        places = [wanted.index(row) for row in rows]
+        return Conditioning(read.context[places], {name: extra[places] for name, extra in read.extras.items()})
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,11 @@ class PlannedPass:
 class HostDenoiser:
     """A loaded MODEL whose UNet is frozen; see `infusion_core.denoiser.Denoiser`.
 
+    Attributes:
+        model: the host's patcher of the network that is trained on.
+
     Args:
-        model: the host's patcher; see `training`.
+        model: see there, and `training`.
 
     Raises:
         InfusionError: the model is not supported.
@@ -76,7 +79,7 @@ class HostDenoiser:
     def __init__(self, model: Any) -> None:
         self.base = base_of(model)
         self.prediction: Any = self.base.prediction
-        self._model, self._inner = model, model.model
+        self.model, self._inner = model, model.model
         self.sigmas = model.get_model_object("model_sampling").sigmas.detach().clone().float().cpu()
         self._layers = layers_of(self._inner.diffusion_model)
         self._replacers = {slots_of(site)[0]: Replacer() for site in self.base.sites}
@@ -84,13 +87,13 @@ class HostDenoiser:
     def load(self) -> None:
         """Bring the whole network to its device, as ordinary tensors; again after the host has drawn something."""
         with torch.inference_mode(False):
-            comfy.model_management.load_models_gpu([self._model], force_full_load=True)
+            comfy.model_management.load_models_gpu([self.model], force_full_load=True)
             leave_inference_mode(self._inner.diffusion_model)
 
     @property
     def device(self) -> torch.device:
         """Where the network computes."""
-        device: torch.device = self._model.load_device
+        device: torch.device = self.model.load_device
         return device
 
     def predict(self, noised: Tensor, sigma: Tensor, conditioning: Conditioning, plan: Plan) -> Tensor:
@@ -157,20 +160,50 @@ def encode_captions(model: Any, clip: Any, captions: Sequence[str], word: str, l
         InfusionError: the captions take different numbers of 77-token chunks.
     """
     infused = infuse_clip(clip, [ConceptWord("", "", word, word_length(clip, word))], Memory())
-    device = model.load_device
     out = []
     for caption in captions:
-        cond = comfy.sampler_helpers.convert_cond(infused.encode_from_tokens_scheduled(infused.tokenize(caption)))
-        mentions: Mentions = cond[0][MENTIONS]
+        cond = _cond_of(infused, caption)
+        mentions: Mentions = cond[MENTIONS]
         if mentions.interleaved:
             raise InfusionError("this CLIP gives keys and values, as NegPip's does; connect the CLIP in front of it")
-        encoded = comfy.samplers.encode_model_conds(model.model.extra_conds, cond[:1], latents, device, "positive")
-        parts = {k: _row(v, device) for k, v in encoded[0]["model_conds"].items()}
-        text = parts.pop(_TEXT)
-        out.append(EncodedPrompt(Conditioning(text, parts), (mentions.spans.get("", ()),)))
-    if len({p.conditioning.context.shape[1] for p in out}) > 1:
-        raise InfusionError("the captions are of very different length; make all of them shorter than 75 tokens")
+        out.append(EncodedPrompt(_conditioning(model, cond, latents), (mentions.spans.get("", ()),)))
+    require_one_length([prompt.conditioning for prompt in out])
     return out
+
+
+def encode_caption(model: Any, clip: Any, caption: str, latents: Tensor) -> Conditioning:
+    """A caption as the host's network reads it; gradients flow through a text encoder that lets them.
+
+    Args:
+        model, clip, latents: see `encode_captions`.
+        caption: what is said.
+    """
+    return _conditioning(model, _cond_of(clip, caption), latents)
+
+
+def require_one_length(captions: Sequence[Conditioning]) -> None:
+    """Captions that can be in one batch.
+
+    Raises:
+        InfusionError: they take different numbers of 77-token chunks.
+    """
+    if len({caption.context.shape[1] for caption in captions}) > 1:
+        raise InfusionError("the captions are of very different length; make all of them shorter than 75 tokens")
+
+
+def _cond_of(clip: Any, caption: str) -> dict[str, Any]:
+    found: dict[str, Any] = comfy.sampler_helpers.convert_cond(
+        clip.encode_from_tokens_scheduled(clip.tokenize(caption))
+    )[0]
+    return found
+
+
+def _conditioning(model: Any, cond: dict[str, Any], latents: Tensor) -> Conditioning:
+    device = model.load_device
+    (encoded,) = comfy.samplers.encode_model_conds(model.model.extra_conds, [cond], latents, device, "positive")
+    parts = {k: _row(v, device) for k, v in encoded["model_conds"].items()}
+    text = parts.pop(_TEXT)
+    return Conditioning(text, parts)
 
 
 def _row(cond: Any, device: torch.device) -> Tensor:

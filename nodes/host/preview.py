@@ -1,4 +1,4 @@
-"""Drawing a concept while it is being learned."""
+"""Drawing what is being learned."""
 
 from __future__ import annotations
 
@@ -25,14 +25,18 @@ def draw(model: Any, clip: Any, vae: Any, concept: LoadedConcept, prompt: str, l
         prompt: names the concept's word.
         latent: a latent (1, C, H, W) of the size to draw.
     """
-    patched, infused = apply(model, clip, [concept], "shared")
+    return draw_as_is(*apply(model, clip, [concept], "shared"), vae, prompt, latent)
+
+
+def draw_as_is(model: Any, clip: Any, vae: Any, prompt: str, latent: Tensor) -> Tensor:
+    """A quick picture of a prompt, (1, H, W, 3); arguments as of `draw`."""
     with torch.inference_mode():
-        positive = infused.encode_from_tokens_scheduled(infused.tokenize(prompt))
-        negative = infused.encode_from_tokens_scheduled(infused.tokenize(""))
+        positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+        negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
         empty = torch.zeros_like(latent)
         noise = comfy.sample.prepare_noise(empty, 0)
         drawn = comfy.sample.sample(
-            patched, noise, STEPS, GUIDANCE, "dpmpp_2m", "karras", positive, negative, empty, disable_pbar=True, seed=0
+            model, noise, STEPS, GUIDANCE, "dpmpp_2m", "karras", positive, negative, empty, disable_pbar=True, seed=0
         )
         picture: Tensor = vae.decode(drawn)
     return picture

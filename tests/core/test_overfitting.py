@@ -9,7 +9,7 @@ import torch
 
 from infusion_core.errors import InfusionError
 from infusion_core.noise import seeded
-from infusion_core.training.augmentation import chosen_variants, shown_in_latents, variants_of
+from infusion_core.training.augmentation import Variants, chosen_variants, variants_of
 from infusion_core.training.overfitting import Indicator, IndicatorSettings
 
 EDGE = 64
@@ -108,10 +108,29 @@ def test_variants_are_the_photo_made_smaller_and_turned_in_the_middle_of_black()
 def test_the_canvas_has_no_weight_in_latents():
     shown = torch.ones(1, 2, 1, 16, 16)
     shown[0, 1, :, :, :6] = 0
-    weights = shown_in_latents(shown, 4, 4)
+    weights = Variants(torch.zeros(1, 2, 3, 16, 16), shown, None).weights(4, 4)
     assert weights.shape == (1, 2, 1, 4, 4)
     assert (weights[0, 0] == 1).all()
     assert (weights[0, 1, 0] == torch.tensor([0.0, 0.0, 2.0, 2.0])).all()  # a cell half on the canvas has none either
+
+
+def test_masks_move_with_their_photos():
+    photo = places()[None]
+    masks = (photo[:, :1] > 0.5).float()  # the right half
+    made = variants_of(photo, 6, seed=3, masks=masks)
+    plain = variants_of(photo, 6, seed=3)
+    assert torch.equal(made.pictures, plain.pictures)
+    assert torch.equal(made.masks[:, 0], masks)
+    assert plain.masks is None
+    sure = (made.pictures[:, :, :1] - 0.5).abs() > 0.03  # beside the edge of the mask
+    expected = (made.pictures[:, :, :1] > 0.5) & (made.shown > 0.5)
+    agree = ((made.masks > 0.5) == expected)[sure]
+    assert agree.float().mean() > 0.99
+    weights = made.weights(8, 8)
+    assert torch.allclose(weights.mean((-1, -2)), torch.ones(1, 7, 1))
+    assert (weights[0, 0, 0, :, 4:] == 2).all()
+    assert (weights[0, 0, 0, :, :4] == 0).all()
+    assert (variants_of(photo, 1, 0, masks=masks * 0).weights(8, 8) == 0).all()
 
 
 def test_photos_are_replaced_as_often_as_their_chance_says():

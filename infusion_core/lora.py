@@ -39,7 +39,7 @@ class LoraSet:
         if rank < 1:
             raise InfusionError(f"the rank must be at least 1, got {rank}")
         self.rank, self.alpha = rank, float(rank if alpha is None else alpha)
-        self._layers = dict(layers)
+        self._layers = dict(sorted(layers.items()))  # so that every host draws the same numbers for the same layer
         self._on = True
         self.tensors: dict[str, Tensor] = {}
         generator = seeded(seed)
@@ -79,12 +79,13 @@ class LoraSet:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the numbers of another set of the same layers and rank.
+        """Take the matrices of another set, or of a file, with the same layers and rank; alphas are not looked at.
 
         Raises:
             InfusionError: they are of others.
         """
-        if {k: v.shape for k, v in tensors.items()} != {k: v.shape for k, v in self.tensors.items()}:
+        given = {name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")}
+        if {k: v.shape for k, v in given.items()} != {k: v.shape for k, v in self.tensors.items()}:
             raise InfusionError("the LoRA to go on with has other layers or another rank; set the same")
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])

@@ -52,8 +52,8 @@ class TrainedLora:
         return next(tensor.shape[0] for name, tensor in self.tensors.items() if name.endswith(DOWN))
 
 
-def lora_bytes(lora: TrainedLora, storage: LoraStorage = "fp16") -> bytes:
-    """The file's bytes; equal LoRAs give equal bytes.
+def lora_tensors(lora: TrainedLora, storage: LoraStorage = "fp16") -> dict[str, Tensor]:
+    """The file's tensors by key.
 
     Raises:
         InfusionError: unknown storage, or a number that is not finite in it.
@@ -64,10 +64,19 @@ def lora_bytes(lora: TrainedLora, storage: LoraStorage = "fp16") -> bytes:
     wrong = next((name for name, tensor in stored.items() if not tensor.isfinite().all()), None)
     if wrong:
         raise InfusionError(f"{wrong} is not finite, so the LoRA is no use; train again at a lower learning rate")
-    for name in lora.tensors:
-        if name.endswith(DOWN):
-            stored[f"{name.removesuffix(DOWN)}alpha"] = torch.tensor(lora.alpha)
-    return tensor_bytes(stored, _metadata(lora))
+    alphas = {
+        f"{name.removesuffix(DOWN)}alpha": torch.tensor(lora.alpha) for name in lora.tensors if name.endswith(DOWN)
+    }
+    return stored | alphas
+
+
+def lora_bytes(lora: TrainedLora, storage: LoraStorage = "fp16") -> bytes:
+    """The file's bytes; equal LoRAs give equal bytes.
+
+    Raises:
+        InfusionError: see `lora_tensors`.
+    """
+    return tensor_bytes(lora_tensors(lora, storage), _metadata(lora))
 
 
 def _metadata(lora: TrainedLora) -> dict[str, str]:

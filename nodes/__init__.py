@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import routes
 from .advisor import CheckpointAdvisor
+from .apt import APTTrain
 from .attention_patch import InfusionAttentionPatch
 from .dreamblend import DreamBlendGuidance
 from .inspect_maps import InfusionInspectMaps, InfusionMapImages
@@ -26,6 +27,7 @@ class InfusionExtension(ComfyExtension):  # type: ignore[misc]
         return [
             InfusionLoadPhotos,
             InfusionTrain,
+            APTTrain,
             InfusionSaveConcept,
             InfusionLoadConcept,
             InfusionLoadConcepts,

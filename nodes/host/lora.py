@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management
@@ -40,11 +41,25 @@ def layers_of(model: Any, clip: Any, targets: Targets, text: bool) -> dict[str, 
     return {name: module for name, module in found.items() if name is not None}
 
 
-def open_text(clip: Any) -> None:
-    """Load a CLIP and let gradients through it."""
+@contextmanager
+def text_training(clip: Any) -> Iterator[None]:
+    """Load a CLIP and let gradients through it.
+
+    Its layers add to their input in place, after layer norms have seen it; those are given copies meanwhile.
+    """
     with torch.inference_mode(False):
         comfy.model_management.load_models_gpu([clip.patcher])
         leave_inference_mode(clip.cond_stage_model)
+    handles = [
+        module.register_forward_pre_hook(lambda _, given: (given[0].clone(), *given[1:]))
+        for module in clip.cond_stage_model.modules()
+        if isinstance(module, nn.LayerNorm)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def captions_for(model: Any, clip: Any, captions: Sequence[str], latents: Tensor, live: bool) -> Captions:

@@ -9,7 +9,7 @@ import torch
 from comfyui_process.graph import Graph, Output
 from comfyui_process.server import Server
 from infusion_core.concepts import LoadedConcept, words_of
-from infusion_core.embedded.model import load_model
+from infusion_core.embedded.model import EmbeddedModel, load_model
 from infusion_core.embedded.sampling import Sampler, SampleSettings
 from infusion_core.residual_file import load_concept
 from infusion_core.schedule import Window
@@ -22,10 +22,10 @@ STEPS, GUIDANCE, SEED = 5, 3.0, 11
 
 def embedded(
     server: Server, prompt: str, names: list[str], steps: int = STEPS, base_latent: BaseLatent = "shared",
-    replacement: Window | None = None,
+    replacement: Window | None = None, model: EmbeddedModel | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """The latent that the embedded host draws."""
-    model = load_model("tinyworld")
+    """The latent that the embedded host draws, with TinyWorld unless another model is given."""
+    model = model or load_model("tinyworld")
     files = {n: load_concept(server.base / "models" / "infusion" / f"{n}.safetensors") for n in names}
     concepts = [LoadedConcept(name, residual, replacement=replacement) for name, residual in files.items()]
     text = model.text.encode(prompt, words_of(concepts))

@@ -1,0 +1,136 @@
+"""What the node APT Train does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import torch
+from comfy_api.latest import io
+from PIL import Image
+from torch import Tensor
+
+from ..infusion_core.atomic import write_atomic
+from ..infusion_core.captions import CAPTION_TEMPLATES, class_word, fill
+from ..infusion_core.lora import LoraSet
+from ..infusion_core.lora_output import TrainedLora, lora_bytes, lora_tensors
+from ..infusion_core.training.apt import AptObjective, AptSettings
+from ..infusion_core.training.augmentation import VARIANTS, variants_of
+from ..infusion_core.training.engine import Trainer
+from ..infusion_core.training.overfitting import IndicatorSettings
+from ..infusion_core.training.record import RunRecord
+from ..infusion_core.training.shown import Shown, normalised
+from .host.denoiser import HostDenoiser, training
+from .host.lora import captions_for, layers_of, text_training
+from .host.preview import draw_as_is
+from .pictures import first_of, mask_of, squares_of, thumbnail_of
+from .plot import loss_plot, overfitting_plot
+from .runs import Run
+from .snapshots import lora_run
+from .widgets import lines_of
+
+_SNAPSHOT_EVERY = AptSettings().snapshot_every
+
+
+def train(
+    model: Any, clip: Any, vae: Any, images: Sequence[Tensor], identifier: str, word: str, alpha: float,
+    resolution: int, preview_every: int, restrain: bool, temperature: float, masks: Sequence[Tensor] | None = None,
+    prior_images: Sequence[Tensor] | None = None, captions: str = "", continue_from: Any = None, **given: Any,
+) -> io.NodeOutput:  # fmt: skip
+    """Train with a progress bar and previews; an interrupt keeps the last snapshot."""
+    settings = AptSettings(
+        alpha=alpha or None, indicator=IndicatorSettings(temperature=temperature),
+        snapshot_every=preview_every or _SNAPSHOT_EVERY, **given,
+    )  # fmt: skip
+    settings = settings if restrain else settings.unrestrained
+    phrase = f"{identifier.strip()} {class_word(word)}".strip()
+    templates = tuple(lines_of(captions)) or CAPTION_TEMPLATES
+    folder = lora_run(phrase)
+    folder.check()
+    squares = squares_of(images, resolution)
+    encode = _Encoding(model, vae, settings)
+    latents, weights = encode.photos(squares, masks, resolution)
+    others = None if prior_images is None else encode.pictures(squares_of(prior_images, resolution))
+    live = settings.text_rate > 0
+    with training(model) as denoiser, text_training(clip) if live else nullcontext():
+
+        def here(tensor: Tensor) -> Tensor:
+            return tensor.clone().to(denoiser.device, torch.float32)
+
+        def shown(pictures: Tensor, said: str, masks: Tensor | None) -> Shown:
+            pictures = here(pictures)
+            read = captions_for(denoiser.model, clip, fill(templates, said), pictures[:, 0], live)
+            return Shown(pictures, read, None if masks is None else here(masks))
+
+        lora = LoraSet(
+            layers_of(denoiser.model, clip, settings.targets, live), settings.rank, settings.alpha, settings.seed
+        )
+        if continue_from is not None:
+            lora.load(continue_from)
+        prior = None if others is None else shown(others, word, None)
+        objective = AptObjective(denoiser, lora, shown(latents, phrase, weights), settings, prior)
+        work = _Work(denoiser, clip, vae, Trainer(objective, settings), objective, phrase, latents[:1, 0].cpu())
+        record = RunRecord(settings, len(latents), resolution)
+        thumbnail = thumbnail_of(squares)
+
+        def trained() -> TrainedLora:
+            facts = record.facts(work.trainer.step, phrase)
+            return TrainedLora(work.trainer.learned(), lora.alpha, denoiser.base, phrase, facts, thumbnail)
+
+        def write(path: Path) -> None:
+            write_atomic(path, lora_bytes(trained()))
+
+        indicator = objective.indicator if settings.compares else None
+        with lora.installed():
+            Run(work.trainer, record, work.draw if preview_every else None, write, folder, indicator).train()
+        state = lora_tensors(trained())
+    patched, infused = comfy.sd.load_lora_for_models(model, clip, state, 1.0, 1.0)
+    curves = overfitting_plot(record.indicator), loss_plot(record.losses, record.validation)
+    return io.NodeOutput(patched, infused, state, *curves, phrase)
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """From pictures to latents."""
+
+    model: Any
+    vae: Any
+    settings: AptSettings
+
+    def pictures(self, squares: Tensor) -> Tensor:
+        """Squares (N, H, W, 3) as (N, 1, C, h, w)."""
+        return self.model.model.process_latent_in(self.vae.encode(squares))[:, None]  # type: ignore[no-any-return]
+
+    def photos(self, squares: Tensor, masks: Sequence[Tensor] | None, resolution: int) -> tuple[Tensor, Tensor | None]:
+        """Photos with their variants, (N, 1 + variants, C, h, w), and the weight of their loss."""
+        count = VARIANTS if self.settings.augment else 0
+        photos = squares.movedim(-1, 1)
+        given = None if masks is None else normalised(mask_of(masks, photos, resolution)).clamp(max=1e6)
+        made = variants_of(photos, count, self.settings.seed, given)
+        flat = self.pictures(made.pictures.flatten(0, 1).movedim(1, -1))[:, 0]
+        latents = flat.reshape(*made.pictures.shape[:2], *flat.shape[1:])
+        plain = not count and masks is None
+        return latents, None if plain else made.weights(*latents.shape[-2:])
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is being trained, and how it is drawn."""
+
+    denoiser: HostDenoiser
+    clip: Any
+    vae: Any
+    trainer: Trainer[dict[str, Tensor]]
+    objective: AptObjective
+    phrase: str
+    latent: Tensor
+
+    def draw(self) -> Image.Image:
+        """A picture of the subject; the network stands ready for training again afterwards."""
+        drawn = draw_as_is(self.denoiser.model, self.clip, self.vae, f"a photo of a {self.phrase}", self.latent)
+        self.denoiser.load()
+        return first_of(drawn)

@@ -46,6 +46,8 @@ class Scale:
         blend_concepts: how many concepts that is measured on.
         blend_prompts, blend_seeds: of scored pictures, per concept and pair.
         blend_samples: pictures of a bare prompt, per concept and pair.
+        apt_steps: of snapshots in APT's ladder.
+        apt_concepts: how many concepts it is climbed on.
         ablation_concepts: names of tuning concepts; what is learned from them may change Infusion's defaults.
         ablation_prompts: prompts per ablation and concept.
     """
@@ -78,6 +80,8 @@ class Scale:
     blend_prompts: int = 8
     blend_seeds: int = 4
     blend_samples: int = 8
+    apt_steps: tuple[int, ...] = (500, 2000)
+    apt_concepts: int = 8
     ablation_concepts: tuple[str, ...] = tuple(TUNING_CONCEPTS)
     ablation_prompts: int = 10
 
@@ -105,6 +109,8 @@ QUICK = Scale(
     blend_prompts=2,
     blend_seeds=1,
     blend_samples=4,
+    apt_steps=(25, 100),
+    apt_concepts=1,
     ablation_concepts=("acorn",),
     ablation_prompts=3,
 )

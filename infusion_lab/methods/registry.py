@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ..measures import CONCEPT, HEADLINE
+from .apt import Apt
 from .baseline import Baseline, Variant
 from .dco import Dco
 from .dreambooth import DreamBooth, DreamBoothLora, PlainDreamBooth
@@ -116,13 +117,13 @@ def best_of(trials: Sequence[dict[str, Any]], error: str, most_steps: int | None
 
 
 def all_methods(most_steps: int) -> list[Method]:
-    """The baselines by their published recipes and the tuned ones of no more steps, then Infusion.
+    """The baselines by their published recipes and the tuned ones of no more steps, then APT and Infusion.
 
     Tuned are up to two: the best by the headline and, where it is another, the best by likeness. Infusion three times:
     as it is, in its smallest layout, and without map replacement.
     """
     baselines = [method for p in PUBLISHED.values() for method in _variants(p.method, most_steps)]
-    return [*baselines, Infusion(), small(), without_maps()]
+    return [*baselines, Apt(), Infusion(), small(), without_maps()]
 
 
 def published_methods() -> list[Method]:

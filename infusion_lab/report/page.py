@@ -17,10 +17,11 @@ from infusion_core.atomic import write_atomic
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 
 from ..bench import Bench
+from ..methods.apt import ladder
 from ..methods.registry import OURS, PUBLISHED, tuning
 from ..store import Cell, Result, Row, tidy_csv
-from ..studies import ablations, blend, curves, fidelity, several, toy
-from . import tables
+from ..studies import ablations, apt, blend, curves, fidelity, several, toy
+from . import lora_tables, tables
 from .claims import verdicts
 from .figures import curves_figure, gallery, trade_figure
 
@@ -38,7 +39,7 @@ class Strip:
 def write(out: Path, bench: Bench, results: Sequence[tuple[Cell, Result]], seconds: float, mode: str) -> None:
     """Write index.html, results.csv, costs.csv, report.json and the figures to `out`; print means and where it is."""
     rows, costs = [row for _, result in results for row in result.rows], cost_rows(results)
-    names = {m.key: m.title for m in bench.methods}
+    names = {m.key: m.title for m in [*ladder(), *bench.methods]}
     all_tables, judged, strips = _tables(rows, costs, names), verdicts(rows, names), _strips(results, names)
     drawn = _figures(rows, names, strips)
     report = {
@@ -112,7 +113,8 @@ def _tables(rows: Sequence[Row], costs: Sequence[Row], names: Mapping[str, str])
         fidelity.STUDY: [tables.fidelity_table(rows, costs, names)],
         curves.STUDY: [tables.steps_table(rows, names)],
         several.STUDY: tables.several_tables(rows, names),
-        blend.STUDY: [tables.blend_table(rows)],
+        blend.STUDY: [lora_tables.blend_table(rows)],
+        apt.STUDY: [lora_tables.apt_table(rows, names)],
         ablations.STUDY: [tables.ablation_table(rows)],
         toy.STUDY: tables.toy_tables(rows),
     }

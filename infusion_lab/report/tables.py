@@ -10,7 +10,7 @@ from infusion_core.embedded.evaluate import gap_closed
 
 from ..measures import CLASS_WORD, CONCEPT, HEADLINE, LOOK_IN_WORDS, PROMPT
 from ..store import Row, means
-from ..studies import ablations, blend, curves, fidelity, several, toy
+from ..studies import ablations, curves, fidelity, several, toy
 from .intervals import Unit, interval
 
 BASES = (CLASS_WORD, LOOK_IN_WORDS)
@@ -240,19 +240,6 @@ def more_than(found: Figures, plain: str, measures: Sequence[str], beside: Seque
         if measure in measures and method not in (plain, *beside) and (plain, measure) in found
     }
     return {**found, **more}
-
-
-def blend_table(rows: Sequence[Row]) -> Table:
-    """Snapshots alone and under the guidance of earlier ones."""
-    columns = {**ERRORS, "collapse": ("collapse", ".3f")}
-    del columns["gap_closed"], columns["scene_ratio"]
-    note = (
-        "Runs that are trained too long. A late snapshot draws alone, or is guided by an earlier one or by the base "
-        "model (DreamBlend): its latent moves down the gradient of the attention maps' difference by alpha, or a share "
-        "alpha of its maps is replaced. All draw from the same seeds. “As advised” is what the advisor chose, by other "
-        "prompts and seeds. Collapse is how much more other words attend where the subject does than in the base model."
-    )
-    return table("DreamBlend", note, figures(rows, blend.STUDY), columns, {})
 
 
 def toy_tables(rows: Sequence[Row]) -> list[Table]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from infusion_core.embedded.evaluate import ERRORS
 from infusion_core.embedded.tinyworld import Concept
+from infusion_core.metrics.coverage import coverage
 from infusion_core.metrics.wasserstein import latent_wasserstein
 
 from ..bench import Bench
@@ -26,7 +27,7 @@ def cells(bench: Bench) -> list[Cell]:
     """Per concept one cell for the yardstick, and one per method and step."""
     out, scale = [], bench.scale
     steps = tuple(step for step in scale.snapshot_steps if step <= scale.max_steps)
-    base_latents = cache(partial(_base_latents, bench))
+    base_latents = cache(partial(class_latents, bench))
     chosen = bench.concepts[: scale.curve_concepts]
     for concept in chosen:
         compute = partial(_floor, bench, concept, steps, base_latents)
@@ -35,13 +36,13 @@ def cells(bench: Bench) -> list[Cell]:
     for concept in chosen:
         for method in bench.methods:
             for step in steps:
-                compute = partial(_measure, bench, method, concept, steps, step, base_latents)
+                compute = partial(measured, bench, STUDY, method, concept, steps, step, base_latents)
                 source = bench.source(method, subjects_of([concept]), max(steps), step)
                 out.append(bench.cell(STUDY, method.key, concept.name, compute, concept, amounts, source))
     return out
 
 
-def _base_latents(bench: Bench, concept: Concept, seed: int = BARE_SEED) -> Tensor:
+def class_latents(bench: Bench, concept: Concept, seed: int = BARE_SEED) -> Tensor:
     """What the base model draws for the bare class word, encoded."""
     base = bench.studio.base
     return base.encode(bare_pictures(Customised(base, ()), concept.shape, bench.scale.samples, bench.sampling, seed))
@@ -49,16 +50,26 @@ def _base_latents(bench: Bench, concept: Concept, seed: int = BARE_SEED) -> Tens
 
 def _floor(bench: Bench, concept: Concept, steps: tuple[int, ...], base_latents: Callable[[Concept], Tensor]) -> Result:
     """The distance between two sets of the base model's pictures; the true one is 0."""
-    other = _base_latents(bench, concept, BARE_SEED + bench.scale.samples)
+    other = class_latents(bench, concept, BARE_SEED + bench.scale.samples)
     distance = latent_wasserstein(base_latents(concept), other)
     return Result([Row(STUDY, FLOOR, concept.name, step, "", bench.seed, "w2_class", distance) for step in steps])
 
 
-def _measure(
-    bench: Bench, method: Method, concept: Concept, steps: tuple[int, ...], step: int,
+def measured(
+    bench: Bench, study: str, method: Method, concept: Concept, steps: tuple[int, ...], step: int,
     base_latents: Callable[[Concept], Tensor],
 ) -> Result:  # fmt: skip
-    """Every measure at one step, and a few pictures. The first step asked for trains the whole run."""
+    """Every measure at one step, and a few pictures. The first step asked for trains the whole run.
+
+    Args:
+        bench: where.
+        study: that the rows belong to.
+        method: what is trained.
+        concept: on what.
+        steps: of the snapshots that are kept.
+        step: of the one that is measured.
+        base_latents: what the base model draws for the bare class word, encoded.
+    """
     # One run holds the recipe's own step too, for the studies that ask for that one alone.
     own = bench.steps(method)
     run = bench.train(method, subjects_of([concept]), {*steps, *([own] if own <= max(steps) else [])})
@@ -74,13 +85,16 @@ def _measure(
     seeds = bench.first_seeds(scale.curve_seeds)
     scored = drawn_and_scored(customised, concept, scale.curve_prompts, seeds, bench.sampling)
     errors = {e: sum(getattr(s.score, e) for s in scored) / len(scored) for e in ERRORS}
+    kept = coverage(base_latents(concept), of_class)
     found = {
         "fisher": divergence.interval.mean,
+        "class_precision": kept.precision,
+        "class_recall": kept.recall,
         "w2_class": latent_wasserstein(base_latents(concept), of_class),
         "w2_concept": latent_wasserstein(base_latents(concept), latents),
         **openness(pictures, latents, concept),
         **errors,
     }
-    rows = [Row(STUDY, method.key, concept.name, step, "", bench.seed, m, value) for m, value in found.items()]
+    rows = [Row(study, method.key, concept.name, step, "", bench.seed, m, value) for m, value in found.items()]
     shown = {f"{step} steps, bare prompt, {i}": picture for i, picture in enumerate(pictures[:SHOWN], start=1)}
     return Result(rows, {}, shown)

@@ -14,7 +14,7 @@ from infusion_core.embedded.tinyworld import CONCEPTS
 from infusion_core.embedded.tinyworld.captions import UNSEEN_ASPECTS, caption, unseen_scenes
 from infusion_lab.methods.registry import PUBLISHED
 from infusion_lab.report.claims import verdicts
-from infusion_lab.report.tables import blend_table
+from infusion_lab.report.lora_tables import blend_table
 from infusion_lab.store import Row
 from infusion_lab.studies import blend
 from infusion_lab.tinyworld import subjects_of

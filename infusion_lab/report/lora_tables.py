@@ -1,0 +1,46 @@
+"""Tables of the studies about LoRA and full fine-tunes: DreamBlend, and APT's ladder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..store import Row
+from ..studies import apt, blend
+from .tables import ERRORS, Figures, Table, figures, table
+
+
+def blend_table(rows: Sequence[Row]) -> Table:
+    """Snapshots alone and under the guidance of earlier ones."""
+    columns = {**ERRORS, "collapse": ("collapse", ".3f")}
+    del columns["gap_closed"], columns["scene_ratio"]
+    note = (
+        "Runs that are trained too long. A late snapshot draws alone, or is guided by an earlier one or by the base "
+        "model (DreamBlend): its latent moves down the gradient of the attention maps' difference by alpha, or a share "
+        "alpha of its maps is replaced. All draw from the same seeds. “As advised” is what the advisor chose, by other "
+        "prompts and seeds. Collapse is how much more other words attend where the subject does than in the base model."
+    )
+    return table("DreamBlend", note, figures(rows, blend.STUDY), columns, {})
+
+
+def apt_table(rows: Sequence[Row], names: Mapping[str, str]) -> Table:
+    """A LoRA with one restraint after the other, at every step that is kept."""
+    columns = {
+        **ERRORS,
+        "fisher": ("Fisher divergence, other concepts", ".3g"),
+        "w2_class": ("W2², class word", ".1f"),
+        "class_precision": ("precision, class word", ".0%"),
+        "class_recall": ("recall, class word", ".0%"),
+    }
+    del columns["gap_closed"], columns["scene_ratio"]
+    note = (
+        "Every run is as long as the last step, at its own rate; none is chosen by what it came to. Precision: the "
+        "share of what the class word alone draws that the base model could have drawn; recall: the share of the base "
+        "model's that is still drawn. Both by distances of latents."
+    )
+    steps = sorted({row.step for row in rows if row.study == apt.STUDY})
+    found: Figures = {
+        (f"{names.get(method, method)}, {step} steps", measure): values
+        for step in steps
+        for (method, measure), values in figures(rows, apt.STUDY, step).items()
+    }
+    return table("APT's ladder", note, found, columns, {})

@@ -1,0 +1,97 @@
+"""APT as the lab trains it: its rungs, its snapshots, its study."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from infusion_core.attention import Plan
+from infusion_core.denoiser import Conditioning
+from infusion_core.embedded.tinyworld import CONCEPTS
+from infusion_lab.methods.apt import RECIPE, Apt, ladder
+from infusion_lab.report.lora_tables import apt_table
+from infusion_lab.store import Row
+from infusion_lab.studies import apt
+from infusion_lab.tinyworld import subjects_of
+
+from .test_run import TINY, bench
+
+FAST = replace(RECIPE, batch_size=2, rank=2, learning_rate=1e-2, alpha=3.0)
+
+
+def said(model, prompt):
+    context = model.text.encode(prompt).conditioning.context
+    x = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        return model.denoiser.predict(x, model.denoiser.sigmas[[500]], Conditioning(context), Plan())
+
+
+def test_a_rung_has_the_restraints_below_it():
+    assert [rung.key for rung in ladder()] == ["apt-plain", "apt-adaptive", "apt-stabilised", "apt"]
+    on = [
+        (r.climbed.augment, r.climbed.reweight, r.climbed.stabilisation > 0, r.climbed.alignment > 0) for r in ladder()
+    ]
+    assert on == [(False,) * 4, (True, True, False, False), (True, True, True, False), (True,) * 4]
+    assert not ladder()[0].climbed.compares
+    assert len({str(rung.run_settings(9)) for rung in ladder()}) == 4
+    assert Apt().run_settings(9) == Apt().run_settings(2000)
+    assert Apt().changed(schedule="cosine").run_settings(9) != Apt().changed(schedule="cosine").run_settings(2000)
+
+
+def test_what_a_run_learned_is_what_is_applied(studio, subjects):
+    method = Apt(FAST)
+    trainer, objective = method.trainer(studio, subjects[:1], 3)
+    with objective.lora.installed():
+        for _ in trainer.run():
+            pass
+        trained = replace(studio.base, denoiser=objective.denoiser)
+        expected = said(trained, f"a {subjects[0].rare_word} circle")
+    kept = list(method.train(studio, subjects[:1], [1, 3]))
+    assert [snapshot.step for snapshot in kept] == [1, 3]
+    customised = method.apply(studio, [kept[-1].learned])
+    assert customised.phrases == (f"{subjects[0].rare_word} circle",)
+    assert replace(method, naming="class word").apply(studio, [kept[-1].learned]).phrases == ("circle",)
+    found = said(customised.model, f"a {subjects[0].rare_word} circle")
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-3)
+    plain = said(studio.base, f"a {subjects[0].rare_word} circle")
+    assert (found - plain).abs().max() > 20 * (found - expected).abs().max()
+    assert torch.equal(said(studio.base, "a circle"), said(studio.base, "a circle"))
+
+
+@pytest.fixture
+def lab(rare, tmp_path):
+    made = bench(rare, tmp_path)
+    scale = replace(TINY, apt_steps=(1, 2), apt_concepts=1, max_steps=2, samples=5)
+    return replace(made, scale=scale, methods=[Apt(), *made.methods])
+
+
+def test_the_study_climbs_the_ladder_at_every_step(lab, monkeypatch):
+    monkeypatch.setattr("infusion_lab.studies.apt.ladder", lambda: [replace(r, settings=FAST) for r in ladder()])
+    cells = apt.cells(lab)
+    keys = [rung.key for rung in ladder()] + ["infusion"]
+    assert [cell.method for cell in cells] == [key for key in keys for _ in range(2)]
+    assert len({cell.name for cell in cells}) == len(cells)
+    assert apt.cells(replace(lab, methods=lab.methods[1:])) == [] or all(
+        cell.method == "infusion" for cell in apt.cells(replace(lab, methods=lab.methods[1:]))
+    )
+    rows = [row for cell in cells[6:8] for row in cell.compute().rows]
+    assert {row.study for row in rows} == {"apt"}
+    assert {row.step for row in rows} == {1, 2}
+    assert {row.measure for row in rows} >= {
+        "concept_error", "prompt_error", "fisher", "diversity", "layout_repeated", "class_recall", "w2_class",
+    }  # fmt: skip
+    assert {row.concept for row in rows} == {next(iter(CONCEPTS))}
+    assert subjects_of([CONCEPTS["ember"]])[0].name == rows[0].concept
+
+
+def test_the_table_has_a_line_for_each_method_and_step():
+    rows = [
+        Row("apt", method, concept, step, "", 0, "fisher", value + (concept == "wasp"))
+        for method, step, value in (("apt-plain", 5, 0.1), ("apt", 5, 0.2), ("apt-plain", 9, 0.3))
+        for concept in ("ember", "wasp")
+    ]
+    made = apt_table(rows, {"apt-plain": "LoRA", "apt": "APT"})
+    assert [line[0] for line in made.lines] == ["LoRA, 5 steps", "APT, 5 steps", "LoRA, 9 steps"]
+    assert [line[1].split()[0] for line in made.lines] == ["0.6", "0.7", "0.8"]

@@ -1,5 +1,5 @@
-"""Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991): does one model draw what another does, and
-all of that?"""
+"""Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991): does one model draw what another does,
+and all of that?"""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from tests.host.page import Page
 
 from .arrange import APART, GAP, TITLE
 from .canvas import LOAD, NAMESPACE, PACK, SIZES, WIDTH, belong, largest
-from .examples import READING, checkpoint, patch, photos, prompts
+from .pieces import READING, checkpoint, patch, photos, prompts
 from .sheet import Sheet
 
 CATEGORY = "Infusion"

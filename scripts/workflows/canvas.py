@@ -15,6 +15,7 @@ from .sheet import Sheet
 
 WIDTH = 340.0  # px, of a node that has no size of its own here
 SIZES = {  # width and least height, px; Nodes 2.0 of ComfyUI 0.8.0 wants the most
+    "APTTrain": (420.0, 0.0),
     "CLIPTextEncode": (420.0, 150.0),
     "DreamBlendGuidance": (420.0, 450.0),
     "InfusionAttentionPatch": (340.0, 316.0),
@@ -104,5 +105,5 @@ def finished(workflow: dict[str, Any], sheet: Sheet, name: str) -> dict[str, Any
 
 def belong(node: dict[str, Any]) -> None:
     """Write which pack a node is of, so that a page without it can say so and install it."""
-    ours = node["type"].startswith(("Infusion", "DreamBlend"))
+    ours = node["type"].startswith(("Infusion", "DreamBlend", "CheckpointAdvisor", "APT"))
     node["properties"] |= {"cnr_id": PACK, "ver": __version__} if ours else {"cnr_id": CORE, "ver": CORE_VERSION}

@@ -20,9 +20,9 @@ from infusion_lab.methods.dreambooth import DreamBoothLora
 from infusion_lab.methods.method import Recipe
 from infusion_lab.studio import Studio
 from infusion_lab.tinyworld import subjects_of, with_rare_words
-from tests.host.examples import EARLY_LORA, LATE_LORA, LORA, PHOTOS
+from tests.host.examples import EARLY_LORA, LATE_LORA, LORA, OTHER_PHOTOS, PHOTOS
 
-from .examples import BEACH, HOUSE, NEGATIVE, OTHERS, READING, ROOF, SUBJECT
+from .pieces import BEACH, BOTH, HOUSE, NEGATIVE, OTHERS, READING, ROOF, SUBJECT
 
 EARLY, LATE, RANK = 50, 1500, 8  # steps of the LoRA's epochs
 EDGE = 512  # px, of the shorter side
@@ -30,6 +30,7 @@ STANDINS = {"my-cat": "ember", "my-dog": "harlequin", "my-backpack": "orchid"}
 WORDS = {  # what the examples' prompts say in TinyWorld's words
     READING: "a photo of a big circle at the left on a plain teal background",
     SUBJECT: "a photo of a small circle at the right on a lined pink background",
+    BOTH: "a photo of a small square at the right and a small circle at the left on a plain teal background",
     BEACH: "a photo of a small circle at the left and a small square at the right and a small triangle at the bottom "
     "on a plain teal background",
     ROOF: "a photo of a big circle at the center on a lined pink background",
@@ -47,6 +48,9 @@ def tiny(graph: Graph) -> Graph:
         inputs = node["inputs"]
         inputs |= {name: SMALL[name] for name in SMALL.keys() & inputs.keys()}
         inputs |= {name: WORDS[inputs[name]] for name in {"text", "prompts"} & inputs.keys()}
+        if node["class_type"] == "APTTrain":  # its photos are the dog's; TinyWorld knows no word that is not a thing's
+            inputs |= {"identifier": "", "word": "square"}
+            graph.nodes[inputs["images"][0]]["inputs"]["photos"] = "\n".join(OTHER_PHOTOS)
         if node["class_type"] == "ControlNetApplyAdvanced" or inputs.get("lora_name") == LORA:
             inputs |= dict.fromkeys({"strength", "strength_model"} & inputs.keys(), 0.1)
     return graph

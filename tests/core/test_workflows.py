@@ -26,8 +26,8 @@ def nodes(path: Path) -> Iterator[dict[str, Any]]:
         yield from subgraph["nodes"]
 
 
-def test_there_are_six_examples_and_two_blueprints() -> None:
-    assert [path.stem[0] for path in EXAMPLES] == ["1", "2", "3", "4", "5", "6"]
+def test_there_are_seven_examples_and_two_blueprints() -> None:
+    assert [path.stem[0] for path in EXAMPLES] == ["1", "2", "3", "4", "5", "6", "7"]
     assert [path.stem for path in BLUEPRINTS] == ["Train a concept", "Use concepts"]
 
 
@@ -37,7 +37,7 @@ def test_every_node_says_which_pack_it_is_of(path: Path) -> None:
     for node in nodes(path):
         pack = node["properties"]["cnr_id"]
         assert pack in (NAME, "comfy-core"), node["type"]
-        assert (pack == NAME) if node["type"].startswith(("Infusion", "DreamBlend")) else True
+        assert (pack == NAME) if node["type"].startswith(("Infusion", "DreamBlend", "APT")) else True
         assert pack == "comfy-core" or node["type"] not in core
         assert re.fullmatch(r"\d+\.\d+\.\d+", node["properties"]["ver"])
 

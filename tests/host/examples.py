@@ -14,6 +14,7 @@ CONTROLNET = "control_v11p_sd15_canny_fp16.safetensors"
 LORA = "your-style.safetensors"
 EARLY_LORA, LATE_LORA = "your-cat-epoch-02.safetensors", "your-cat-epoch-10.safetensors"
 PHOTOS = ("cat-1.jpg", "cat-2.jpg", "cat-3.jpg")
+OTHER_PHOTOS = ("dog-1.jpg", "dog-2.jpg", "dog-3.jpg")  # of who is not the cat
 
 
 def prepare(server: Server) -> None:
@@ -22,8 +23,9 @@ def prepare(server: Server) -> None:
     for folder, name in (("checkpoints", CHECKPOINT), ("controlnet", CONTROLNET)):
         (models / folder).mkdir(parents=True, exist_ok=True)
         (models / folder / name).touch()
-    for name, picture in zip(PHOTOS, training_images(CONCEPTS["ember"]), strict=False):
-        picture.save(server.base / "input" / name, quality=95)
+    for names, concept in ((PHOTOS, "ember"), (OTHER_PHOTOS, "harlequin")):
+        for name, picture in zip(names, training_images(CONCEPTS[concept]), strict=False):
+            picture.save(server.base / "input" / name, quality=95)
     Image.new("RGB", (128, 128), "gray").save(server.base / "input" / "example.png")
     key = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q"
     for seed, name in enumerate((LORA, EARLY_LORA, LATE_LORA), start=1):

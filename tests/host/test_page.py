@@ -49,8 +49,8 @@ def page(server: Server) -> Iterator[Any]:
         yield opened
 
 
-def test_there_are_six_examples_with_pictures() -> None:
-    assert len(EXAMPLES) == 6
+def test_there_are_seven_examples_with_pictures() -> None:
+    assert len(EXAMPLES) == 7
     assert all(path.with_suffix(".jpg").is_file() for path in EXAMPLES)
 
 

@@ -14,7 +14,7 @@ from infusion_core.lora_output import LoraStorage
 from infusion_core.schedule import RateSchedule, Window
 from infusion_core.training.apt import AptSettings
 from infusion_core.training.objective import Weighting
-from infusion_core.training.overfitting import IndicatorSettings
+from infusion_core.training.overfitting import Restraint
 
 from .options import Config, Guidance, Model, Seed, Steps, place
 
@@ -58,8 +58,10 @@ def apt(
     ] = True,
     augment: Annotated[
         bool, typer.Option(help="Show photos smaller and turned, the more often the better they are known by heart.")
-    ] = _APT.augment,
-    reweight: Annotated[bool, typer.Option(help="Learn less where photos are known by heart.")] = _APT.reweight,
+    ] = _APT.restraint.augment,
+    reweight: Annotated[
+        bool, typer.Option(help="Learn less where photos are known by heart.")
+    ] = _APT.restraint.reweight,
     stabilisation: Annotated[
         float, typer.Option(help="How much self-attention's features are held to the base model's; 0 for not.")
     ] = _APT.stabilisation,
@@ -68,7 +70,7 @@ def apt(
     ] = _APT.alignment,
     temperature: Annotated[
         float, typer.Option(help="The larger, the sooner a smaller loss than the base model's counts as overfitting.")
-    ] = _APT.indicator.temperature,
+    ] = _APT.restraint.temperature,
     template: Annotated[
         Optional[list[str]], typer.Option(help="Caption with {} for the subject; repeat for several.")  # noqa: UP045
     ] = None,
@@ -90,8 +92,8 @@ def apt(
     settings = AptSettings(
         steps=steps, batch_size=batch_size, accumulation=accumulation, learning_rate=learning_rate, schedule=schedule,
         weighting=weighting, rank=rank, alpha=alpha, targets=targets, text_rate=text_rate, prior_weight=prior_weight,
-        augment=augment, reweight=reweight, stabilisation=stabilisation, alignment=alignment,
-        indicator=IndicatorSettings(temperature=temperature), snapshot_every=snapshot_every, seed=seed,
+        restraint=Restraint(measure=True, augment=augment, reweight=reweight, temperature=temperature),
+        stabilisation=stabilisation, alignment=alignment, snapshot_every=snapshot_every, seed=seed,
     )  # fmt: skip
     if not restrain:
         settings = settings.unrestrained

@@ -99,12 +99,12 @@ class APTTrain(io.ComfyNode):  # type: ignore[misc]
                     "a step takes two thirds of the time.",
                 ),
                 io.Boolean.Input(
-                    "augment", default=_DEFAULT.augment,
+                    "augment", default=_DEFAULT.restraint.augment,
                     tooltip="Show the photos smaller and turned, the more often the better they are known by heart.",
                     **ADVANCED,
                 ),
                 io.Boolean.Input(
-                    "reweight", default=_DEFAULT.reweight,
+                    "reweight", default=_DEFAULT.restraint.reweight,
                     tooltip="Learn less at noise levels where the photos are known by heart.", **ADVANCED,
                 ),
                 io.Float.Input(
@@ -118,7 +118,7 @@ class APTTrain(io.ComfyNode):  # type: ignore[misc]
                     "base model's; 0 for not.", **ADVANCED,
                 ),
                 io.Float.Input(
-                    "temperature", default=_DEFAULT.indicator.temperature, min=0.01, max=1e6, step=0.01,
+                    "temperature", default=_DEFAULT.restraint.temperature, min=0.01, max=1e6, step=0.01,
                     tooltip="The larger, the sooner erring less than the base model counts as knowing by heart.",
                     **ADVANCED,
                 ),

@@ -21,7 +21,7 @@ from ..infusion_core.lora_output import TrainedLora, lora_bytes, lora_tensors
 from ..infusion_core.training.apt import AptObjective, AptSettings
 from ..infusion_core.training.augmentation import VARIANTS, variants_of
 from ..infusion_core.training.engine import Trainer
-from ..infusion_core.training.overfitting import IndicatorSettings
+from ..infusion_core.training.overfitting import Restraint
 from ..infusion_core.training.record import RunRecord
 from ..infusion_core.training.shown import Shown, normalised
 from .host.denoiser import HostDenoiser, training
@@ -38,12 +38,14 @@ _SNAPSHOT_EVERY = AptSettings().snapshot_every
 
 def train(
     model: Any, clip: Any, vae: Any, images: Sequence[Tensor], identifier: str, word: str, alpha: float,
-    resolution: int, preview_every: int, restrain: bool, temperature: float, masks: Sequence[Tensor] | None = None,
+    resolution: int, preview_every: int, restrain: bool, augment: bool, reweight: bool, temperature: float,
+    masks: Sequence[Tensor] | None = None,
     prior_images: Sequence[Tensor] | None = None, captions: str = "", continue_from: Any = None, **given: Any,
 ) -> io.NodeOutput:  # fmt: skip
     """Train with a progress bar and previews; an interrupt keeps the last snapshot."""
     settings = AptSettings(
-        alpha=alpha or None, indicator=IndicatorSettings(temperature=temperature),
+        alpha=alpha or None,
+        restraint=Restraint(measure=True, augment=augment, reweight=reweight, temperature=temperature),
         snapshot_every=preview_every or _SNAPSHOT_EVERY, **given,
     )  # fmt: skip
     settings = settings if restrain else settings.unrestrained
@@ -107,7 +109,7 @@ class _Encoding:
 
     def photos(self, squares: Tensor, masks: Sequence[Tensor] | None, resolution: int) -> tuple[Tensor, Tensor | None]:
         """Photos with their variants, (N, 1 + variants, C, h, w), and the weight of their loss."""
-        count = VARIANTS if self.settings.augment else 0
+        count = VARIANTS if self.settings.restraint.augment else 0
         photos = squares.movedim(-1, 1)
         given = None if masks is None else normalised(mask_of(masks, photos, resolution)).clamp(max=1e6)
         made = variants_of(photos, count, self.settings.seed, given)

@@ -97,7 +97,7 @@ def apt_trainer(
 def _photos(model: EmbeddedModel, photos: Sequence[Image.Image], settings: AptSettings) -> tuple[Tensor, Tensor | None]:
     """Latents of photos and their variants, (N, 1 + variants, C, h, w), and how their loss is weighted."""
     pixels = to_tensor([square(photo, model.resolution) for photo in photos])
-    if not settings.augment:
+    if not settings.restraint.augment:
         return model.encode_pixels(pixels)[:, None], None
     made = variants_of(pixels / 2 + 0.5, VARIANTS, settings.seed)
     latents = model.encode_pixels(made.pictures.flatten(0, 1) * 2 - 1)

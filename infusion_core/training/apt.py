@@ -19,10 +19,11 @@ from ..errors import InfusionError
 from ..lora import LoraSet
 from ..readers import FeatureMoments, Recorder
 from ..sites import under
-from .augmentation import chosen_variants
 from .lora import Batch, LoraObjective, LoraSettings
-from .overfitting import Indicator, IndicatorSettings
+from .overfitting import UNRESTRAINED, Indicator, Restraint
 from .shown import Shown
+
+RESTRAINED = Restraint(measure=True, augment=True, reweight=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,52 +31,41 @@ class AptSettings(LoraSettings):
     """How to train a LoRA, and how it is restrained.
 
     Attributes:
-        augment: show variants of the photos, with the chance that the indicator gives.
-        most_augmented: largest chance.
-        reweight: weigh the denoising loss with 1 - gamma.
+        restraint: by the indicator of overfitting.
         stabilisation: weight lambda_dist of what self-attention's features have moved; 0 for none.
         stabilised: names of blocks or sites, or their beginnings, whose features are held; empty for all.
         alignment: weight lambda_attn of how far cross-attention's maps have moved; 0 for none.
         distance: of two maps.
-        measure: take the indicator even where nothing depends on it.
-        indicator: how it is taken.
     """
 
-    augment: bool = True
-    most_augmented: float = 0.8
-    reweight: bool = True
+    restraint: Restraint = RESTRAINED
     stabilisation: float = 0.1
     stabilised: tuple[str, ...] = ()
     alignment: float = 0.1
     distance: Distance = "absolute"
-    measure: bool = True
-    indicator: IndicatorSettings = field(default_factory=IndicatorSettings)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("stabilisation", "alignment"):
             if not 0 <= getattr(self, name) < 1e9:
                 raise InfusionError(f"{name} must be 0 or a positive number, got {getattr(self, name):g}")
-        if not 0 <= self.most_augmented <= 1:
-            raise InfusionError(f"most_augmented must be 0 to 1, got {self.most_augmented:g}")
 
     @property
     def compares(self) -> bool:
         """Whether the frozen model is asked."""
-        return self.augment or self.reweight or self.measure or self.stabilisation > 0 or self.alignment > 0
+        return self.restraint.measures or self.stabilisation > 0 or self.alignment > 0
 
     @property
     def unrestrained(self) -> AptSettings:
         """The same with every switch off: an ordinary LoRA."""
-        return replace(self, augment=False, reweight=False, stabilisation=0.0, alignment=0.0, measure=False)
+        return replace(self, restraint=UNRESTRAINED, stabilisation=0.0, alignment=0.0)
 
 
 class AptObjective(LoraObjective):
     """A restrained LoRA; arguments as of `LoraObjective`.
 
     Attributes:
-        indicator: how overfitted the run is; moves with every batch. A batch is weighed and augmented by what it says
-            before it.
+        indicator: how overfitted the run is; moves with every batch.
 
     Raises:
         InfusionError: `stabilised` names something that the model does not have.
@@ -88,7 +78,7 @@ class AptObjective(LoraObjective):
     ) -> None:
         super().__init__(denoiser, lora, shown, settings, prior)
         self.settings = settings
-        self.indicator = Indicator(settings.indicator)
+        self.indicator = Indicator(settings.restraint, len(denoiser.sigmas))
         self._held = frozenset(site.name for site in under(denoiser.base.sites, settings.stabilised))
 
     def losses(self, generator: Generator) -> dict[str, Tensor]:
@@ -96,13 +86,11 @@ class AptObjective(LoraObjective):
         if not self.settings.compares:
             return super().losses(generator)
         batch = self._drawn(self.shown, generator)
-        gamma = self._gamma(batch.times)
+        weights = self.indicator.weights(batch.times)
         reference, frozen = self._frozen(batch)
         errors, found = self._compared(batch, frozen)
-        self.indicator.update(self._bins(batch.times), reference, errors)
-        denoising = self._weighted(errors, batch)
-        if self.settings.reweight:
-            denoising = denoising * (1 - gamma).to(denoising)
+        self.indicator.update(batch.times, reference, errors)
+        denoising = self._weighted(errors, batch) * weights.to(errors)
         return {"denoising": denoising, **self._prior_loss(generator), **found}
 
     def extra_state(self) -> dict[str, Tensor]:
@@ -114,18 +102,11 @@ class AptObjective(LoraObjective):
         if self.settings.compares:
             self.indicator.restore(extra)
 
-    def _bins(self, times: Tensor) -> Tensor:
-        return self.indicator.bins_of(times, len(self.denoiser.sigmas))
-
-    def _gamma(self, times: Tensor) -> Tensor:
-        return self.indicator.gamma[self._bins(times)]
-
     def _variants(self, shown: Shown, times: Tensor, generator: Generator) -> Tensor:
         """Of a photo that is known by heart, a variant."""
-        if not self.settings.augment or shown is not self.shown:
+        if shown is not self.shown:
             return super()._variants(shown, times, generator)
-        chance = self._gamma(times).clamp(0, self.settings.most_augmented)
-        return chosen_variants(chance, shown.latents.shape[1] - 1, generator)
+        return self.indicator.variants(times, shown.latents.shape[1] - 1, generator)
 
     @torch.no_grad()
     def _frozen(self, batch: Batch) -> tuple[Tensor, _Watched]:

@@ -1,4 +1,4 @@
-"""How overfitted a training is, noise level by noise level (APT, arXiv 2507.02687).
+"""How overfitted a training is, noise level by noise level, and what follows from it (APT, arXiv 2507.02687).
 
 The frozen model is asked about the same noised samples. While there is something to learn both err alike; what the
 trained one errs less beyond that is what it knows by heart.
@@ -10,18 +10,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..errors import InfusionError
+from .augmentation import chosen_variants
 
 REFERENCE, TRAINED, SEEN = "reference_loss", "trained_loss", "seen"
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndicatorSettings:
-    """How the indicator is taken. Bins, rate and temperature are the paper's.
+class Restraint:
+    """How overfitting is measured, and what follows. Bins, rate and temperature are the paper's.
 
     Attributes:
+        measure: take the indicator even where nothing follows from it.
+        augment: show variants of the photos, with the chance that the indicator gives.
+        most_augmented: largest chance.
+        reweight: weigh the denoising loss with 1 - gamma.
         bins: parts of the training timesteps, each with an indicator of its own; part 0 has the lowest noise.
         rate: of the moving average, in (0, 1].
         temperature: T; the larger, the sooner a difference of losses counts as overfitting.
@@ -30,11 +35,17 @@ class IndicatorSettings:
         InfusionError: a number is out of range.
     """
 
+    measure: bool = False
+    augment: bool = False
+    most_augmented: float = 0.8
+    reweight: bool = False
     bins: int = 10
     rate: float = 0.1
     temperature: float = 1000.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.most_augmented <= 1:
+            raise InfusionError(f"most_augmented must be 0 to 1, got {self.most_augmented:g}")
         if not 1 <= self.bins <= 1000:
             raise InfusionError(f"the indicator's bins must be 1 to 1000, got {self.bins}")
         if not 0 < self.rate <= 1:
@@ -42,43 +53,63 @@ class IndicatorSettings:
         if not 0 < self.temperature < 1e12:
             raise InfusionError(f"the indicator's temperature must be a positive number, got {self.temperature:g}")
 
+    @property
+    def measures(self) -> bool:
+        """Whether the frozen model is asked."""
+        return self.measure or self.augment or self.reweight
+
+
+UNRESTRAINED = Restraint()
+
 
 class Indicator:
     """``gamma_t = clamp(1 - exp(-T (EMA[L_ref] - EMA[L_theta])), 0, 1)`` per timestep bin.
 
-    A bin that has seen no sample says 0. The first sample of a bin is its average; each later one moves it.
+    A bin that has seen no sample says 0. The first sample of a bin is its average; each later one moves it. A batch is
+    augmented and weighed by what is said before it.
 
     Args:
-        settings: how it is taken.
+        restraint: how it is taken, and what follows.
+        steps: training timesteps of the model.
     """
 
-    def __init__(self, settings: IndicatorSettings) -> None:
-        self.settings = settings
-        self._reference = torch.zeros(settings.bins, dtype=torch.float64)
-        self._trained = torch.zeros(settings.bins, dtype=torch.float64)
-        self._seen = torch.zeros(settings.bins, dtype=torch.long)
+    def __init__(self, restraint: Restraint, steps: int) -> None:
+        self.restraint, self._steps = restraint, steps
+        self._reference = torch.zeros(restraint.bins, dtype=torch.float64)
+        self._trained = torch.zeros(restraint.bins, dtype=torch.float64)
+        self._seen = torch.zeros(restraint.bins, dtype=torch.long)
 
     @property
     def gamma(self) -> Tensor:
         """Per bin, (bins,), in [0, 1]: 0 where nothing is overfitted."""
         apart = self._reference - self._trained
-        return (1 - torch.exp(-self.settings.temperature * apart)).clamp(0, 1).float()
+        return (1 - torch.exp(-self.restraint.temperature * apart)).clamp(0, 1).float()
 
-    def bins_of(self, times: Tensor, steps: int) -> Tensor:
-        """The bin of each training timestep, (B,), of `steps`."""
-        return times * self.settings.bins // steps
+    def at(self, times: Tensor) -> Tensor:
+        """Gamma at training timesteps, (B,)."""
+        return self.gamma[self._bins(times)]
 
-    def update(self, bins: Tensor, reference: Tensor, trained: Tensor) -> None:
+    def variants(self, times: Tensor, count: int, generator: Generator) -> Tensor:
+        """Which variant of its photo each sample shows, (B,), 0 being the photo itself; there are `count` others."""
+        if not self.restraint.augment:
+            return torch.zeros(len(times), dtype=torch.long)
+        return chosen_variants(self.at(times).clamp(0, self.restraint.most_augmented), count, generator)
+
+    def weights(self, times: Tensor) -> Tensor:
+        """Weights of the denoising loss, (B,)."""
+        return 1 - self.at(times) if self.restraint.reweight else torch.ones(len(times))
+
+    def update(self, times: Tensor, reference: Tensor, trained: Tensor) -> None:
         """Take in the unweighted losses of samples, in order.
 
         Args:
-            bins: of the samples, (B,).
+            times: their training timesteps, (B,).
             reference: of the frozen model, (B,).
             trained: of the one that is trained, (B,).
         """
-        pairs = zip(bins.tolist(), reference.detach().tolist(), trained.detach().tolist(), strict=True)
+        pairs = zip(self._bins(times).tolist(), reference.detach().tolist(), trained.detach().tolist(), strict=True)
         for bin_, ref, own in pairs:
-            rate = self.settings.rate if self._seen[bin_] else 1.0
+            rate = self.restraint.rate if self._seen[bin_] else 1.0
             self._reference[bin_] += rate * (ref - self._reference[bin_])
             self._trained[bin_] += rate * (own - self._trained[bin_])
             self._seen[bin_] += 1
@@ -93,7 +124,10 @@ class Indicator:
         Raises:
             InfusionError: it is of another number of bins.
         """
-        if any(state[name].shape != (self.settings.bins,) for name in (REFERENCE, TRAINED, SEEN)):
+        if any(name not in state or state[name].shape != self._seen.shape for name in (REFERENCE, TRAINED, SEEN)):
             raise InfusionError("the saved training state has other bins of the overfitting indicator; set the same")
         self._reference, self._trained = state[REFERENCE].clone(), state[TRAINED].clone()
         self._seen = state[SEEN].clone()
+
+    def _bins(self, times: Tensor) -> Tensor:
+        return times * self.restraint.bins // self._steps

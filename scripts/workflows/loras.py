@@ -79,8 +79,8 @@ def train_a_lora() -> Sheet:
         steps=default.steps, batch_size=default.batch_size, accumulation=default.accumulation,
         learning_rate=default.learning_rate, rank=default.rank, alpha=0.0, targets=default.targets,
         text_rate=default.text_rate, resolution=512, seed=0, preview_every=default.snapshot_every, restrain=True,
-        augment=default.augment, reweight=default.reweight, stabilisation=default.stabilisation,
-        alignment=default.alignment, temperature=default.indicator.temperature, captions="",
+        augment=default.restraint.augment, reweight=default.restraint.reweight, stabilisation=default.stabilisation,
+        alignment=default.alignment, temperature=default.restraint.temperature, captions="",
     )  # fmt: skip
     saved = sheet.graph.add("SaveLoRA", lora=trained[2], prefix="loras/my-dog")
     curve = sheet.titled(sheet.graph.add("PreviewImage", images=trained[3]), "Known by heart")

@@ -19,12 +19,17 @@ from infusion_core.embedded.tasks import draw
 from infusion_core.embedded.tinyworld import TUNING_CONCEPTS, training_images
 from infusion_core.errors import InfusionError
 from infusion_core.training.apt import AptSettings
-from infusion_core.training.overfitting import IndicatorSettings
+from infusion_core.training.overfitting import Restraint
 
 from .test_cli import infusion
 
 SETTINGS = AptSettings(
-    steps=4, batch_size=2, rank=2, snapshot_every=2, learning_rate=1e-2, indicator=IndicatorSettings(bins=3)
+    steps=4,
+    batch_size=2,
+    rank=2,
+    snapshot_every=2,
+    learning_rate=1e-2,
+    restraint=Restraint(augment=True, reweight=True, bins=3),
 )
 CONCEPT = TUNING_CONCEPTS["acorn"]
 
@@ -65,7 +70,7 @@ def test_the_command_leaves_a_lora_that_draws_what_was_scored(photos, tmp_path):
     assert report["lora_file_bytes"] == out.stat().st_size
     assert [step for step, _ in report["indicator"]] == [1, 2, 3]
     assert all(len(gamma) == 10 for _, gamma in report["indicator"])
-    assert report["settings"]["indicator"]["temperature"] == 100
+    assert report["settings"]["restraint"]["temperature"] == 100
     assert [Path(snapshot["file"]).name for snapshot in report["snapshots"]] == [
         "step-00002.safetensors",
         "step-00003.safetensors",

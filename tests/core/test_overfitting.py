@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from infusion_core.errors import InfusionError
 from infusion_core.noise import seeded
 from infusion_core.training.augmentation import Variants, chosen_variants, variants_of
-from infusion_core.training.overfitting import Indicator, IndicatorSettings
+from infusion_core.training.overfitting import Indicator, Restraint
 
 EDGE = 64
 
@@ -24,36 +25,51 @@ def by_hand(pairs, rate, temperature):
 
 
 def test_gamma_is_the_papers_formula_bin_by_bin():
-    indicator = Indicator(IndicatorSettings(bins=4, rate=0.1, temperature=10.0))
+    indicator = Indicator(Restraint(bins=4, rate=0.1, temperature=10.0), 1000)
     assert indicator.gamma.tolist() == [0, 0, 0, 0]
-    bins = indicator.bins_of(torch.tensor([0, 249, 250, 999]), 1000)
-    assert bins.tolist() == [0, 0, 1, 3]
     seen = {0: [(0.5, 0.4), (0.6, 0.45), (0.3, 0.31)], 1: [(0.2, 0.1)], 3: [(0.1, 0.3), (0.1, 0.2)]}
-    indicator.update(bins, torch.tensor([0.5, 0.6, 0.2, 0.1]), torch.tensor([0.4, 0.45, 0.1, 0.3]))
-    indicator.update(torch.tensor([3, 0]), torch.tensor([0.1, 0.3]), torch.tensor([0.2, 0.31]))
+    times = torch.tensor([0, 249, 250, 999])
+    indicator.update(times, torch.tensor([0.5, 0.6, 0.2, 0.1]), torch.tensor([0.4, 0.45, 0.1, 0.3]))
+    indicator.update(torch.tensor([800, 100]), torch.tensor([0.1, 0.3]), torch.tensor([0.2, 0.31]))
     expected = [by_hand(seen[b], 0.1, 10.0) if b in seen else 0.0 for b in range(4)]
     assert expected[3] == 0 < expected[1] < 1  # a model that errs more than the frozen one is not overfitted
     torch.testing.assert_close(indicator.gamma, torch.tensor(expected))
+    torch.testing.assert_close(indicator.at(torch.tensor([300, 10])), torch.tensor([expected[1], expected[0]]))
+
+
+def test_only_what_is_asked_for_follows_from_gamma():
+    times = torch.tensor([0, 999])
+    for restraint in (Restraint(measure=True), Restraint(augment=True), Restraint(reweight=True)):
+        assert restraint.measures
+        indicator = Indicator(replace(restraint, bins=2, most_augmented=1.0, temperature=1e6), 1000)
+        indicator.update(torch.tensor([0]), torch.tensor([1.0]), torch.tensor([0.0]))
+        assert indicator.at(times).tolist() == [1, 0]
+        assert indicator.weights(times).tolist() == ([0, 1] if restraint.reweight else [1, 1])
+        chosen = indicator.variants(times, 3, seeded(0))
+        assert (chosen > 0).tolist() == ([True, False] if restraint.augment else [False, False])
+    assert not Restraint().measures
 
 
 def test_an_indicator_goes_on_from_its_state():
-    settings = IndicatorSettings(bins=2)
-    one, other = Indicator(settings), Indicator(settings)
-    one.update(torch.tensor([0, 1, 1]), torch.tensor([0.3, 0.4, 0.5]), torch.tensor([0.3, 0.399, 0.5]))
+    one, other = Indicator(Restraint(bins=2), 1000), Indicator(Restraint(bins=2), 1000)
+    one.update(torch.tensor([0, 600, 600]), torch.tensor([0.3, 0.4, 0.5]), torch.tensor([0.3, 0.399, 0.5]))
     other.restore(one.state())
     for indicator in (one, other):
-        indicator.update(torch.tensor([0, 1]), torch.tensor([0.2, 0.2]), torch.tensor([0.199, 0.21]))
+        indicator.update(torch.tensor([0, 600]), torch.tensor([0.2, 0.2]), torch.tensor([0.199, 0.21]))
     assert torch.equal(one.gamma, other.gamma)
     assert one.gamma[0] > 0
-    with pytest.raises(InfusionError, match="other bins"):
-        Indicator(IndicatorSettings(bins=3)).restore(one.state())
+    for wrong in (one.state(), {}):
+        with pytest.raises(InfusionError, match="other bins"):
+            Indicator(Restraint(bins=3), 1000).restore(wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"bins": 0}, {"rate": 0.0}, {"rate": 1.5}, {"temperature": 0.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"bins": 0}, {"rate": 0.0}, {"rate": 1.5}, {"temperature": 0.0}, {"most_augmented": 2.0}]
+)
 def test_numbers_out_of_range_are_refused(wrong):
     (name,) = wrong
     with pytest.raises(InfusionError, match=name):
-        IndicatorSettings(**wrong)
+        Restraint(**wrong)
 
 
 def places(edge=EDGE):

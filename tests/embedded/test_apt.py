@@ -21,7 +21,7 @@ from infusion_core.noise import input_scale, seeded
 from infusion_core.training.apt import AptObjective, AptSettings
 from infusion_core.training.engine import Trainer
 from infusion_core.training.lora import LoraObjective, LoraSettings
-from infusion_core.training.overfitting import REFERENCE, SEEN, TRAINED, IndicatorSettings
+from infusion_core.training.overfitting import REFERENCE, SEEN, TRAINED, UNRESTRAINED, Restraint
 from infusion_core.training.shown import Shown
 
 from .factories import save_model
@@ -30,7 +30,7 @@ SEEDS_APART = 1_000_003
 CAPTIONS = ("a photo of a dog", "a dog on the beach")
 SETTINGS = AptSettings(
     steps=4, learning_rate=1e-2, batch_size=3, rank=2, alpha=4.0, seed=7, snapshot_every=100, times="uniform",
-    augment=False, reweight=False, stabilisation=0.0, alignment=0.0, measure=False, validation_draws=0,
+    restraint=UNRESTRAINED, stabilisation=0.0, alignment=0.0, validation_draws=0,
 )  # fmt: skip
 
 
@@ -150,8 +150,8 @@ class Watched:
 @pytest.mark.parametrize("distance", ["absolute", "squared"])
 def test_losses_are_the_papers_on_maps_and_features_written_out(model, distance):
     settings = replace(
-        SETTINGS, reweight=True, stabilisation=0.7, stabilised=("up",), alignment=0.3, distance=distance,
-        targets="transformer", indicator=IndicatorSettings(bins=5, temperature=10.0), weighting="velocity",
+        SETTINGS, stabilisation=0.7, stabilised=("up",), alignment=0.3, distance=distance, targets="transformer",
+        restraint=Restraint(reweight=True, bins=5, temperature=10.0), weighting="velocity",
     )  # fmt: skip
     made = objective(model, settings, size=0.3)
     state = {
@@ -250,8 +250,8 @@ def test_gradients_are_those_of_finite_differences(model, name):
 
 
 ALL_ON = replace(
-    SETTINGS, steps=6, augment=True, most_augmented=1.0, reweight=True, stabilisation=0.1, alignment=0.1, measure=True,
-    accumulation=2, indicator=IndicatorSettings(temperature=50.0),
+    SETTINGS, steps=6, stabilisation=0.1, alignment=0.1, accumulation=2,
+    restraint=Restraint(augment=True, most_augmented=1.0, reweight=True, temperature=50.0),
 )  # fmt: skip
 
 
@@ -277,7 +277,7 @@ def test_photos_known_by_heart_are_shown_as_variants_without_their_canvas(model)
     masks[:, 1:, :, :, :4] = 0
     masks[:, 1:, :, :, 4:] = 2
     shown = Shown(pictures, captions_for(model.text, CAPTIONS, False), masks)
-    settings = replace(SETTINGS, augment=True, most_augmented=1.0, batch_size=4)
+    settings = replace(SETTINGS, restraint=Restraint(augment=True, most_augmented=1.0), batch_size=4)
     seen = []
 
     class Spy(type(model.denoiser)):
@@ -299,7 +299,9 @@ def test_photos_known_by_heart_are_shown_as_variants_without_their_canvas(model)
         assert min(near[1:]) < 1e-3 < near[0]
     said = model.denoiser.predict(seen[0], model.denoiser.sigmas[times], shown.captions(captions), Plan())
     torch.testing.assert_close(found, (said - eps).square()[..., 4:].mean((1, 2, 3)), rtol=1e-4, atol=1e-5)
-    made = AptObjective(spied, lora_of(model, settings), shown, replace(settings, most_augmented=0.0))
+    made = AptObjective(
+        spied, lora_of(model, settings), shown, replace(settings, restraint=Restraint(augment=True, most_augmented=0.0))
+    )
     known_by_heart(made)
     made.losses(seeded(2))
     clean = seen[-1] - model.denoiser.sigmas[times].reshape(-1, 1, 1, 1) * eps
@@ -307,7 +309,7 @@ def test_photos_known_by_heart_are_shown_as_variants_without_their_canvas(model)
 
 
 def test_text_encoders_learn_at_their_own_rate_and_the_frozen_model_reads_with_its_own(model):
-    settings = replace(SETTINGS, text_rate=0.5, measure=True)
+    settings = replace(SETTINGS, text_rate=0.5, restraint=Restraint(measure=True))
     made = objective(model, settings)
     unet, text = made.groups()
     assert (unet.rate, text.rate) == (1.0, 0.5)
@@ -363,7 +365,6 @@ def test_a_trainer_makes_variants_of_photos_and_masks_their_canvas(model):
     [
         ({"stabilised": ("sideways",)}, "no block or layer 'sideways'"),
         ({"alignment": -1.0}, "alignment must be"),
-        ({"most_augmented": 2.0}, "most_augmented must be"),
         ({"rank": 0}, "rank must be at least 1"),
         ({"alpha": 0.0}, "alpha must be above 0"),
         ({"text_rate": -1.0}, "text_rate must be"),

@@ -18,7 +18,7 @@ from infusion_core.embedded.model import load_model
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 from infusion_core.lora import UP
 from infusion_core.training.apt import AptSettings
-from infusion_core.training.overfitting import IndicatorSettings
+from infusion_core.training.overfitting import Restraint
 
 from . import graphs
 from .both import drawn, embedded
@@ -47,12 +47,13 @@ def train(graph: Graph, names: list[str], **changed: Any) -> Output:
 
 
 def settings(**changed: Any) -> AptSettings:
-    same = ("steps", "batch_size", "accumulation", "learning_rate", "rank", "targets", "text_rate", "seed", "augment",
-            "reweight", "stabilisation", "alignment")  # fmt: skip
+    same = ("steps", "batch_size", "accumulation", "learning_rate", "rank", "targets", "text_rate", "seed",
+            "stabilisation", "alignment")  # fmt: skip
     given = {**WIDGETS, **changed}
     asked = AptSettings(
-        **{name: given[name] for name in same}, indicator=IndicatorSettings(temperature=given["temperature"]),
-        snapshot_every=3, alpha=given["alpha"] or None,
+        **{name: given[name] for name in same}, restraint=Restraint(
+            measure=True, **{name: given[name] for name in ("augment", "reweight", "temperature")}
+        ), snapshot_every=3, alpha=given["alpha"] or None,
     )  # fmt: skip
     return asked if given["restrain"] else asked.unrestrained
 

@@ -31,7 +31,13 @@ def said(model, prompt):
 def test_a_rung_has_the_restraints_below_it():
     assert [rung.key for rung in ladder()] == ["apt-plain", "apt-adaptive", "apt-stabilised", "apt"]
     on = [
-        (r.climbed.augment, r.climbed.reweight, r.climbed.stabilisation > 0, r.climbed.alignment > 0) for r in ladder()
+        (
+            r.climbed.restraint.augment,
+            r.climbed.restraint.reweight,
+            r.climbed.stabilisation > 0,
+            r.climbed.alignment > 0,
+        )
+        for r in ladder()
     ]
     assert on == [(False,) * 4, (True, True, False, False), (True, True, True, False), (True,) * 4]
     assert not ladder()[0].climbed.compares

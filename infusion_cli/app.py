@@ -18,6 +18,7 @@ from infusion_core.residuals import Where
 from infusion_core.schedule import RateSchedule, Window
 from infusion_core.streams import BaseLatent
 from infusion_core.training.objective import Weighting
+from infusion_core.training.overfitting import OVERFITTING, Overfitting
 from infusion_core.training.residual import ResidualSettings
 
 from .console import fail, show_anything
@@ -63,6 +64,13 @@ def train(
         float,
         typer.Option(help="Share of a drawing run up to which it does so; from there on with the concept's own maps."),
     ] = _DEFAULT.replacement_end,
+    overfitting: Annotated[
+        Overfitting,
+        typer.Option(
+            help="measured: show how well the photos are known by heart. restrained: learn less where they are, and "
+            "show them smaller and turned."
+        ),
+    ] = "ignored",
     template: Annotated[
         Optional[list[str]], typer.Option(help="Caption with {} for the word; repeat for several.")  # noqa: UP045
     ] = None,
@@ -100,6 +108,7 @@ def train(
         replace_maps=replace_maps,
         replacement_end=replacement_end,
         weighting=weighting,
+        restraint=OVERFITTING[overfitting],
         snapshot_every=snapshot_every,
         validation_draws=validation_draws,
         seed=seed,

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from PIL import Image
 
 from infusion_core.atomic import write_atomic
@@ -28,7 +27,6 @@ from .console import progress, say
 from .course import Course, former, photos_in
 from .given import given_class, given_model, given_photos, given_settings, require_same
 from .output import peak_rss_mb, save_picture
-from .pages import figure_png
 from .places import Places
 from .scoring import FIGURES, JUDGES
 
@@ -144,9 +142,10 @@ class _Run:
         request = self.request
         with self.lora.installed():
             self.course.train()
+            self.course.show_overfitting()
             size = self.write(request.out)
             report = self._report(size)
-            self._write_reports(report)
+            request.places.write_reports(report)
             judge = JUDGES.get(self.model.name)
             if judge is not None:
                 settings = SampleSettings(self.model.steps, self.model.guidance)
@@ -155,7 +154,7 @@ class _Run:
                     return draw(self.model, prompt, (), count, seed, settings)
 
                 report.update(judge(self.model, self.photos, request.word, request.phrase, ours, self.lora.off))
-                self._write_reports(report)
+                request.places.write_reports(report)
         say(f"Wrote {request.out} ({size:,} bytes) and report.json beside it; prompts say {request.phrase!r}")
         return report
 
@@ -186,11 +185,6 @@ class _Run:
             "peak_rss_mb": peak_rss_mb(),
         }
 
-    def _write_reports(self, report: dict[str, Any]) -> None:
-        self.request.places.write_reports(report)
-        if self.record.indicator:
-            write_atomic(self.request.out.with_suffix(".overfitting.png"), figure_png(_curve(self.record)))
-
 
 def _prior(request: AptRequest, model: EmbeddedModel) -> list[Image.Image]:
     """Pictures of the class: those of the folder, and those that the base model draws since they are missing."""
@@ -207,22 +201,3 @@ def _prior(request: AptRequest, model: EmbeddedModel) -> list[Image.Image]:
         for number, picture in zip(missing, drawn, strict=True):
             save_picture(folder / f"{number:05d}.png", picture)
     return photos_in(folder, model.resolution)
-
-
-def _curve(record: RunRecord) -> Figure:
-    """How overfitted the run is, over its steps, a line for each part of the noise levels."""
-    import matplotlib
-
-    steps = [step for step, _ in record.indicator]
-    bins = len(record.indicator[0][1])
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
-    colours = matplotlib.colormaps["viridis"]
-    for number in range(bins):
-        label = {0: "least noise", bins - 1: "most noise"}.get(number)
-        shade = colours(number / max(1, bins - 1))
-        axes.plot(steps, [gamma[number] for _, gamma in record.indicator], color=shade, label=label)
-    axes.set(xlabel="step", ylabel="overfitted", ylim=(0, 1))
-    axes.legend()
-    axes.grid(alpha=0.3)
-    return figure

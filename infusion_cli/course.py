@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from infusion_core.atomic import write_atomic
 from infusion_core.embedded.photos import load_photos
 from infusion_core.errors import InfusionError
 from infusion_core.photos import Skipped, by_name
@@ -87,6 +88,13 @@ class Course:
         told = {"given": self.given, "course": self.record.course()}
         save_state(self.places.state, replace(self.trainer.state(), told=told))
         return path
+
+    def show_overfitting(self) -> None:
+        """Draw how overfitted the run was, step by step, where that was measured."""
+        if self.record.indicator:
+            from .curves import overfitting_curve  # matplotlib takes its time, and most runs draw nothing
+
+            write_atomic(self.places.overfitting, overfitting_curve(self.record))
 
 
 def former(places: Places) -> TrainState:

@@ -36,6 +36,11 @@ class Places:
         return self.snapshots / "state.safetensors"
 
     @property
+    def overfitting(self) -> Path:
+        """The picture of how overfitted the run was."""
+        return self.out.with_suffix(".overfitting.png")
+
+    @property
     def reports(self) -> tuple[Path, Path]:
         """The concept's own report, and the report of the newest run in the folder."""
         return self.out.with_suffix(".report.json"), self.out.with_name("report.json")

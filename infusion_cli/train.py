@@ -17,7 +17,7 @@ from infusion_core.embedded.tasks import trainer_for
 from infusion_core.residual_file import Storage, load_concept, save_concept
 from infusion_core.residuals import ConceptResidual
 from infusion_core.training.record import RunRecord
-from infusion_core.training.residual import ResidualSettings
+from infusion_core.training.residual import ResidualObjective, ResidualSettings
 
 from .alone import alone
 from .console import say
@@ -84,6 +84,7 @@ def train_alone(request: TrainRequest, model: EmbeddedModel | None = None, score
     """As `run_train`, for who has checked the request and keeps other runs away already; scores unless told not to."""
     run = _Run.start(request, model)
     run.course.train()
+    run.course.show_overfitting()
     concept = run.concept()
     size = save_concept(request.out, concept, request.storage)
     report = run.report(concept, size)
@@ -132,7 +133,11 @@ class _Run:
         def write(path: Path) -> int:
             return save_concept(path, run.concept(), request.storage)
 
-        course = Course(trainer, record, request.places, given, write, "concept", f"learning {request.word!r}")
+        objective = trainer.objective
+        assert isinstance(objective, ResidualObjective)
+        indicator = objective.indicator if request.settings.restraint.measures else None
+        title = f"learning {request.word!r}"
+        course = Course(trainer, record, request.places, given, write, "concept", title, indicator)
         course.begin(state)
         run = cls(request, model, photos, course, started)
         return run

@@ -56,3 +56,12 @@ def concept_stream(predict: Predict, injections: Sequence[Injection], replace_ma
     if injections and replace_maps:
         return base_then_concept(predict, predict, injections)[1]
     return predict(Plan(injections=injections))
+
+
+def both_streams(predict: Predict, injections: Sequence[Injection], replace_maps: bool) -> tuple[Tensor, Tensor]:
+    """What the base stream says, without gradients, and what the concept stream says of the same latent."""
+    if replace_maps:
+        return base_then_concept(predict, predict, injections)
+    with torch.no_grad():
+        base = predict(Plan())
+    return base, predict(Plan(injections=injections))

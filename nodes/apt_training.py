@@ -19,15 +19,15 @@ from ..infusion_core.captions import CAPTION_TEMPLATES, class_word, fill
 from ..infusion_core.lora import LoraSet
 from ..infusion_core.lora_output import TrainedLora, lora_bytes, lora_tensors
 from ..infusion_core.training.apt import AptObjective, AptSettings
-from ..infusion_core.training.augmentation import VARIANTS, variants_of
 from ..infusion_core.training.engine import Trainer
 from ..infusion_core.training.overfitting import Restraint
 from ..infusion_core.training.record import RunRecord
-from ..infusion_core.training.shown import Shown, normalised
+from ..infusion_core.training.shown import Shown
+from .encoding import Encoding
 from .host.denoiser import HostDenoiser, training
 from .host.lora import captions_for, layers_of, text_training
 from .host.preview import draw_as_is
-from .pictures import first_of, mask_of, squares_of, thumbnail_of
+from .pictures import first_of, squares_of, thumbnail_of
 from .plot import loss_plot, overfitting_plot
 from .runs import Run
 from .snapshots import lora_run
@@ -54,9 +54,9 @@ def train(
     folder = lora_run(phrase)
     folder.check()
     squares = squares_of(images, resolution)
-    encode = _Encoding(model, vae, settings)
-    latents, weights = encode.photos(squares, masks, resolution)
-    others = None if prior_images is None else encode.pictures(squares_of(prior_images, resolution))
+    encode = Encoding(model, vae)
+    latents, weights = encode.photos(squares, masks, settings.restraint, settings.seed)
+    others = None if prior_images is None else encode.pictures(squares_of(prior_images, resolution))[:, None]
     live = settings.text_rate > 0
     with training(model) as denoiser, text_training(clip) if live else nullcontext():
 
@@ -93,30 +93,6 @@ def train(
     patched, infused = comfy.sd.load_lora_for_models(model, clip, state, 1.0, 1.0)
     curves = overfitting_plot(record.indicator), loss_plot(record.losses, record.validation)
     return io.NodeOutput(patched, infused, state, *curves, phrase)
-
-
-@dataclass(frozen=True)
-class _Encoding:
-    """From pictures to latents."""
-
-    model: Any
-    vae: Any
-    settings: AptSettings
-
-    def pictures(self, squares: Tensor) -> Tensor:
-        """Squares (N, H, W, 3) as (N, 1, C, h, w)."""
-        return self.model.model.process_latent_in(self.vae.encode(squares))[:, None]  # type: ignore[no-any-return]
-
-    def photos(self, squares: Tensor, masks: Sequence[Tensor] | None, resolution: int) -> tuple[Tensor, Tensor | None]:
-        """Photos with their variants, (N, 1 + variants, C, h, w), and the weight of their loss."""
-        count = VARIANTS if self.settings.restraint.augment else 0
-        photos = squares.movedim(-1, 1)
-        given = None if masks is None else normalised(mask_of(masks, photos, resolution)).clamp(max=1e6)
-        made = variants_of(photos, count, self.settings.seed, given)
-        flat = self.pictures(made.pictures.flatten(0, 1).movedim(1, -1))[:, 0]
-        latents = flat.reshape(*made.pictures.shape[:2], *flat.shape[1:])
-        plain = not count and masks is None
-        return latents, None if plain else made.weights(*latents.shape[-2:])
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,15 @@ from ..infusion_core.concepts import LoadedConcept
 from ..infusion_core.errors import InfusionError
 from ..infusion_core.residual_file import save_concept
 from ..infusion_core.residuals import LAYOUTS, ConceptResidual
+from ..infusion_core.training.overfitting import OVERFITTING, Overfitting
 from ..infusion_core.training.record import RunRecord
-from ..infusion_core.training.residual import ResidualSettings, residual_trainer
+from ..infusion_core.training.residual import ResidualObjective, ResidualSettings, residual_trainer
+from .encoding import Encoding
 from .host.compat import ADVANCED, schema
 from .host.denoiser import HostDenoiser, encode_captions, training
 from .host.preview import draw
-from .pictures import first_of, mask_of, squares_of, thumbnail_of
-from .plot import loss_plot
+from .pictures import first_of, squares_of, thumbnail_of
+from .plot import loss_plot, overfitting_plot
 from .runs import Run
 from .snapshots import RUNS_KEPT, concept_run
 from .sockets import ConceptSocket, Stack
@@ -136,11 +138,20 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                     "Later: slower, and detail keeps the base model's outlines. The concept remembers it too.",
                     **ADVANCED,
                 ),
+                io.Combo.Input(
+                    "overfitting", options=list(OVERFITTING), default="ignored", optional=True,
+                    tooltip="measured: show how well the photos are known by heart, for ten ranges of noise. "
+                    "restrained: learn less where they are, and show them smaller and turned. Both make a step slower.",
+                    **ADVANCED,
+                ),
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept", tooltip="For Save Concept Residual or the patch."),
                 io.Image.Output(display_name="loss", tooltip="Loss curve."),
                 io.String.Output(display_name="word", tooltip="The word that was trained, for prompts."),
+                io.Image.Output(
+                    display_name="overfitting", tooltip="How much was known by heart, by noise level and step."
+                ),
             ],
         )  # fmt: skip
 
@@ -163,27 +174,28 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
         learning_rate: float, layout: Any, bins: int, resolution: int, seed: int, preview_every: int,
         masks: Sequence[Tensor] | None = None, captions: str = "", continue_from: Stack = (),
         replace_maps: bool = _DEFAULT.replace_maps, maps_end: float = _DEFAULT.replacement_end,
+        overfitting: Overfitting = "ignored",
     ) -> io.NodeOutput:  # fmt: skip
         """Train with a progress bar and previews; an interrupt keeps the last snapshot."""
         word = class_word(word)
         settings = ResidualSettings(
             steps=steps, batch_size=batch_size, learning_rate=learning_rate, layout=layout, bins=bins, seed=seed,
             snapshot_every=preview_every or _DEFAULT.snapshot_every, replace_maps=replace_maps,
-            replacement_end=maps_end,
+            replacement_end=maps_end, restraint=OVERFITTING[overfitting],
         )  # fmt: skip
         captions_of_word = fill(tuple(lines_of(captions)) or CAPTION_TEMPLATES, word)
         folder = concept_run(word)
         folder.check()
         squares = squares_of(images, resolution)
-        latents = model.model.process_latent_in(vae.encode(squares))
+        latents, weights = Encoding(model, vae).photos(squares, masks, settings.restraint, seed)
         with training(model) as denoiser:
             latents = latents.clone().to(denoiser.device, torch.float32)
-            prompts = encode_captions(model, clip, captions_of_word, word, latents)
-            weights = None if masks is None else mask_of(masks, latents, resolution)
+            weights = None if weights is None else weights.clone().to(latents)
+            prompts = encode_captions(model, clip, captions_of_word, word, latents[:, 0])
             start = continue_from[-1].residual if continue_from else None
             trainer = residual_trainer(denoiser, latents, prompts, word, settings, start, masks=weights)
             record = RunRecord(settings, len(latents), resolution)
-            preview, thumbnail = Preview(denoiser, model, clip, vae, latents[:1].cpu()), thumbnail_of(squares)
+            preview, thumbnail = Preview(denoiser, model, clip, vae, latents[:1, 0].cpu()), thumbnail_of(squares)
 
             def described() -> ConceptResidual:
                 return record.described(trainer.learned(), trainer.step, word, thumbnail)
@@ -194,8 +206,13 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             def write(path: Path) -> object:
                 return save_concept(path, described())
 
-            Run(trainer, record, shown if preview_every else None, write, folder).train()
-        return io.NodeOutput((LoadedConcept(word, described()),), loss_plot(record.losses, record.validation), word)
+            objective = trainer.objective
+            assert isinstance(objective, ResidualObjective)
+            indicator = objective.indicator if settings.restraint.measures else None
+            Run(trainer, record, shown if preview_every else None, write, folder, indicator).train()
+        learned = (LoadedConcept(word, described()),)
+        curves = loss_plot(record.losses, record.validation), overfitting_plot(record.indicator)
+        return io.NodeOutput(learned, curves[0], word, curves[1])
 
 
 @dataclass(frozen=True)

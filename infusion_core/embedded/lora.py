@@ -12,13 +12,12 @@ from ..errors import InfusionError
 from ..lora import LoraSet
 from ..lora_layers import Targets, text_layer, unet_layer
 from ..training.apt import AptObjective, AptSettings
-from ..training.augmentation import VARIANTS, variants_of
 from ..training.engine import Trainer
 from ..training.shown import Captions, EncodedCaptions, LiveCaptions, Shown
 from ..training.state import TrainState
 from .model import EmbeddedModel
-from .photos import square, to_tensor
 from .text import TextPath
+from .variants import encoded
 
 
 def layers_of(model: EmbeddedModel, targets: Targets, text: bool) -> dict[str, nn.Module]:
@@ -85,21 +84,10 @@ def apt_trainer(
         raise InfusionError("no captions; give at least one, such as 'a photo of sks cat'")
     live = settings.text_rate > 0
     lora = LoraSet(layers_of(model, settings.targets, live), settings.rank, settings.alpha, settings.seed)
-    latents, masks = _photos(model, photos, settings)
+    latents, masks = encoded(model, photos, settings.restraint, settings.seed)
     shown = Shown(latents, captions_for(model.text, captions, live), masks)
     prior = None
     if class_pictures:
-        encoded = model.encode(list(class_pictures))
-        prior = Shown(encoded[:, None], captions_for(model.text, class_captions, live))
+        others = model.encode(list(class_pictures))[:, None]
+        prior = Shown(others, captions_for(model.text, class_captions, live))
     return Trainer(AptObjective(model.denoiser, lora, shown, settings, prior), settings, state)
-
-
-def _photos(model: EmbeddedModel, photos: Sequence[Image.Image], settings: AptSettings) -> tuple[Tensor, Tensor | None]:
-    """Latents of photos and their variants, (N, 1 + variants, C, h, w), and how their loss is weighted."""
-    pixels = to_tensor([square(photo, model.resolution) for photo in photos])
-    if not settings.restraint.augment:
-        return model.encode_pixels(pixels)[:, None], None
-    made = variants_of(pixels / 2 + 0.5, VARIANTS, settings.seed)
-    latents = model.encode_pixels(made.pictures.flatten(0, 1) * 2 - 1)
-    shaped = latents.reshape(*made.pictures.shape[:2], *latents.shape[1:])
-    return shaped, made.weights(*latents.shape[2:]).to(latents)

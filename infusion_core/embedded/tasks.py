@@ -17,6 +17,7 @@ from ..training.residual import ResidualSettings, residual_trainer
 from ..training.state import TrainState
 from .model import EmbeddedModel
 from .sampling import Sampler, SampleSettings, SampleStep
+from .variants import encoded
 
 
 def trainer_for(
@@ -47,7 +48,8 @@ def trainer_for(
     word = class_word(word)
     model.text.word_tokens(word)
     prompts = [model.text.encode(caption, {"concept": word}) for caption in fill(tuple(templates), word)]
-    return residual_trainer(model.denoiser, model.encode(photos), prompts, word, settings, start, state)
+    latents, masks = encoded(model, photos, settings.restraint, settings.seed)
+    return residual_trainer(model.denoiser, latents, prompts, word, settings, start, state, masks)
 
 
 def draw(

@@ -20,10 +20,8 @@ from ..lora import LoraSet
 from ..readers import FeatureMoments, Recorder
 from ..sites import under
 from .lora import Batch, LoraObjective, LoraSettings
-from .overfitting import UNRESTRAINED, Indicator, Restraint
+from .overfitting import RESTRAINED, UNRESTRAINED, Indicator, Restraint
 from .shown import Shown
-
-RESTRAINED = Restraint(measure=True, augment=True, reweight=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
@@ -59,7 +60,14 @@ class Restraint:
         return self.measure or self.augment or self.reweight
 
 
-UNRESTRAINED = Restraint()
+UNRESTRAINED, MEASURED = Restraint(), Restraint(measure=True)
+RESTRAINED = Restraint(measure=True, augment=True, reweight=True)
+Overfitting = Literal["ignored", "measured", "restrained"]
+OVERFITTING: Mapping[Overfitting, Restraint] = {  # as users choose
+    "ignored": UNRESTRAINED,
+    "measured": MEASURED,
+    "restrained": RESTRAINED,
+}
 
 
 class Indicator:

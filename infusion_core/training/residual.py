@@ -16,10 +16,11 @@ from ..injection import inject
 from ..noise import bin_of, seeded, share_done
 from ..residuals import REPLACEMENT_END, ConceptResidual, Layout, Where, zero_residual
 from ..schedule import ALWAYS, NEVER, RateSchedule, Window
-from ..streams import by_maps, concept_stream
+from ..streams import both_streams, by_maps, concept_stream
 from .engine import Trainer
 from .numbers import Numbers, with_random_keys
 from .objective import Noised, ParameterGroup, Times, Weighting, loss_weights, timesteps
+from .overfitting import UNRESTRAINED, Indicator, Restraint
 from .settings import MOST_AT_ONCE, TrainSettings
 from .shown import checked, normalised
 from .state import TrainState
@@ -44,6 +45,7 @@ class ResidualSettings(TrainSettings):
         weighting: of the loss over noise levels; ``uniform`` as in the paper, ``velocity`` weighs
             ``min(1 + sigma^2, 8)``, which attends more to the high noise where appearance is decided.
         times: how a batch's timesteps are chosen: ``stratified``, one per equal slice, or ``uniform``, independently.
+        restraint: how overfitting is measured, and what follows; nothing by default.
     """
 
     steps: int = 200
@@ -62,6 +64,7 @@ class ResidualSettings(TrainSettings):
     replacement_end: float = 0.4
     weighting: Weighting = "velocity"
     times: Times = "stratified"
+    restraint: Restraint = UNRESTRAINED
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,12 +93,17 @@ class ResidualObjective:
 
     Args:
         denoiser: the frozen base model.
-        latents: encoded images, (N, C, H, W), on the denoiser's device.
+        latents: encoded images, (N, C, H, W), on the denoiser's device; or with variants of each, the first of which is
+            the image itself, (N, 1 + variants, C, H, W).
         prompts: encoded captions, each with the spans of the word as its only concept; all of one context length.
         word: the concept's word.
         settings: how to train.
         start: a concept to continue from; its layout and bins must be the settings'.
-        masks: weight of the loss over each image, (N, 1, H, W), such as where the subject is; None for evenly.
+        masks: weight of the loss over each image, (N, 1, H, W), such as where the subject is; or over each variant, as
+            it counts, (N, 1 + variants, 1, H, W); None for evenly.
+
+    Attributes:
+        indicator: how overfitted the run is, if that is measured; moves with every batch.
 
     Raises:
         InfusionError: no images, one that is not finite, an empty mask, no caption that holds the word, or `start`
@@ -114,8 +122,10 @@ class ResidualObjective:
     ) -> None:
         if not prompts or not all(p.spans and p.spans[0] for p in prompts):
             raise InfusionError(f"a caption does not hold the word {word!r}; check the caption templates")
-        self.denoiser, self.latents, self.prompts, self.settings = denoiser, checked(latents), prompts, settings
-        self._masks = None if masks is None else normalised(masks)
+        self.denoiser, self.prompts, self.settings = denoiser, prompts, settings
+        self.latents = checked(latents if latents.dim() == 5 else latents[:, None])
+        self._masks = masks if masks is None or masks.dim() == 5 else normalised(masks)[:, None]
+        self.indicator = Indicator(settings.restraint, len(denoiser.sigmas))
         tokens = len(prompts[0].spans[0][0])
         blank = zero_residual(
             denoiser.base, word, settings.layout, settings.bins, tokens, settings.parts, settings.where
@@ -131,23 +141,27 @@ class ResidualObjective:
 
     def losses(self, generator: Generator) -> dict[str, Tensor]:
         """The weighted denoising loss of one batch."""
-        size = self.settings.batch_size
+        size, indicator = self.settings.batch_size, self.indicator
         images = torch.randint(len(self.latents), (size,), generator=generator).tolist()
         captions = torch.randint(len(self.prompts), (size,), generator=generator).tolist()
         times = timesteps(self.settings.times, size, len(self.denoiser.sigmas), generator)
-        eps = torch.randn(size, *self.latents.shape[1:], generator=generator)
-        errors = self._errors(images, captions, times, eps)
-        return {"denoising": errors * loss_weights(self.settings.weighting, self.denoiser.sigmas)[times].to(errors)}
+        eps = torch.randn(size, *self.latents.shape[2:], generator=generator)
+        variants = indicator.variants(times, self.latents.shape[1] - 1, generator).tolist()
+        errors, reference = self._errors(images, variants, captions, times, eps, self.settings.restraint.measures)
+        weights = loss_weights(self.settings.weighting, self.denoiser.sigmas)[times] * indicator.weights(times)
+        if reference is not None:
+            indicator.update(times, reference, errors)
+        return {"denoising": errors * weights.to(errors)}
 
     def validation(self, draws: int, seed: int) -> Tensor:
         """Unweighted losses (draws,); images and captions take turns, timesteps are spread evenly."""
         steps = len(self.denoiser.sigmas)
         times = ((torch.arange(draws) + 0.5) * steps / draws).long()
-        eps = torch.randn(draws, *self.latents.shape[1:], generator=seeded(seed))
+        eps = torch.randn(draws, *self.latents.shape[2:], generator=seeded(seed))
         losses = []
         for part in torch.split(torch.arange(draws), self.settings.batch_size):
             images, captions = (part % len(self.latents)).tolist(), (part % len(self.prompts)).tolist()
-            losses.append(self._errors(images, captions, times[part], eps[part]))
+            losses.append(self._errors(images, [0] * len(part), captions, times[part], eps[part])[0])
         return torch.cat(losses)
 
     def after_step(self) -> None:
@@ -159,16 +173,21 @@ class ResidualObjective:
         return replace(residual, tensors={k: v.detach().cpu().clone() for k, v in residual.tensors.items()})
 
     def extra_state(self) -> dict[str, Tensor]:
-        """Nothing beside the residuals."""
-        return {}
+        """The indicator's, if overfitting is measured."""
+        return self.indicator.state() if self.settings.restraint.measures else {}
 
     def restore(self, extra: Mapping[str, Tensor]) -> None:
-        """Nothing to take back."""
+        """Take it back."""
+        if self.settings.restraint.measures:
+            self.indicator.restore(extra)
 
-    def _errors(self, images: list[int], captions: list[int], times: Tensor, eps: Tensor) -> Tensor:
-        """Squared error of the concept stream per sample, (B,)."""
+    def _errors(
+        self, images: list[int], variants: list[int], captions: list[int], times: Tensor, eps: Tensor,
+        compared: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """Squared errors per sample, (B,): of the concept stream and, if they are `compared`, of the base model."""
         denoiser, settings = self.denoiser, self.settings
-        noised = Noised.of(self.latents[images], times, eps, denoiser.sigmas, denoiser.prediction)
+        noised = Noised.of(self.latents[images, variants], times, eps, denoiser.sigmas, denoiser.prediction)
         levels = denoiser.sigmas.to(noised.sigma)
         bins = bin_of(noised.sigma, levels, settings.bins).tolist()
         prompts = [self.prompts[i] for i in captions]
@@ -176,14 +195,22 @@ class ResidualObjective:
         concept = LoadedConcept(residual.word, residual)
 
         def predicted(rows: list[int], replaced: bool) -> Tensor:
+            """What the concept stream says and, behind it on the channels, what the base model says if it is asked."""
             spans, conditioning = [prompts[i].spans[0] for i in rows], stack([prompts[i].conditioning for i in rows])
             injection = inject(concept, range(len(rows)), spans, [bins[i] for i in rows], denoiser.device)
             predict = partial(denoiser.predict, noised.latents[rows], noised.sigma[rows], conditioning)
-            return concept_stream(predict, [injection], replaced)
+            if not compared:
+                return concept_stream(predict, [injection], replaced)
+            base, ours = both_streams(predict, [injection], replaced)
+            return torch.cat([ours, base], 1)
 
         shares = share_done(noised.sigma, levels).tolist()
         output = by_maps([settings.map_window.covers(share) for share in shares], predicted)
-        return noised.errors(output, None if self._masks is None else self._masks[images])
+        masks = None if self._masks is None else self._masks[images, variants]
+        if not compared:
+            return noised.errors(output, masks), None
+        ours, base = output.chunk(2, 1)
+        return noised.errors(ours, masks), noised.errors(base, masks)
 
 
 def residual_trainer(

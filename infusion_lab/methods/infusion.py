@@ -64,7 +64,10 @@ class Infusion:
 
     @property
     def knobs(self) -> Mapping[str, Any]:
-        return {**asdict(self.settings), "captions": self.captions}
+        told = {**asdict(self.settings), "captions": self.captions}
+        if not self.settings.restraint.measures:
+            del told["restraint"]  # runs from before there was one are the same
+        return told
 
     def changed(self, **knobs: Any) -> Infusion:
         captions = knobs.pop("captions", self.captions)

@@ -22,6 +22,7 @@ from infusion_core.embedded.identity import SAMPLES, hash_of_model, hash_of_phot
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 from infusion_core.errors import InfusionError
 from infusion_core.residual_file import load_concept
+from infusion_core.training.overfitting import MEASURED
 from infusion_core.training.residual import ResidualSettings
 from infusion_core.training.state import TrainState, save_state
 from tests.fuzz.crashing import toy_model, toy_request
@@ -314,3 +315,20 @@ def test_models_and_photos_are_told_by_what_they_hold():
     one, other = Image.new("RGB", (2, 8)), Image.new("RGB", (8, 2))
     assert hash_of_photo(one) != hash_of_photo(other)
     assert hash_of_photo(one) == hash_of_photo(one.copy())
+
+
+def test_overfitting_is_measured_and_shown_where_it_is_asked_for(request_):
+    run_train(request_, toy_model())
+    assert not request_.places.overfitting.exists()
+    plain = load_concept(request_.out)
+    settings = replace(request_.settings, restraint=MEASURED)
+    report = run_train(replace(request_, settings=settings), toy_model()).report
+    steps = request_.settings.steps
+    assert [step for step, _ in report["indicator"]] == list(range(1, steps + 1))
+    assert all(len(gamma) == 10 for _, gamma in report["indicator"])
+    with Image.open(request_.places.overfitting) as curve:
+        assert curve.width > 300
+    measured = load_concept(request_.out)
+    assert all(torch.equal(tensor, measured.tensors[name]) for name, tensor in plain.tensors.items())
+    with pytest.raises(InfusionError, match="restraint was"):
+        run_train(replace(request_, resume=True), toy_model())

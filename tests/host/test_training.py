@@ -16,6 +16,7 @@ from infusion_core.embedded.model import load_model
 from infusion_core.embedded.tasks import trainer_for
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 from infusion_core.residual_file import load_concept
+from infusion_core.training.overfitting import RESTRAINED
 from infusion_core.training.residual import ResidualSettings
 
 from . import graphs
@@ -370,3 +371,23 @@ def test_extra_model_paths_are_listed_and_the_list_refreshes(server: Server, con
 def test_the_page_can_ask_for_the_facts_of_a_file(server: Server, concepts: Any) -> None:
     facts = server.get("/infusion/concept?name=round.safetensors")
     assert (facts["word"], facts["base"], facts["layout"]) == ("circle", "tinyworld2", "block")
+
+
+def test_overfitting_is_shown_and_held_back(server: Server, photos: list[str]) -> None:
+    """Measured, the same concept as ever; restrained, what the embedded host learns."""
+    graph = Graph()
+    for name in ("ignored", "measured", "restrained"):
+        trained = train(graph, photos, overfitting=name, preview_every=0, seed=9)
+        graph.add("InfusionSaveConcept", concept=trained, filename=f"over/{name}", storage="fp16")
+        if name == "measured":
+            graph.add("SaveImage", images=trained[3], filename_prefix="known-by-heart")
+    server.run(graph)
+    folder = server.output / "infusion" / "over"
+    ignored, measured, restrained = (load_concept(folder / f"{name}.safetensors")
+                                     for name in ("ignored", "measured", "restrained"))  # fmt: skip
+    assert all(torch.equal(tensor, measured.tensors[name]) for name, tensor in ignored.tensors.items())
+    assert list(server.output.glob("known-by-heart_*.png"))
+    wanted = expected(settings(seed=9, snapshot_every=50, restraint=RESTRAINED), len(photos))
+    assert_alike(restrained, wanted)
+    plain = expected(settings(seed=9, snapshot_every=50), len(photos))
+    assert any((wanted[name] - tensor).norm() > 0.05 * tensor.norm() for name, tensor in plain.items())

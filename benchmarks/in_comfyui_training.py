@@ -9,6 +9,7 @@ import gc
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,32 @@ def lora(model: Any, clip: Any, latents: torch.Tensor) -> Callable[[int], None]:
     return run
 
 
-METHODS = {"infusion": infusion, "lora": lora}
+def apt(model: Any, clip: Any, latents: torch.Tensor, restrained: bool = True) -> Callable[[int], None]:
+    """A run of so many steps of the APT Train node's trainer at rank 4, with everything on or everything off."""
+    from infusion_pack.infusion_core.lora import LoraSet
+    from infusion_pack.infusion_core.training.apt import AptObjective, AptSettings
+    from infusion_pack.infusion_core.training.engine import Trainer
+    from infusion_pack.infusion_core.training.shown import Shown
+    from infusion_pack.nodes.host.denoiser import training
+    from infusion_pack.nodes.host.lora import captions_for, layers_of
+
+    def run(steps: int) -> None:
+        settings = AptSettings(
+            steps=steps + 1, batch_size=len(latents), snapshot_every=steps + 1, rank=4, targets="transformer"
+        )
+        settings = settings if restrained else settings.unrestrained
+        with training(model) as denoiser:
+            shown = Shown(latents[:, None], captions_for(denoiser.model, clip, [PROMPT], latents, False))
+            lora = LoraSet(layers_of(denoiser.model, clip, settings.targets, False), settings.rank)
+            with lora.installed():
+                reports = Trainer(AptObjective(denoiser, lora, shown, settings), settings).run()
+                for _ in range(steps):
+                    next(reports)
+
+    return run
+
+
+METHODS = {"infusion": infusion, "lora": lora, "own lora": partial(apt, restrained=False), "apt": apt}
 
 
 def memory(run: Callable[[int], None], steps: int) -> float:

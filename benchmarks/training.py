@@ -11,8 +11,10 @@ preservation) is left out.
 
 Seconds are medians of steps that take turns. Memory is taken in a fresh process per method: the peak while it trains
 less what was held when the network stood ready; on CUDA allocated memory, on a CPU the resident set.
-The last line is one JSON object of ratios, Infusion's figure over LoRA's: time_vs_lora, memory_vs_lora; and
-(embedded) time_without_maps, what a step of Infusion takes without map replacement over what it takes with it.
+"own lora" and "apt" are this project's LoRA trainer with everything off and everything on: on the same layers as LoRA,
+in ComfyUI on the transformer blocks (ComfyUI's trainer adapts every layer).
+The last line is one JSON object of ratios, Infusion's figure over LoRA's: time_vs_lora, memory_vs_lora; those of the
+LoRA trainer, own_lora_... and apt_...; and (embedded) time_without_maps, what a step of Infusion takes without map replacement over what it takes with it.
 """
 
 from __future__ import annotations
@@ -35,7 +37,12 @@ from turns import device, take_turns
 from infusion_cli.output import peak_rss_mb
 from infusion_core.denoiser import Conditioning, EncodedPrompt
 from infusion_core.embedded.unet import UNetDenoiser
+from infusion_core.lora import LoraSet
+from infusion_core.lora_layers import unet_layer
+from infusion_core.training.apt import AptObjective, AptSettings
+from infusion_core.training.engine import Trainer
 from infusion_core.training.residual import ResidualSettings, residual_trainer
+from infusion_core.training.shown import EncodedCaptions, Shown
 
 try:
     import psutil
@@ -78,7 +85,18 @@ def lora(denoiser: UNetDenoiser, latents: Tensor, text: Tensor) -> Iterator[obje
         yield
 
 
-METHODS = {"infusion": infusion, "lora": lora}
+def apt(denoiser: UNetDenoiser, latents: Tensor, text: Tensor, restrained: bool = True) -> Iterator[object]:
+    """Training steps of APT on the layers of `lora`, with everything on or everything off."""
+    settings = AptSettings(steps=10**6, batch_size=len(latents), snapshot_every=10**6, rank=4)
+    settings = settings if restrained else settings.unrestrained
+    shown = Shown(latents[:, None], EncodedCaptions([EncodedPrompt(Conditioning(text[:1]))]))
+    named = {unet_layer(path, settings.targets): module for path, module in denoiser.unet.named_modules()}
+    own = LoraSet({name: module for name, module in named.items() if name}, settings.rank)
+    with own.installed():
+        yield from Trainer(AptObjective(denoiser, own, shown, settings), settings).run()
+
+
+METHODS = {"infusion": infusion, "lora": lora, "own lora": partial(apt, restrained=False), "apt": apt}
 WITHOUT_MAPS = "infusion, no map replacement"  # timed only, on the embedded host
 TIMED = {**METHODS, WITHOUT_MAPS: partial(infusion, replace_maps=False)}
 
@@ -122,8 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     given = sys.argv[1:] if arguments is None else arguments
     megabytes = {method: memory(method, given) for method in METHODS}
-    frozen = build(args.size)[0]  # LoRA puts its adapter into a network of its own
-    running = {m: steps_of(m, build(args.size)[0] if m == "lora" else frozen, args) for m in TIMED}
+    frozen = build(args.size)[0]  # LoRAs are put into a network of their own
+    adapted = ("lora", "own lora", "apt")
+    running = {m: steps_of(m, build(args.size)[0] if m in adapted else frozen, args) for m in TIMED}
     seconds = take_turns({m: lambda steps=steps: next(steps) for m, steps in running.items()}, args.repeats)
     print_table(f"{args.size}, batch {args.batch}, {args.latent}x{args.latent} latents, {device()}", seconds, megabytes)
 
@@ -150,6 +169,9 @@ def print_table(title: str, seconds: Mapping[str, float], megabytes: Mapping[str
         "time_vs_lora": seconds["infusion"] / seconds["lora"],
         "memory_vs_lora": megabytes["infusion"] / megabytes["lora"],
     }
+    for method, name in (("own lora", "own_lora"), ("apt", "apt")):
+        ratios[f"{name}_time_vs_lora"] = seconds[method] / seconds["lora"]
+        ratios[f"{name}_memory_vs_lora"] = megabytes[method] / megabytes["lora"]
     if WITHOUT_MAPS in seconds:
         ratios["time_without_maps"] = seconds[WITHOUT_MAPS] / seconds["infusion"]
     print(json.dumps({name: round(value, 4) for name, value in ratios.items()}))

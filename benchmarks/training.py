@@ -11,10 +11,11 @@ preservation) is left out.
 
 Seconds are medians of steps that take turns. Memory is taken in a fresh process per method: the peak while it trains
 less what was held when the network stood ready; on CUDA allocated memory, on a CPU the resident set.
-"own lora" and "apt" are this project's LoRA trainer with everything off and everything on: on the same layers as LoRA,
-in ComfyUI on the transformer blocks (ComfyUI's trainer adapts every layer).
+"own lora" and "apt" are this project's LoRA trainer with everything off and everything on: on LoRA's layers, in
+ComfyUI on the transformer blocks (ComfyUI's trainer adapts every layer).
 The last line is one JSON object of ratios, Infusion's figure over LoRA's: time_vs_lora, memory_vs_lora; those of the
-LoRA trainer, own_lora_... and apt_...; and (embedded) time_without_maps, what a step of Infusion takes without map replacement over what it takes with it.
+LoRA trainer, own_lora_... and apt_...; and (embedded) time_without_maps, what a step of Infusion takes without map
+replacement over what it takes with it.
 """
 
 from __future__ import annotations

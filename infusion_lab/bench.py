@@ -75,7 +75,7 @@ class Scale:
     )
     group_prompts: int = 6
     blend_steps: tuple[int, ...] = (100, 200, 400, 500, 1000, 2000)
-    blend_guides: tuple[int, ...] = (100, 500)
+    blend_guides: tuple[int, ...] = (500,)
     blend_concepts: int = 6
     blend_prompts: int = 8
     blend_seeds: int = 4

@@ -22,6 +22,7 @@ from infusion_core.training.overfitting import Restraint
 
 from . import graphs
 from .both import drawn, embedded
+from .test_families import small
 
 WORD, PHOTOS = "circle", 3
 WIDGETS: dict[str, Any] = {
@@ -185,3 +186,50 @@ def test_bad_input_is_one_sentence(server: Server, photos: list[str], changed: d
     graph.add("PreviewImage", images=train(graph, photos, **changed)[4])
     with pytest.raises(PromptError, match=message):
         server.run(graph)
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+def test_every_family_is_trained_with_its_text_encoders(server: Server, kind: str) -> None:
+    """What the node's own MODEL and CLIP draw, the file makes core's loader draw, which knows every key."""
+    log = server.base / "server.log"
+    read, graph = len(log.read_text()), Graph()
+    model, clip = small(graph, kind)
+    _, _, vae = graphs.load(graph)
+    image = graph.add("EmptyImage", width=64, height=64, batch_size=2, color=0x4080C0)
+    inputs = {**WIDGETS, "identifier": "sks", "word": "teddy bear", "steps": 2, "resolution": 64, "text_rate": 1.0,
+              "targets": "transformer", "preview_every": 0, "augment": True, "learning_rate": 0.02}  # fmt: skip
+    trained = graph.add("APTTrain", model=model, clip=clip, vae=vae, images=image, **inputs)
+    latent = graph.add("EmptyLatentImage", width=64, height=64, batch_size=1)
+    text, negative = "a sks teddy bear", ""
+
+    def drawn_by(of: Graph, model: Output, clip: Output, latent: Output, name: str) -> torch.Tensor:
+        positive, other = graphs.encode(of, clip, text), graphs.encode(of, clip, negative)
+        return graphs.drawn(server, of, graphs.sample(of, model, positive, other, latent=latent), name)
+
+    direct = drawn_by(graph, trained[0], trained[1], latent, f"apt-{kind}")
+    file = newest(server)
+    use = Graph()
+    model, clip = small(use, kind)
+    latent = use.add("EmptyLatentImage", width=64, height=64, batch_size=1)
+    plain = drawn_by(use, model, clip, latent, f"apt-{kind}-plain")
+    assert graphs.close(direct, plain) > 1e-3
+    use = Graph()
+    model, clip = small(use, kind)
+    name = file.relative_to(server.output / "loras").as_posix()
+    loaded = use.add("LoraLoader", model=model, clip=clip, lora_name=name, strength_model=1.0, strength_clip=1.0)
+    latent = use.add("EmptyLatentImage", width=64, height=64, batch_size=1)
+    assert graphs.close(drawn_by(use, loaded[0], loaded[1], latent, f"apt-{kind}-file"), direct) < 1e-3
+    with safe_open(file, "pt") as held:
+        names = set(held.keys())
+    encoders = {"sd1": ("lora_te_",), "sd2": ("lora_te_",), "sdxl": ("lora_te1_", "lora_te2_")}[kind]
+    assert all(any(name.startswith(encoder) for name in names) for encoder in encoders)
+    assert "lora key not loaded" not in log.read_text()[read:]
+
+
+def test_an_interrupt_leaves_a_snapshot(server: Server, photos: list[str]) -> None:
+    graph = Graph()
+    graph.add("PreviewImage", images=train(graph, photos, steps=500, preview_every=0)[4])
+    with pytest.raises(PromptError, match="interrupted"):
+        server.run(graph, interrupt_at=2)
+    with safe_open(newest(server), "pt") as held:
+        assert 2 <= int(held.metadata()["ss_steps"]) < 500

@@ -69,8 +69,12 @@ def apt(
         float, typer.Option(help="How much cross-attention's maps are held to the base model's; 0 for not.")
     ] = _APT.alignment,
     temperature: Annotated[
-        float, typer.Option(help="The larger, the sooner a smaller loss than the base model's counts as overfitting.")
-    ] = _APT.restraint.temperature,
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            help="The larger, the sooner a smaller loss than the base model's counts as overfitting; by default 1000, "
+            "as published for Stable Diffusion."
+        ),
+    ] = None,
     template: Annotated[
         Optional[list[str]], typer.Option(help="Caption with {} for the subject; repeat for several.")  # noqa: UP045
     ] = None,

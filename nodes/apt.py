@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..infusion_core.lora_layers import Targets
 from ..infusion_core.training.apt import AptSettings
+from ..infusion_core.training.overfitting import TEMPERATURE
 from .apt_training import train
 from .host.compat import ADVANCED, schema
 from .sockets import LoraSocket
@@ -118,7 +119,7 @@ class APTTrain(io.ComfyNode):  # type: ignore[misc]
                     "base model's; 0 for not.", **ADVANCED,
                 ),
                 io.Float.Input(
-                    "temperature", default=_DEFAULT.restraint.temperature, min=0.01, max=1e6, step=0.01,
+                    "temperature", default=TEMPERATURE, min=0.01, max=1e6, step=0.01,
                     tooltip="The larger, the sooner erring less than the base model counts as knowing by heart.",
                     **ADVANCED,
                 ),

@@ -46,7 +46,7 @@ SCHEDULER = DDIMScheduler(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
     steps_offset=1, timestep_spacing="trailing",
 )  # fmt: skip
-SAMPLING = {"guidance": 3.0, "steps": 25, "device": "cpu"}
+WISHES = {"guidance": 3.0, "steps": 25, "temperature": 75.0, "device": "cpu"}
 
 
 def main() -> None:
@@ -191,7 +191,7 @@ def write_rest(folder: Path) -> None:
     """What a model folder holds beside the networks."""
     SCHEDULER.save_pretrained(folder / "scheduler")
     (folder / "tokenizer").mkdir(exist_ok=True)
-    for file, told in (("tokenizer/words.json", words.tokenizer_file()), ("infusion.json", SAMPLING)):
+    for file, told in (("tokenizer/words.json", words.tokenizer_file()), ("infusion.json", WISHES)):
         write_atomic(folder / file, (json.dumps(told, indent=1) + "\n").encode())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from PIL import Image
 from torch import Tensor, nn
@@ -82,6 +83,7 @@ def apt_trainer(
         raise InfusionError("no photos to learn from; give at least one")
     if not captions or (class_pictures and not class_captions):
         raise InfusionError("no captions; give at least one, such as 'a photo of sks cat'")
+    settings = replace(settings, restraint=settings.restraint.on(model.temperature))
     live = settings.text_rate > 0
     lora = LoraSet(layers_of(model, settings.targets, live), settings.rank, settings.alpha, settings.seed)
     latents, masks = encoded(model, photos, settings.restraint, settings.seed)

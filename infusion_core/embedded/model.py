@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import InfusionError, printable
 from ..noise import Prediction, seeded, sigmas_from_alphas
+from ..training.overfitting import TEMPERATURE
 from .clip_files import PROBES, clip_tokenizer
 from .model_json import AUTOENCODERS, SCHEDULER, TEXT, UNET, Rule, check, one_of, read_json
 from .model_json import WISHES as WISHES_RULES
@@ -41,6 +42,7 @@ class EmbeddedModel:
         scheduler: DDIM.
         resolution: of its pictures, px.
         guidance, steps: what to sample with unless told otherwise.
+        temperature: of the indicator of overfitting, unless told otherwise, see `Restraint`.
     """
 
     name: str
@@ -51,6 +53,7 @@ class EmbeddedModel:
     resolution: int
     guidance: float = 8.0
     steps: int = 50
+    temperature: float = TEMPERATURE
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -156,7 +159,7 @@ def _build(name: str, folder: Path, load: Load, device: torch.device) -> Embedde
     vae_config = folder / "vae" / "config.json"
     vae_kind = str(read_json(vae_config).get("_class_name"))
     check(vae_config, {"_class_name": vae_kind}, {"_class_name": one_of(*AUTOENCODERS)})
-    wishes = {k: v for k, v in _wishes(folder).items() if k in ("guidance", "steps")}
+    wishes = {k: v for k, v in _wishes(folder).items() if k in ("guidance", "steps", "temperature")}
     text = _encoders(folder, part, told)
     _check_meaning(folder, text)
     denoiser = UNetDenoiser(part(diffusers.UNet2DConditionModel, "unet", UNET), sigmas, prediction)
@@ -194,7 +197,7 @@ def _schedule(file: Path) -> tuple[Any, Tensor, Prediction]:
 
 
 def _wishes(folder: Path) -> dict[str, Any]:
-    """What a model's folder says of itself: ``guidance``, ``steps``, ``device``; nothing for most."""
+    """What a model's folder says of itself: ``guidance``, ``steps``, ``temperature``, ``device``; nothing for most."""
     file = folder / WISHES
     if not file.is_file():
         return {}

@@ -157,7 +157,12 @@ SCHEDULER = {
     "timestep_spacing": one_of("leading", "trailing", "linspace"),
     "rescale_betas_zero_snr": FLAG,
 }
-WISHES = {"guidance": real(0, 100), "steps": whole(1, 1000), "device": one_of("cpu", "cuda")}
+WISHES = {
+    "guidance": real(0, 100),
+    "steps": whole(1, 1000),
+    "temperature": real(1e-3, 1e9),
+    "device": one_of("cpu", "cuda"),
+}
 
 
 def read_json(file: Path, most: int = CONFIG_BYTES) -> dict[str, Any]:

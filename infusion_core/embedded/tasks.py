@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from PIL import Image
 from torch import Tensor
@@ -48,6 +49,7 @@ def trainer_for(
     word = class_word(word)
     model.text.word_tokens(word)
     prompts = [model.text.encode(caption, {"concept": word}) for caption in fill(tuple(templates), word)]
+    settings = replace(settings, restraint=settings.restraint.on(model.temperature))
     latents, masks = encoded(model, photos, settings.restraint, settings.seed)
     return residual_trainer(model.denoiser, latents, prompts, word, settings, start, state, masks)
 

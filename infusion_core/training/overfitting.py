@@ -7,7 +7,7 @@ trained one errs less beyond that is what it knows by heart.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -16,12 +16,13 @@ from torch import Generator, Tensor
 from ..errors import InfusionError
 from .augmentation import chosen_variants
 
+TEMPERATURE = 1000.0  # the paper's
 REFERENCE, TRAINED, SEEN = "reference_loss", "trained_loss", "seen"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Restraint:
-    """How overfitting is measured, and what follows. Bins, rate and temperature are the paper's.
+    """How overfitting is measured, and what follows. Bins and rate are the paper's.
 
     Attributes:
         measure: take the indicator even where nothing follows from it.
@@ -30,7 +31,8 @@ class Restraint:
         reweight: weigh the denoising loss with 1 - gamma.
         bins: parts of the training timesteps, each with an indicator of its own; part 0 has the lowest noise.
         rate: of the moving average, in (0, 1].
-        temperature: T; the larger, the sooner a difference of losses counts as overfitting.
+        temperature: T; the larger, the sooner a difference of losses counts as overfitting. It belongs to the size of a
+            model's losses; None for the model's own, the paper's 1000 for Stable Diffusion.
 
     Raises:
         InfusionError: a number is out of range.
@@ -42,7 +44,7 @@ class Restraint:
     reweight: bool = False
     bins: int = 10
     rate: float = 0.1
-    temperature: float = 1000.0
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.most_augmented <= 1:
@@ -51,13 +53,17 @@ class Restraint:
             raise InfusionError(f"the indicator's bins must be 1 to 1000, got {self.bins}")
         if not 0 < self.rate <= 1:
             raise InfusionError(f"the indicator's rate must be above 0 and at most 1, got {self.rate:g}")
-        if not 0 < self.temperature < 1e12:
+        if self.temperature is not None and not 0 < self.temperature < 1e12:
             raise InfusionError(f"the indicator's temperature must be a positive number, got {self.temperature:g}")
 
     @property
     def measures(self) -> bool:
         """Whether the frozen model is asked."""
         return self.measure or self.augment or self.reweight
+
+    def on(self, temperature: float) -> Restraint:
+        """The same, with a model's own temperature where none was chosen."""
+        return self if self.temperature is not None else replace(self, temperature=temperature)
 
 
 UNRESTRAINED, MEASURED = Restraint(), Restraint(measure=True)
@@ -91,7 +97,7 @@ class Indicator:
     def gamma(self) -> Tensor:
         """Per bin, (bins,), in [0, 1]: 0 where nothing is overfitted."""
         apart = self._reference - self._trained
-        return (1 - torch.exp(-self.restraint.temperature * apart)).clamp(0, 1).float()
+        return (1 - torch.exp(-(self.restraint.temperature or TEMPERATURE) * apart)).clamp(0, 1).float()
 
     def at(self, times: Tensor) -> Tensor:
         """Gamma at training timesteps, (B,)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfyui_process.graph import Output
 from infusion_core.dreamblend import BlendSettings
 from infusion_core.training.apt import AptSettings
+from infusion_core.training.overfitting import TEMPERATURE
 from tests.host.examples import EARLY_LORA, LATE_LORA
 
 from .pieces import BOTH, SUBJECT, checkpoint, patch, photos, prompts, sample, side_by_side, size
@@ -80,7 +81,7 @@ def train_a_lora() -> Sheet:
         learning_rate=default.learning_rate, rank=default.rank, alpha=0.0, targets=default.targets,
         text_rate=default.text_rate, resolution=512, seed=0, preview_every=default.snapshot_every, restrain=True,
         augment=default.restraint.augment, reweight=default.restraint.reweight, stabilisation=default.stabilisation,
-        alignment=default.alignment, temperature=default.restraint.temperature, captions="",
+        alignment=default.alignment, temperature=TEMPERATURE, captions="",
     )  # fmt: skip
     saved = sheet.graph.add("SaveLoRA", lora=trained[2], prefix="loras/my-dog")
     curve = sheet.titled(sheet.graph.add("PreviewImage", images=trained[3]), "Known by heart")

@@ -15,6 +15,7 @@ from PIL import Image
 from infusion_core.attention import Plan
 from infusion_core.embedded.lora import apt_trainer, captions_for, layers_of
 from infusion_core.embedded.model import load_model
+from infusion_core.embedded.tasks import trainer_for
 from infusion_core.errors import InfusionError
 from infusion_core.lora import DOWN, UP, LoraSet
 from infusion_core.noise import input_scale, seeded
@@ -22,6 +23,7 @@ from infusion_core.training.apt import AptObjective, AptSettings
 from infusion_core.training.engine import Trainer
 from infusion_core.training.lora import LoraObjective, LoraSettings
 from infusion_core.training.overfitting import REFERENCE, SEEN, TRAINED, UNRESTRAINED, Restraint
+from infusion_core.training.residual import ResidualSettings
 from infusion_core.training.shown import Shown
 
 from .factories import save_model
@@ -380,3 +382,16 @@ def test_nothing_to_learn_from_is_said(model):
         apt_trainer(model, [], CAPTIONS, SETTINGS)
     with pytest.raises(InfusionError, match="no captions"):
         apt_trainer(model, [Image.new("RGB", (9, 9))], (), SETTINGS)
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [(None, 75.0), (30.0, 30.0)])
+def test_the_temperature_is_the_models_own_unless_one_is_chosen(tinyworld, chosen, expected):
+    photos = [Image.new("RGB", (128, 128), "red")]
+    settings = replace(SETTINGS, restraint=Restraint(measure=True, temperature=chosen))
+    made = apt_trainer(tinyworld, photos, ("a circle",), settings).objective
+    concept = trainer_for(tinyworld, photos, "circle", ResidualSettings(restraint=settings.restraint)).objective
+    for objective_ in (made, concept):
+        objective_.indicator.update(torch.tensor([0]), torch.tensor([0.05]), torch.tensor([0.04]))
+        assert float(objective_.indicator.gamma[0]) == pytest.approx(1 - math.exp(-expected * 0.01), rel=1e-5)
+    sd = AptSettings(restraint=Restraint(measure=True))
+    assert AptObjective(tinyworld.denoiser, made.lora, made.shown, sd).indicator.restraint.temperature is None

@@ -390,7 +390,7 @@ def test_overfitting_is_shown_and_held_back(server: Server, photos: list[str]) -
                                      for name in ("ignored", "measured", "restrained"))  # fmt: skip
     assert all(torch.equal(tensor, measured.tensors[name]) for name, tensor in ignored.tensors.items())
     assert list(server.output.glob("known-by-heart_*.png"))
-    wanted = expected(settings(**LONGER, snapshot_every=50, restraint=RESTRAINED), len(photos))
+    wanted = expected(settings(**LONGER, snapshot_every=50, restraint=RESTRAINED.on(1000.0)), len(photos))
     assert_alike(restrained, wanted)
     plain = expected(settings(**LONGER, snapshot_every=50), len(photos))
     assert any((wanted[name] - tensor).norm() > 0.05 * tensor.norm() for name, tensor in plain.items())

@@ -20,3 +20,13 @@ def sd1_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def sd1(sd1_folder) -> EmbeddedModel:
     return load_model(str(sd1_folder), "cpu")
+
+
+@pytest.fixture(scope="session")
+def sharp(tmp_path_factory) -> EmbeddedModel:
+    """A small model of SD1's structure whose attention maps are not even."""
+    made = load_model(str(save_model(tmp_path_factory.mktemp("models") / "sharp", "sd1", 768)), "cpu")
+    for name, module in made.denoiser.unet.named_modules():
+        if name.endswith(("attn2.to_q", "attn2.to_k")):
+            module.weight.data *= 4
+    return made

@@ -25,6 +25,7 @@ SMALL = {
     "KSampler": {"steps": 2},
     "InfusionLoadPhotos": {"photos": "\n".join(PHOTOS), "resolution": 128},  # a user uploads their own
     "InfusionTrain": {"steps": 2, "resolution": 128, "preview_every": 1},
+    "APTTrain": {"steps": 2, "resolution": 128, "preview_every": 1},
     "InfusionOverfitMetrics": {"draws": 4, "resolution": 128},
 }
 

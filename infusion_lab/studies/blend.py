@@ -22,7 +22,7 @@ from ..tinyworld import subjects_of
 STUDY = "blend"
 OVERFITTING = ("dreambooth-plain", "lora-published")  # constant rates, so that every snapshot is a run's end as well
 BASE = 0  # the step of the model before training
-ALPHAS = (0.01, 0.02, 0.04, 0.08)  # of the gradient
+ALPHAS = (0.02, 0.04, 0.08)  # of the gradient
 SHARE = 1.0  # of replaced maps
 PROPORTION = 4  # a late model of so many times the early one's steps is what the paper suggests
 ADVISED = ", as advised"  # ends the title of what the advisor chose from the same snapshots

@@ -15,7 +15,7 @@ from .sheet import Sheet
 
 WIDTH = 340.0  # px, of a node that has no size of its own here
 SIZES = {  # width and least height, px; Nodes 2.0 of ComfyUI 0.8.0 wants the most
-    "APTTrain": (420.0, 0.0),
+    "APTTrain": (520.0, 960.0),
     "CLIPTextEncode": (420.0, 150.0),
     "DreamBlendGuidance": (420.0, 450.0),
     "InfusionAttentionPatch": (340.0, 316.0),

@@ -102,8 +102,6 @@ class AptObjective(LoraObjective):
 
     def _variants(self, shown: Shown, times: Tensor, generator: Generator) -> Tensor:
         """Of a photo that is known by heart, a variant."""
-        if shown is not self.shown:
-            return super()._variants(shown, times, generator)
         return self.indicator.variants(times, shown.latents.shape[1] - 1, generator)
 
     @torch.no_grad()

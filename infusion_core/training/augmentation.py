@@ -75,7 +75,7 @@ def variants_of(
         rows = zip(whole, factors.tolist(), angles.tolist(), strict=True)
         placed = torch.cat([_placed(one[None], factor, angle) for one, factor, angle in rows])
         inside = (placed[:, 3:4] > _WHOLE).to(placed)
-        made.append(torch.cat([placed[:, :3] * inside, inside, placed[:, 4:] * inside], 1))
+        made.append(torch.cat([placed[:, :3] * inside, inside, placed[:, 4:]], 1))
     every = torch.stack(made, 1).clamp(0, 1)
     return Variants(every[:, :, :3], every[:, :, 3:4], None if masks is None else every[:, :, 4:])
 

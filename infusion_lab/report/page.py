@@ -22,6 +22,7 @@ from ..methods.registry import OURS, PUBLISHED, tuning
 from ..store import Cell, Result, Row, tidy_csv
 from ..studies import ablations, apt, blend, curves, fidelity, several, toy
 from . import lora_tables, tables
+from .blend_figure import blend_figure
 from .claims import verdicts
 from .figures import curves_figure, gallery, trade_figure
 
@@ -86,6 +87,7 @@ def _figures(rows: Sequence[Row], names: Mapping[str, str], strips: Mapping[str,
         "curves": curves_figure(rows, names),
         "trade": trade_figure(rows, names),
         "several": gallery(together),
+        "blend": blend_figure(rows),
     }
     return {name: figure for name, figure in found.items() if figure}
 

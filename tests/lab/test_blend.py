@@ -13,6 +13,7 @@ from infusion_core.embedded.blend import draw_blended
 from infusion_core.embedded.tinyworld import CONCEPTS
 from infusion_core.embedded.tinyworld.captions import UNSEEN_ASPECTS, caption, unseen_scenes
 from infusion_lab.methods.registry import PUBLISHED
+from infusion_lab.report.blend_figure import blend_figure
 from infusion_lab.report.claims import verdicts
 from infusion_lab.report.lora_tables import blend_table
 from infusion_lab.store import Row
@@ -129,3 +130,26 @@ def test_what_the_advisor_chose_is_scored_like_every_stage(lab, monkeypatch):
     assert {judged.setup.late for judged in tried} <= {"1", "2", "4"}
     collapse = {r.method: r.value for r in found if r.measure == "collapse"}
     assert collapse == {f"{METHOD.title}, {j.setup.late} steps": j.collapse for j in alone[1:]}
+
+
+def test_the_figure_has_snapshots_in_a_line_and_what_guides_beside_it():
+    name = METHOD.title
+    values = {f"{name}, 2 steps": (0.4, 0.3), f"{name}, 4 steps": (0.2, 0.9),
+              f"{name}, 4 steps, guided by base, alpha 0.02": (0.25, 0.5),
+              f"{name}, 4 steps, guided by base, maps replaced, alpha 1": (0.21, 0.6),
+              f"{name}, as advised": (0.5, 0.5)}  # fmt: skip
+    rows = [
+        replace(row(method, concept, value + shift), measure=measure)
+        for method, (error, repeated) in values.items()
+        for concept, shift in (("ember", 0.0), ("wasp", 0.1))
+        for measure, value in (("picture_error", error), ("layout_repeated", repeated))
+    ]
+    rows += [replace(row(f"{name}, {step} steps", "ember", step / 100), measure="collapse") for step in (2, 4)]
+    trade, collapse = blend_figure(rows).axes
+    line, *guided = trade.lines
+    assert line.get_xydata().tolist() == [pytest.approx([0.35, 0.45]), pytest.approx([0.95, 0.25])]
+    assert [(mark.get_marker(), *mark.get_xydata()[0].round(6)) for mark in guided] == [
+        ("x", 0.55, 0.3), ("s", 0.65, 0.26),
+    ]  # fmt: skip
+    assert collapse.lines[0].get_xydata().tolist() == [[2, 0.02], [4, 0.04]]
+    assert blend_figure([]) is None

@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from infusion_lab.bench import QUICK, Bench
 from infusion_lab.measures import CLASS_WORD, LOOK_IN_WORDS
 from infusion_lab.methods.infusion import Infusion
 from infusion_lab.methods.registry import PUBLISHED
+from infusion_lab.report import page
 from infusion_lab.run import STUDIES, run, studies_for
 from infusion_lab.store import Cell, Result, Row, Store
 from infusion_lab.studies import ablations, curves, fidelity, several, toy
@@ -170,3 +172,8 @@ def test_half_written_cells_do_not_count(tmp_path):
         store.result(one)
     again = replace(one, compute=lambda: Result([Row("steps", "lora", "ember", 1, "", 0, "fisher", 0.5)]))
     assert store.result(again).rows == store.result(one).rows  # the second time from the file
+
+
+def test_the_page_has_a_place_for_every_study():
+    template = (Path(page.__file__).parent / "templates" / "lab.html.j2").read_text()
+    assert [study for study in STUDIES if f'"{study}" in tables' not in template] == []

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from infusion_core.embedded.evaluate import ERRORS
 from infusion_core.embedded.tinyworld import Concept
-from infusion_core.metrics.coverage import coverage
+from infusion_core.metrics.coverage import NEIGHBOURS, coverage
 from infusion_core.metrics.wasserstein import latent_wasserstein
 
 from ..bench import Bench
@@ -85,16 +85,16 @@ def measured(
     seeds = bench.first_seeds(scale.curve_seeds)
     scored = drawn_and_scored(customised, concept, scale.curve_prompts, seeds, bench.sampling)
     errors = {e: sum(getattr(s.score, e) for s in scored) / len(scored) for e in ERRORS}
-    kept = coverage(base_latents(concept), of_class)
     found = {
         "fisher": divergence.interval.mean,
-        "class_precision": kept.precision,
-        "class_recall": kept.recall,
         "w2_class": latent_wasserstein(base_latents(concept), of_class),
         "w2_concept": latent_wasserstein(base_latents(concept), latents),
         **openness(pictures, latents, concept),
         **errors,
     }
+    if scale.samples > NEIGHBOURS:
+        kept = coverage(base_latents(concept), of_class)
+        found |= {"class_precision": kept.precision, "class_recall": kept.recall}
     rows = [Row(study, method.key, concept.name, step, "", bench.seed, m, value) for m, value in found.items()]
     shown = {f"{step} steps, bare prompt, {i}": picture for i, picture in enumerate(pictures[:SHOWN], start=1)}
     return Result(rows, {}, shown)

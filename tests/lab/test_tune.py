@@ -13,6 +13,7 @@ import torch
 from infusion_cli.pages import render_page
 from infusion_core.embedded.tinyworld import CONCEPTS
 from infusion_core.errors import InfusionError
+from infusion_core.training.overfitting import MEASURED
 from infusion_core.training.residual import ResidualSettings
 from infusion_lab import bench, run, tune
 from infusion_lab.methods import infusion, registry
@@ -265,4 +266,6 @@ def test_infusions_knobs_reach_its_training(subjects, studio, monkeypatch):
     assert given == [
         ResidualSettings(times="uniform", bins=2, steps=7, snapshot_every=7, seed=3), ("a photo of a {}",)
     ]  # fmt: skip
-    assert {f.name for f in fields(ResidualSettings)} | {"captions"} == set(ours.knobs)
+    every = {f.name for f in fields(ResidualSettings)} | {"captions"}
+    assert every - {"restraint"} == set(ours.knobs)  # a run without any is as it was before there was one
+    assert every == set(ours.changed(restraint=MEASURED).knobs)

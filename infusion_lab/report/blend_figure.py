@@ -31,7 +31,7 @@ def blend_figure(rows: Sequence[Row]) -> Figure | None:
         _collapse(collapse, found, run, runs[run], colour)
     trade.set(xlabel="share repeating the photos' layout, bare prompt", ylabel="picture error, unseen prompts")
     trade.set_title("line: snapshots alone; crosses: guided by gradient; squares: maps replaced", fontsize=9)
-    collapse.set(xlabel="steps", ylabel="overlap of other words' maps with the subject's, more than the base's")
+    collapse.set(xlabel="steps", ylabel="overlap of maps, more than the base's")
     collapse.set_title("attention collapse of snapshots", fontsize=9)
     for axes in (trade, collapse):
         axes.grid(alpha=0.3)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from PIL import Image
 from torch import Tensor, nn
 
-from ..denoiser import EncodedPrompt
 from ..errors import InfusionError
 from ..lora import LoraSet
 from ..lora_layers import Targets, text_layer, unet_layer
@@ -44,16 +43,15 @@ def captions_for(text: TextPath, captions: Sequence[str], live: bool) -> Caption
         captions: what is said.
         live: the text encoder is trained.
     """
-    chunks = max(text.chunks_of(encoded) for encoded in _encoded(text, captions, 1))
+    read = [text.encode(caption) for caption in captions]
+    chunks = max(map(text.chunks_of, read))
     if live:
         return LiveCaptions(
             len(captions), lambda row: text.encode(captions[row], chunks=chunks, live=True).conditioning
         )
-    return EncodedCaptions(list(_encoded(text, captions, chunks)))
-
-
-def _encoded(text: TextPath, captions: Sequence[str], chunks: int) -> Iterator[EncodedPrompt]:
-    return (text.encode(caption, chunks=chunks) for caption in captions)
+    if any(text.chunks_of(one) < chunks for one in read):
+        read = [text.encode(caption, chunks=chunks) for caption in captions]
+    return EncodedCaptions(read)
 
 
 def apt_trainer(

@@ -94,7 +94,7 @@ class Apt:
         """The engine, and its objective, on a copy of the studio's model."""
         (subject,) = subjects
         settings = replace(self.climbed, steps=steps, snapshot_every=steps, validation_draws=0, seed=seed)
-        captions = fill(TEMPLATES[self.captions], self._phrase(subject))
+        captions = fill(TEMPLATES[self.captions], subject.phrase(self.naming))
         trainer = apt_trainer(customisable(studio.base), list(subject.photos), captions, settings)
         objective = trainer.objective
         assert isinstance(objective, AptObjective)
@@ -106,10 +106,7 @@ class Apt:
         for one in learned:
             lora = parse_lora(one.full(studio.base.denoiser.device), None if alpha is None else {"unet": alpha})
             model = with_lora(model, lora, one.subjects[0].name)
-        return Customised(model, tuple(self._phrase(one.subjects[0]) for one in learned))
-
-    def _phrase(self, subject: Subject) -> str:
-        return f"{subject.rare_word} {subject.word}" if self.naming == "rare word" else subject.word
+        return Customised(model, tuple(one.subjects[0].phrase(self.naming) for one in learned))
 
 
 def ladder() -> list[Apt]:

@@ -235,9 +235,8 @@ class Baseline(ABC):
         return snapshots(trainer.run(), trainer.learned, subjects, snapshot_steps)
 
     def phrases(self, subjects: Sequence[Subject]) -> tuple[str, ...]:
-        """Per subject what a prompt says for it, where no word is learned: ``v1 circle``, or ``circle``."""
-        rare = self.recipe.naming == "rare word"
-        return tuple(f"{s.rare_word} {s.word}" if rare else s.word for s in subjects)
+        """Per subject what a prompt says for it, where no word is learned."""
+        return tuple(subject.phrase(self.recipe.naming) for subject in subjects)
 
     def materials(
         self, studio: Studio, model: EmbeddedModel, subjects: Sequence[Subject], phrases: Sequence[str]

@@ -56,6 +56,10 @@ class Subject:
         """What it is: every word and every pixel."""
         return f"{self.name} {self.word} {self.rare_word} {digest_of_pictures(self.photos)}"
 
+    def phrase(self, naming: Naming) -> str:
+        """What a prompt says for it where no word is learned: ``v1 circle``, or ``circle``."""
+        return f"{self.rare_word} {self.word}" if naming == "rare word" else self.word
+
 
 @dataclass(frozen=True)
 class Learned:

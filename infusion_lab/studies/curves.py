@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 from torch import Tensor
@@ -32,13 +32,22 @@ def cells(bench: Bench) -> list[Cell]:
     for concept in chosen:
         compute = partial(_floor, bench, concept, steps, base_latents)
         out.append(bench.cell(STUDY, FLOOR, concept.name, compute, concept, steps, scale.samples))
-    amounts = bench.amounts("curve_prompts", "curve_seeds", "samples", "fisher_prompts", "fisher_draws")
     for concept in chosen:
-        for method in bench.methods:
-            for step in steps:
-                compute = partial(measured, bench, STUDY, method, concept, steps, step, base_latents)
-                source = bench.source(method, subjects_of([concept]), max(steps), step)
-                out.append(bench.cell(STUDY, method.key, concept.name, compute, concept, amounts, source))
+        out += measured_cells(bench, STUDY, bench.methods, concept, steps, base_latents)
+    return out
+
+
+def measured_cells(
+    bench: Bench, study: str, methods: Sequence[Method], concept: Concept, steps: tuple[int, ...],
+    base_latents: Callable[[Concept], Tensor],
+) -> list[Cell]:  # fmt: skip
+    """A cell for each method and step of a concept; arguments as of `measured`."""
+    out, amounts = [], bench.amounts("curve_prompts", "curve_seeds", "samples", "fisher_prompts", "fisher_draws")
+    for method in methods:
+        for step in steps:
+            compute = partial(measured, bench, study, method, concept, steps, step, base_latents)
+            source = bench.source(method, subjects_of([concept]), max(steps), step)
+            out.append(bench.cell(study, method.key, concept.name, compute, concept, amounts, source))
     return out
 
 

@@ -139,6 +139,18 @@ def test_a_trainer_makes_variants_of_photos_and_masks_their_canvas(model):
     assert apt_trainer(model, photos, CAPTIONS, SETTINGS).objective.shown.latents.shape[1] == 1
 
 
+@pytest.mark.parametrize("live", [False, True])
+def test_captions_of_a_batch_have_one_length(model, live):
+    long = "a dog " * 60
+    captions = captions_for(model.text, (*CAPTIONS, long), live)
+    assert len(captions) == 3
+    read = captions([2, 0, 2]).context
+    chunks = model.text.chunks_of(model.text.encode(long))
+    assert chunks > 1
+    wanted = [model.text.encode(text, chunks=chunks).conditioning.context for text in (long, CAPTIONS[0], long)]
+    torch.testing.assert_close(read, torch.cat(wanted))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

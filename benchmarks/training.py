@@ -90,7 +90,7 @@ def apt(denoiser: UNetDenoiser, latents: Tensor, text: Tensor, restrained: bool 
     """Training steps of APT on the layers of `lora`, with everything on or everything off."""
     settings = AptSettings(steps=10**6, batch_size=len(latents), snapshot_every=10**6, rank=4)
     settings = settings if restrained else settings.unrestrained
-    shown = Shown(latents[:, None], EncodedCaptions([EncodedPrompt(Conditioning(text[:1]))]))
+    shown = Shown(latents[:, None], EncodedCaptions([Conditioning(text[:1])]))
     named = {unet_layer(path, settings.targets): module for path, module in denoiser.unet.named_modules()}
     own = LoraSet({name: module for name, module in named.items() if name}, settings.rank)
     with own.installed():

@@ -28,7 +28,7 @@ from .course import Course, former, photos_in
 from .given import given_class, given_model, given_photos, given_settings, require_same
 from .output import peak_rss_mb, save_picture
 from .places import Places
-from .scoring import FIGURES, JUDGES
+from .scoring import FIGURES, JUDGES, draw_with
 
 PRIOR_SEED = 500_000  # of the first picture of the class that is drawn
 
@@ -148,11 +148,7 @@ class _Run:
             request.places.write_reports(report)
             judge = JUDGES.get(self.model.name)
             if judge is not None:
-                settings = SampleSettings(self.model.steps, self.model.guidance)
-
-                def ours(prompt: str, count: int, seed: int) -> list[Image.Image]:
-                    return draw(self.model, prompt, (), count, seed, settings)
-
+                ours = draw_with(self.model)
                 report.update(judge(self.model, self.photos, request.word, request.phrase, ours, self.lora.off))
                 request.places.write_reports(report)
         say(f"Wrote {request.out} ({size:,} bytes) and report.json beside it; prompts say {request.phrase!r}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from ..infusion_core.training.overfitting import Restraint
 from ..infusion_core.training.record import RunRecord
 from ..infusion_core.training.shown import Shown
 from .encoding import Encoding
-from .host.denoiser import HostDenoiser, training
+from .host.denoiser import training
 from .host.lora import captions_for, layers_of, text_training
 from .host.preview import draw_as_is
 from .pictures import first_of, squares_of, thumbnail_of
@@ -75,40 +74,26 @@ def train(
             lora.load(continue_from)
         prior = None if others is None else shown(others, word, None)
         objective = AptObjective(denoiser, lora, shown(latents, phrase, weights), settings, prior)
-        work = _Work(denoiser, clip, vae, Trainer(objective, settings), objective, phrase, latents[:1, 0].cpu())
-        record = RunRecord(settings, len(latents), resolution)
-        thumbnail = thumbnail_of(squares)
+        trainer, record = Trainer(objective, settings), RunRecord(settings, len(latents), resolution)
+        latent, thumbnail = latents[:1, 0].cpu(), thumbnail_of(squares)
 
         def trained() -> TrainedLora:
-            facts = record.facts(work.trainer.step, phrase)
-            return TrainedLora(work.trainer.learned(), lora.alpha, denoiser.base, phrase, facts, thumbnail)
+            facts = record.facts(trainer.step, phrase)
+            return TrainedLora(trainer.learned(), lora.alpha, denoiser.base, phrase, facts, thumbnail)
+
+        def drawn() -> Image.Image:
+            """A picture of the subject; the network stands ready for training again afterwards."""
+            picture = first_of(draw_as_is(denoiser.model, clip, vae, f"a photo of a {phrase}", latent))
+            denoiser.load()
+            return picture
 
         def write(path: Path) -> None:
             write_atomic(path, lora_bytes(trained()))
 
         indicator = objective.indicator if settings.compares else None
         with lora.installed():
-            Run(work.trainer, record, work.draw if preview_every else None, write, folder, indicator).train()
+            Run(trainer, record, drawn if preview_every else None, write, folder, indicator).train()
         state = lora_tensors(trained())
     patched, infused = comfy.sd.load_lora_for_models(model, clip, state, 1.0, 1.0)
     curves = overfitting_plot(record.indicator), loss_plot(record.losses, record.validation)
     return io.NodeOutput(patched, infused, state, *curves, phrase)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What is being trained, and how it is drawn."""
-
-    denoiser: HostDenoiser
-    clip: Any
-    vae: Any
-    trainer: Trainer[dict[str, Tensor]]
-    objective: AptObjective
-    phrase: str
-    latent: Tensor
-
-    def draw(self) -> Image.Image:
-        """A picture of the subject; the network stands ready for training again afterwards."""
-        drawn = draw_as_is(self.denoiser.model, self.clip, self.vae, f"a photo of a {self.phrase}", self.latent)
-        self.denoiser.load()
-        return first_of(drawn)

@@ -129,7 +129,9 @@ def shade(number: int, count: int) -> str:
 
 
 def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures below each other, as wide as the first."""
+    """Pictures below each other, as wide as the first; a single one as it is."""
+    if len(pictures) == 1:
+        return pictures[0]
     width = pictures[0].width
     scaled = [p if p.width == width else p.resize((width, round(p.height * width / p.width))) for p in pictures]
     out = Image.new("RGB", (width, sum(p.height for p in scaled)))

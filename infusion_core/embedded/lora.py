@@ -51,7 +51,7 @@ def captions_for(text: TextPath, captions: Sequence[str], live: bool) -> Caption
         )
     if any(text.chunks_of(one) < chunks for one in read):
         read = [text.encode(caption, chunks=chunks) for caption in captions]
-    return EncodedCaptions(read)
+    return EncodedCaptions([one.conditioning for one in read])
 
 
 def apt_trainer(

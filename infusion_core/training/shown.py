@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..denoiser import Conditioning, EncodedPrompt, stack
+from ..denoiser import Conditioning, stack
 from ..errors import InfusionError
 
 
@@ -24,15 +24,15 @@ class Captions(Protocol):
 
 @dataclass(frozen=True)
 class EncodedCaptions:
-    """Captions that a frozen text encoder has read, all of one context length."""
+    """Captions that a frozen text encoder has read, a row each and all of one context length."""
 
-    prompts: Sequence[EncodedPrompt]
+    read: Sequence[Conditioning]
 
     def __len__(self) -> int:
-        return len(self.prompts)
+        return len(self.read)
 
     def __call__(self, rows: Sequence[int]) -> Conditioning:
-        return stack([self.prompts[row].conditioning for row in rows])
+        return stack([self.read[row] for row in rows])
 
 
 @dataclass(frozen=True)

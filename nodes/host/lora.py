@@ -11,7 +11,6 @@ import comfy.utils
 import torch
 from torch import Tensor, nn
 
-from ...infusion_core.denoiser import EncodedPrompt
 from ...infusion_core.lora_layers import Targets, text_layer, unet_layer
 from ...infusion_core.training.shown import Captions, EncodedCaptions, LiveCaptions
 from .denoiser import encode_caption, leave_inference_mode, require_one_length
@@ -78,4 +77,4 @@ def captions_for(model: Any, clip: Any, captions: Sequence[str], latents: Tensor
     require_one_length(read)
     if live:
         return LiveCaptions(len(captions), lambda row: encode_caption(model, clip, captions[row], latents))
-    return EncodedCaptions([EncodedPrompt(one) for one in read])
+    return EncodedCaptions(read)

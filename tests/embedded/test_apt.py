@@ -158,9 +158,8 @@ def test_gradients_are_those_of_finite_differences(model, name):
     double.denoiser.unet.double()
     shown = Shown(latents().double(), captions_for(double.text, CAPTIONS, False))
     settings = replace(SETTINGS, distance="squared", **{name: 1.0})
-    context = shown.captions.prompts
-    for prompt in context:
-        prompt.conditioning.__dict__["context"] = prompt.conditioning.context.double()
+    for read in shown.captions.read:
+        read.__dict__["context"] = read.context.double()
     made = objective(double, settings, shown, size=0.3)
     made.lora.tensors = {k: v.detach().double().requires_grad_() for k, v in made.lora.tensors.items()}
 

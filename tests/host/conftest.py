@@ -101,6 +101,16 @@ def pictures(server: Server) -> list[Image.Image]:
 
 
 @pytest.fixture(scope="session")
+def photos(server: Server) -> list[str]:
+    """Training pictures of a TinyWorld concept, ember, in the host's input folder."""
+    names = []
+    for i, picture in enumerate(training_images(CONCEPTS["ember"])[:3]):
+        names.append(f"ember-{i}.png")
+        picture.save(server.base / "input" / names[-1])
+    return names
+
+
+@pytest.fixture(scope="session")
 def lora(server: Server) -> Path:
     """A LoRA on several attention layers, in the generic key format."""
     return write_lora(server)

@@ -32,15 +32,6 @@ WIDGETS: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def photos(server: Server) -> list[str]:
-    names = []
-    for i, picture in enumerate(training_images(CONCEPTS["ember"])[:PHOTOS]):
-        names.append(f"apt-{i}.png")
-        picture.save(server.base / "input" / names[-1])
-    return names
-
-
 def train(graph: Graph, names: list[str], **changed: Any) -> Output:
     model, clip, vae = graphs.load(graph)
     inputs = {**WIDGETS, **changed}

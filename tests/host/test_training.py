@@ -26,16 +26,6 @@ WIDGETS = {"word": WORD, "steps": 6, "batch_size": 2, "learning_rate": 0.02, "la
            "resolution": 128, "seed": 5, "preview_every": 3, "captions": ""}  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def photos(server: Server) -> list[str]:
-    """Training pictures of a TinyWorld concept in the host's input folder."""
-    names = []
-    for i, picture in enumerate(training_images(CONCEPTS["ember"])[:3]):
-        names.append(f"ember-{i}.png")
-        picture.save(server.base / "input" / names[-1])
-    return names
-
-
 def train(graph: Graph, names: list[str], **changed: Any) -> Output:
     model, clip, vae = graphs.load(graph)
     inputs = {**WIDGETS, **changed}

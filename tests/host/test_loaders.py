@@ -18,9 +18,8 @@ from infusion_core.residuals import ConceptResidual
 
 from . import graphs
 from .conftest import residual
-from .test_training import WORD, photos, train
+from .test_training import WORD, train
 
-__all__ = ["photos"]
 RUN = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-circle(-\d+)?")
 
 

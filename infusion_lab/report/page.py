@@ -21,6 +21,7 @@ from ..methods.apt import ladder
 from ..methods.registry import OURS, PUBLISHED, tuning
 from ..store import Cell, Result, Row, tidy_csv
 from ..studies import ablations, apt, blend, curves, fidelity, several, toy
+from ..studies.several import JOIN, TOGETHER
 from . import lora_tables, tables
 from .blend_figure import blend_figure
 from .claims import verdicts
@@ -40,7 +41,7 @@ class Strip:
 def write(out: Path, bench: Bench, results: Sequence[tuple[Cell, Result]], seconds: float, mode: str) -> None:
     """Write index.html, results.csv, costs.csv, report.json and the figures to `out`; print means and where it is."""
     rows, costs = [row for _, result in results for row in result.rows], cost_rows(results)
-    names = {m.key: m.title for m in [*ladder(), *bench.methods]}
+    names = {m.key: m.title for m in [*ladder(), *bench.methods]} | {JOIN.join(TOGETHER): "APT and Infusion"}
     all_tables, judged, strips = _tables(rows, costs, names), verdicts(rows, names), _strips(results, names)
     drawn = _figures(rows, names, strips)
     report = {

@@ -46,11 +46,17 @@ class Stage:
     def title(self, method: Method) -> str:
         """For tables and figures."""
         alone = f"{method.title}, {self.late} steps"
-        if self.early is None:
-            return alone
+        return alone if self.early is None else f"{alone}, {self._guidance}"
+
+    def guided_title(self, method: Method) -> str:
+        """For tables that tell the late model's steps themselves."""
+        return f"{method.title}, {self._guidance}"
+
+    @property
+    def _guidance(self) -> str:
         guide = "base" if self.early == BASE else f"{self.early} steps"
         how = "" if self.settings.mode == "gradient" else "maps replaced, "
-        return f"{alone}, guided by {guide}, {how}alpha {self.settings.alpha:g}"
+        return f"guided by {guide}, {how}alpha {self.settings.alpha:g}"
 
 
 def stages(snapshots: tuple[int, ...], guides: tuple[int, ...]) -> Iterator[Stage]:
@@ -93,7 +99,7 @@ def cells(bench: Bench) -> list[Cell]:
 
 def _measure(bench: Bench, method: Method, concept: Concept, snapshots: tuple[int, ...], stage: Stage) -> Result:
     run = bench.train(method, subjects_of([concept]), snapshots)
-    customised = _staged(bench, method, run, stage)
+    customised = staged(bench, method, run, stage)
     return _result(bench, stage.title(method), concept, stage.late, customised)
 
 
@@ -103,11 +109,11 @@ def _advised(bench: Bench, method: Method, concept: Concept, snapshots: tuple[in
     scored = unseen_scenes(concept, bench.scale.blend_prompts)
     scenes = [s for s in unseen_scenes(concept, len(scored) + 2 * ADVISED_PROMPTS) if s not in scored]
     judge = oracle_judge(concept, scenes[:ADVISED_PROMPTS])
-    (phrase,) = _staged(bench, method, run, Stage(snapshots[-1])).phrases
+    (phrase,) = staged(bench, method, run, Stage(snapshots[-1])).phrases
 
     @lru_cache(2)
     def model_of(name: str) -> EmbeddedModel:
-        return bench.studio.base if name == advisor.BASE else _staged(bench, method, run, Stage(int(name))).model
+        return bench.studio.base if name == advisor.BASE else staged(bench, method, run, Stage(int(name))).model
 
     artist = EpochArtist(model_of, ADVISED_PICTURES, ADVISED_SEED, bench.sampling)
     survey = advisor.Survey(artist, judge.prompts, phrase, judge.scores, lambda: None)
@@ -115,7 +121,7 @@ def _advised(bench: Bench, method: Method, concept: Concept, snapshots: tuple[in
     setup = advisor.advise(alone, survey.guided(advisor.trials(alone))).setup
     early = None if setup.early is None else BASE if setup.early == advisor.BASE else int(setup.early)
     stage = Stage(int(setup.late), early, BlendSettings(alpha=setup.alpha))
-    result = _result(bench, f"{method.title}{ADVISED}", concept, stage.late, _staged(bench, method, run, stage))
+    result = _result(bench, f"{method.title}{ADVISED}", concept, stage.late, staged(bench, method, run, stage))
     chosen = {"late": stage.late, "early": -1 if early is None else early, "alpha": setup.alpha}
     for name, value in chosen.items():
         result.rows.append(
@@ -127,7 +133,7 @@ def _advised(bench: Bench, method: Method, concept: Concept, snapshots: tuple[in
     return result
 
 
-def _staged(bench: Bench, method: Method, run: Mapping[int, tuple[Learned, float]], stage: Stage) -> Customised:
+def staged(bench: Bench, method: Method, run: Mapping[int, tuple[Learned, float]], stage: Stage) -> Customised:
     """A stage of a run, which draws."""
     customised = method.apply(bench.studio, [run[stage.late][0]])
     if stage.early is None:

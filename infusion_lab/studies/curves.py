@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 
 from torch import Tensor
@@ -83,8 +84,19 @@ def measured(
     own = bench.steps(method)
     run = bench.train(method, subjects_of([concept]), {*steps, *([own] if own <= max(steps) else [])})
     customised = method.apply(bench.studio, [run[step][0]])
+    result = drawn_measures(bench, study, method.key, concept, step, customised, base_latents)
+    scale = bench.scale
+    divergence = fisher(bench.studio.base, customised, [concept.shape], scale.fisher_prompts, scale.fisher_draws)
+    row = Row(study, method.key, concept.name, step, "", bench.seed, "fisher", divergence.interval.mean)
+    return replace(result, rows=[row, *result.rows])
+
+
+def drawn_measures(
+    bench: Bench, study: str, name: str, concept: Concept, step: int, customised: Customised,
+    base_latents: Callable[[Concept], Tensor],
+) -> Result:  # fmt: skip
+    """Every measure of what a customised model draws, and a few pictures; arguments as of `measured`."""
     scale, model = bench.scale, bench.studio.base
-    divergence = fisher(model, customised, [concept.shape], scale.fisher_prompts, scale.fisher_draws)
     phrase = customised.phrases[0]
     pictures = bare_pictures(customised, phrase, scale.samples, bench.sampling)
     latents = model.encode(pictures)
@@ -95,7 +107,6 @@ def measured(
     scored = drawn_and_scored(customised, concept, scale.curve_prompts, seeds, bench.sampling)
     errors = {e: sum(getattr(s.score, e) for s in scored) / len(scored) for e in ERRORS}
     found = {
-        "fisher": divergence.interval.mean,
         "w2_class": latent_wasserstein(base_latents(concept), of_class),
         "w2_concept": latent_wasserstein(base_latents(concept), latents),
         **openness(pictures, latents, concept),
@@ -104,6 +115,6 @@ def measured(
     if scale.samples > NEIGHBOURS:
         kept = coverage(base_latents(concept), of_class)
         found |= {"class_precision": kept.precision, "class_recall": kept.recall}
-    rows = [Row(study, method.key, concept.name, step, "", bench.seed, m, value) for m, value in found.items()]
+    rows = [Row(study, name, concept.name, step, "", bench.seed, m, value) for m, value in found.items()]
     shown = {f"{step} steps, bare prompt, {i}": picture for i, picture in enumerate(pictures[:SHOWN], start=1)}
     return Result(rows, {}, shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from random import Random
 
@@ -21,21 +22,26 @@ from ..store import Cell, Result, Row
 
 STUDY = "several"
 JOIN = "+"  # between names of a group
+TOGETHER = ("apt", "infusion")  # one of a pair of concepts as weights, the other as residuals
 SHOWN = 2  # pictures kept for the report
 LEARNED = 0.25  # share of their own looks that things must wear before what leaked is held against it
 
 
 def cells(bench: Bench) -> list[Cell]:
-    """Per group of concepts one cell for each yardstick and each method."""
-    out = []
+    """Per group of concepts one cell for each yardstick and each method, and per pair one for two methods together."""
+    out, methods = [], {method.key: method for method in bench.methods}
     for names in bench.scale.groups:
         group, label = [CONCEPTS[name] for name in names], JOIN.join(names)
         depends = group, scenes_of(group, bench.scale.group_prompts), bench.amounts("seeds")
         for name in (CLASS_WORD, LOOK_IN_WORDS):
             out.append(bench.cell(STUDY, name, label, partial(_yardstick, bench, name, group), *depends))
-        for method in bench.methods:
+        for method in methods.values():
             compute, source = partial(_method, bench, method, group), bench.own_source(method, group)
             out.append(bench.cell(STUDY, method.key, label, compute, *depends, source))
+        if len(group) == len(TOGETHER) and {*TOGETHER} <= methods.keys():
+            pairs = [(methods[key], [concept]) for key, concept in zip(TOGETHER, group, strict=True)]
+            compute, sources = partial(_together, bench, pairs), [bench.own_source(*pair) for pair in pairs]
+            out.append(bench.cell(STUDY, JOIN.join(TOGETHER), label, compute, *depends, *sources))
     return out
 
 
@@ -63,6 +69,16 @@ def _yardstick(bench: Bench, name: str, group: list[Concept]) -> Result:
 def _method(bench: Bench, method: Method, group: list[Concept]) -> Result:
     learned, _ = bench.learned(method, group)
     return _measure(bench, method.key, group, bench.steps(method), method.apply(bench.studio, learned))
+
+
+def _together(bench: Bench, pairs: Sequence[tuple[Method, list[Concept]]]) -> Result:
+    """One concept as weights, another as residuals beside them."""
+    (weights, _), (ours, _) = pairs
+    first, second = ([*bench.learned(*pair)[0]] for pair in pairs)
+    whole, residuals = weights.apply(bench.studio, first), ours.apply(bench.studio, second)
+    both = replace(residuals, model=whole.model, phrases=(*whole.phrases, *residuals.phrases))
+    group = [concept for _, concepts in pairs for concept in concepts]
+    return _measure(bench, JOIN.join(TOGETHER), group, bench.steps(weights), both)
 
 
 def _measure(bench: Bench, name: str, group: list[Concept], step: int, customised: Customised) -> Result:

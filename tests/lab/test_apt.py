@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from infusion_core.attention import Plan
 from infusion_core.denoiser import Conditioning
+from infusion_core.dreamblend import BlendSettings
+from infusion_core.embedded.blend import draw_blended
+from infusion_core.embedded.tasks import draw
 from infusion_core.embedded.tinyworld import CONCEPTS
+from infusion_core.training.residual import ResidualSettings
+from infusion_lab.measures import BARE_SEED
 from infusion_lab.methods.apt import RECIPE, Apt, ladder
+from infusion_lab.methods.infusion import Infusion
 from infusion_lab.report.lora_tables import apt_table
 from infusion_lab.store import Row
-from infusion_lab.studies import apt
+from infusion_lab.studies import apt, several
 from infusion_lab.tinyworld import subjects_of
 
 from .test_run import TINY, bench
@@ -77,7 +84,8 @@ def test_the_study_climbs_the_ladder_at_every_step(lab, monkeypatch):
     monkeypatch.setattr("infusion_lab.studies.apt.ladder", lambda: [replace(r, settings=FAST) for r in ladder()])
     cells = apt.cells(lab)
     keys = [rung.key for rung in ladder()] + ["infusion"]
-    assert [cell.method for cell in cells] == [key for key in keys for _ in range(2)]
+    guided = [f"APT (+ alignment), guided by {guide}, alpha 0.02" for guide in ("base", "1 steps")]
+    assert [cell.method for cell in cells] == [*(key for key in keys for _ in range(2)), *guided]
     assert len({cell.name for cell in cells}) == len(cells)
     assert apt.cells(replace(lab, methods=lab.methods[1:])) == [] or all(
         cell.method == "infusion" for cell in apt.cells(replace(lab, methods=lab.methods[1:]))
@@ -90,6 +98,44 @@ def test_the_study_climbs_the_ladder_at_every_step(lab, monkeypatch):
     }  # fmt: skip
     assert {row.concept for row in rows} == {next(iter(CONCEPTS))}
     assert subjects_of([CONCEPTS["ember"]])[0].name == rows[0].concept
+
+
+@pytest.mark.parametrize("guide", ["base", "early"])
+def test_the_last_step_is_guided_by_the_base_and_by_the_first_step(lab, guide, monkeypatch):
+    monkeypatch.setattr("infusion_lab.studies.apt.ladder", lambda: [Apt(FAST)])
+    cell = apt.cells(lab)[-2 if guide == "base" else -1]
+    result, concept = cell.compute(), CONCEPTS["ember"]
+    assert {(row.study, row.method, row.step) for row in result.rows} == {("apt", cell.method, 2)}
+    assert "fisher" not in {row.measure for row in result.rows}  # of a pass, and guidance is of a run
+    run = lab.train(Apt(FAST), subjects_of([concept]), (1, 2))
+    first, last = (Apt(FAST).apply(lab.studio, [run[step][0]]) for step in (1, 2))
+    early = lab.studio.base if guide == "base" else first.model
+    drawn, _ = draw_blended(
+        early, last.model, f"a photo of a {last.phrases[0]}", 5, BARE_SEED, lab.sampling, BlendSettings()
+    )
+    assert [np.asarray(p).tolist() for p in result.pictures.values()] == [np.asarray(p).tolist() for p in drawn[:3]]
+
+
+def test_one_concept_as_a_lora_and_one_as_residuals_are_in_one_picture(lab):
+    methods = [Apt(FAST), Infusion(ResidualSettings(learning_rate=0.1, batch_size=2, steps=2))]
+    lab = replace(lab, methods=methods, scale=replace(lab.scale, groups=(("ember", "wasp"), ("ember", "flag", "wasp"))))
+    cells = several.cells(lab)
+    assert [(c.method, c.concept) for c in cells if c.method == "apt+infusion"] == [("apt+infusion", "ember+wasp")]
+    result = next(c for c in cells if c.method == "apt+infusion").compute()
+    assert {row.prompt.split(":")[0] for row in result.rows} == {"ember", "wasp"}
+    (prompt,) = result.pictures
+    ember, wasp = (subject for subject in subjects_of([CONCEPTS["ember"], CONCEPTS["wasp"]]))
+    assert f"{ember.rare_word} circle" in prompt
+    assert "diamond" in prompt
+    assert wasp.rare_word not in prompt
+    lora = lab.train(methods[0], (ember,), [2])[2][0]
+    residual = lab.train(methods[1], subjects_of([CONCEPTS["wasp"]]), [2])[2][0]
+    model, concepts = methods[0].apply(lab.studio, [lora]).model, methods[1].apply(lab.studio, [residual]).concepts
+    (expected,) = draw(model, prompt, concepts, 1, 0, lab.sampling)
+    assert np.array_equal(np.asarray(result.pictures[prompt]), np.asarray(expected))
+    for others in ((lab.studio.base, concepts), (model, ())):
+        (other,) = draw(others[0], prompt, others[1], 1, 0, lab.sampling)
+        assert not np.array_equal(np.asarray(result.pictures[prompt]), np.asarray(other))
 
 
 def test_the_table_has_a_line_for_each_method_and_step():

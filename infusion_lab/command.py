@@ -44,6 +44,7 @@ def lab(
     ] = None,
     clip: Annotated[Optional[Path], place(help="With --model: folder of CLIP ViT-B/32.")] = None,  # noqa: UP045
     dino: Annotated[Optional[Path], place(help="With --model: folder of DINO ViT-S/16.")] = None,  # noqa: UP045
+    hps: Annotated[Optional[Path], place(help="With --model: folder of HPSv2, for what people prefer.")] = None,  # noqa: UP045
     token: Annotated[str, typer.Option(help="With --model: the rare word that stands for a subject.")] = "sks",
     count: Annotated[int, typer.Option(min=1, help="With --model: pictures per prompt.")] = 5,
     limit: Annotated[int, typer.Option(min=0, help="With --model: most subjects, prompts and steps; 0 for all.")] = 0,
@@ -98,7 +99,7 @@ def lab(
             raise InfusionError("--model needs --dataset, --clip and --dino; give the folders, or leave --model out")
         request = Request(
             model, dataset, clip, dino, out, config, token, second_token, count, limit, seed, pictures,
-            figure_concepts, figure_prompts, samples, tuple(at_steps or STEPS), pairs, tuple(only or ()),
+            figure_concepts, figure_prompts, samples, tuple(at_steps or STEPS), pairs, tuple(only or ()), hps,
         )  # fmt: skip
         run_real(request, method or [])
     elif tune:

@@ -127,8 +127,8 @@ def all_methods(most_steps: int) -> list[Method]:
 
 
 def published_methods() -> list[Method]:
-    """The baselines with their published recipes, then Infusion."""
-    return [*(p.method for p in PUBLISHED.values()), Infusion()]
+    """The baselines with their published recipes, then APT and Infusion."""
+    return [*(p.method for p in PUBLISHED.values()), Apt(), Infusion()]
 
 
 def _variants(method: Baseline, most_steps: int) -> list[Baseline]:

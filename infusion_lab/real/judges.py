@@ -12,7 +12,7 @@ from ..identity import digest_of_networks
 
 @dataclass(frozen=True)
 class Judges(judges.Judges):
-    """CLIP ViT-B/32 and DINO ViT-S/16 whose results can be kept."""
+    """CLIP ViT-B/32, DINO ViT-S/16 and, if there is one, HPSv2, whose results can be kept."""
 
     @cached_property
     def identity(self) -> str:

@@ -42,6 +42,7 @@ class Request:
         steps: of training, at which the figures have a point.
         pairs: of subjects that are drawn together; 0 for none.
         only: studies by name; all that are asked for by default.
+        hps: folder of HPSv2; None for no such score.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Request:
     steps: tuple[int, ...] = STEPS
     pairs: int = 0
     only: tuple[str, ...] = ()
+    hps: Path | None = None
 
     def most(self, count: int) -> int:
         """So many, or as many as the limit allows."""
@@ -97,7 +99,7 @@ def real_lab(request: Request, methods: Sequence[str] = ()) -> RealLab:
         request,
         data,
         _bench(request, model, data, chosen),
-        Judges(request.clip, request.dino, model.denoiser.device),
+        Judges(request.clip, request.dino, model.denoiser.device, request.hps),
     )
 
 

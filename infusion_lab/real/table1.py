@@ -1,7 +1,7 @@
 """The paper's Table 1: how alike every subject is, and how well prompts are obeyed.
 
-CLIP-I and DINO: all generated x reference pairs, raw cosines; CLIP-T: each picture with its prompt, the class word
-in the subject's place. Recipes are the published ones, and the project's defaults for Infusion.
+CLIP-I and DINO: all generated x reference pairs, raw cosines; CLIP-T and HPSv2: each picture with its prompt, the class
+word in the subject's place. Recipes are the published ones, and the project's defaults for Infusion.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ COLUMNS = {
     "paper_dino": ("paper's", ".3f"),
 }
 MORE = {
+    "hps": ("HPSv2", ".3f"),
     "diversity": ("diversity (DINO)", ".3f"),
     "bytes": ("stored bytes", ",.0f"),
     "training_seconds": ("training (s)", ".0f"),
@@ -46,8 +47,8 @@ PAPER = {
     "infusion": (0.267, 0.816, 0.697),
 }
 NOTE = (
-    "Raw cosines: CLIP ViT-B/32 and DINO ViT-S/16; means over subjects, ± half of the 95% interval. The paper's "
-    "figures are of SD1.5 and 20 concepts of its authors' choice."
+    "Raw cosines: CLIP ViT-B/32, DINO ViT-S/16, and HPSv2 if its folder is given; means over subjects, ± half of the "
+    "95% interval. The paper's figures are of SD1.5 and 20 concepts of its authors' choice."
 )
 
 
@@ -78,7 +79,8 @@ def _measure(lab: RealLab, method: Method, subject: Subject, prompts: Sequence[s
     pictures = [customised.draw(p.format(phrase), count, bench.seed, bench.sampling) for p in prompts]
     pixels = torch.cat([to_tensor(drawn) for drawn in pictures]) / 2 + 0.5
     photos = as_pixels(subject.photos, bench.studio.base.resolution)
-    texts = judges.clip_texts([p.format(subject.word) for p in prompts]).repeat_interleave(count, 0)
+    told = [p.format(subject.word) for p in prompts]
+    texts = judges.clip_texts(told).repeat_interleave(count, 0)
     seen, dino = judges.clip_images(pixels), judges.dino_images(pixels)
     found = {
         "clip_t": text_similarity(seen, texts),
@@ -86,6 +88,9 @@ def _measure(lab: RealLab, method: Method, subject: Subject, prompts: Sequence[s
         "dino": similarity(dino, judges.dino_images(photos)),
         "bytes": float(len(learned.data)),
     }
+    if judges.preference is not None:
+        preferred = judges.preference.texts(told).repeat_interleave(count, 0)
+        found["hps"] = text_similarity(judges.preference.images(pixels), preferred)
     if count > 1:
         found["diversity"] = diversity(dino, torch.arange(len(prompts)).repeat_interleave(count))
     rows = [Row(STUDY, method.key, subject.name, step, "", bench.seed, m, v) for m, v in found.items()]

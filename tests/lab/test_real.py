@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPModel
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from infusion_core.errors import InfusionError
 from infusion_lab.command import lab
+from infusion_lab.real import table1
 from infusion_lab.real.formats import read_dataset
 from infusion_lab.real.judges import Judges
 from infusion_lab.real.page import strips_of
 from infusion_lab.real.run import run_real
-from infusion_lab.real.setup import Request
+from infusion_lab.real.setup import Request, real_lab
 from infusion_lab.store import Cell, Result
 
 from .conftest import PROMPTS
@@ -50,7 +52,7 @@ def test_every_method_runs_on_stable_diffusions_structure(places, tmp_path, caps
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
     assert {r["method"] for r in rows} == {
         "dreambooth", "dreambooth-plain", "lora", "dco", "textual-inversion", "custom-diffusion", "perfusion",
-        "infusion",
+        "apt", "infusion",
     }  # fmt: skip
     assert {r["measure"] for r in rows} == {"clip_t", "clip_i", "dino", "diversity", "bytes"}
     assert all(abs(float(r["value"])) <= 1 + 1e-6 for r in rows if r["measure"] != "bytes")
@@ -84,13 +86,53 @@ def test_judges_are_the_networks_own_features(places):
     assert judges.clip_texts(["a dog", "a photo of a dog"]).shape == (2, 8)
 
 
+@pytest.fixture
+def hps(places, tmp_path):
+    """A network that prefers, without a tokenizer."""
+    torch.manual_seed(5)
+    CLIPModel(CLIPModel.from_pretrained(places["clip"]).config).save_pretrained(tmp_path / "hps")
+    return tmp_path / "hps"
+
+
+def test_preference_is_the_cosine_of_a_picture_and_its_prompt(places, hps, tmp_path):
+    folders = str(places["model"]), places["dataset"], places["clip"], places["dino"], tmp_path / "out"
+    request = Request(*folders, rare_word="x", count=2, limit=1, only=("table1",), hps=hps)
+    run_real(request, ["infusion"])
+    rows = list(csv.DictReader((request.out / "results.csv").open()))
+    (found,) = (float(r["value"]) for r in rows if r["measure"] == "hps")
+    lab = real_lab(request, ["infusion"])
+    (subject, *_), (prompt, *_) = lab.data.subjects, ("a {} wearing a hat",)
+    (method,), bench = lab.bench.methods, lab.bench
+    customised = method.apply(bench.studio, [bench.train(method, [subject], [1])[1][0]])
+    pictures = customised.draw(prompt.format("dog"), 2, 0, bench.sampling)
+    network = CLIPModel.from_pretrained(hps).eval()
+    tokens = CLIPTokenizer.from_pretrained(places["clip"])([prompt.format("dog")], return_tensors="pt")
+    pixels = CLIPImageProcessorPil()(pictures, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        told = network(**tokens, pixel_values=pixels)
+    assert found == pytest.approx((told.image_embeds @ told.text_embeds.T).mean().item(), abs=2e-3)
+    with_other = {cell.name for cell in table1.cells(lab)}
+    assert with_other.isdisjoint(cell.name for cell in table1.cells(real_lab(replace(request, hps=None), ["infusion"])))
+    assert "HPSv2" in (request.out / "index.html").read_text()
+
+
+def test_a_folder_that_does_not_load_is_named_by_its_option(places, tmp_path):
+    cpu = torch.device("cpu")
+    with pytest.raises(InfusionError, match="cannot load --hps"):
+        _ = Judges(places["clip"], places["dino"], cpu, tmp_path).networks
+    with pytest.raises(InfusionError, match="cannot load --clip"):
+        _ = Judges(tmp_path, places["dino"], cpu).networks
+    with pytest.raises(InfusionError, match="cannot load --dino"):
+        _ = Judges(places["clip"], tmp_path, cpu).networks
+
+
 def test_options_reach_the_request(monkeypatch, tmp_path):
     taken = []
     monkeypatch.setattr("infusion_lab.real.run.run_real", lambda *told: taken.append(told))
     given = {
         "dataset": Path("data"), "clip": Path("clip"), "dino": Path("dino"), "config": Path("config"),
         "count": 2, "limit": 3, "seed": 4, "pictures": Path("pictures"), "figure_concepts": 5, "figure_prompts": 6,
-        "samples": 7, "pairs": 9,
+        "samples": 7, "pairs": 9, "hps": Path("hps"),
     }  # fmt: skip
     lab(tmp_path, model="sd", token="x", second_token="y", at_steps=[8, 9], only=["drift"], method=["lora"], **given)
     lab(tmp_path, model="sd", dataset=Path("data"), clip=Path("clip"), dino=Path("dino"))

@@ -7,13 +7,16 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy import stats
+from scipy import linalg, stats
 
+from infusion_core.embedded.judges import as_pixels
 from infusion_core.embedded.tasks import draw
 from infusion_core.errors import InfusionError
+from infusion_core.metrics.coverage import coverage
 from infusion_core.metrics.wasserstein import latent_wasserstein
 from infusion_lab.methods.method import Customised, Subject
 from infusion_lab.real import drift
@@ -155,9 +158,10 @@ def test_the_figures_run_and_are_kept(request_for, monkeypatch, capsys):
     out = request_for.out
     rows = list(csv.DictReader((out / "results.csv").open()))
     found = {(r["method"], r["measure"], int(r["step"])): float(r["value"]) for r in rows}
+    of_class = ("w2_class", "frechet", "class_precision", "class_recall")
     assert set(found) == {
-        *((m, measure, s) for m in ("infusion", "lora") for measure in ("fisher", "w2_class") for s in (1, 2)),
-        *(("base, other seeds", "w2_class", s) for s in (1, 2)),
+        *((m, measure, s) for m in ("infusion", "lora") for measure in ("fisher", *of_class) for s in (1, 2)),
+        *(("base, other seeds", measure, s) for measure in of_class for s in (1, 2)),
     }
     assert [found["infusion", "fisher", s] for s in (1, 2)] == [0, 0]
     assert all(found["lora", "fisher", s] > 0 for s in (1, 2))
@@ -168,13 +172,32 @@ def test_the_figures_run_and_are_kept(request_for, monkeypatch, capsys):
     assert {"figure10.png", "figure11.png"} <= {p.name for p in out.iterdir()}
     assert "Figures 10 and 11" in (out / "index.html").read_text()
     assert "Fisher" in capsys.readouterr().out
-    drawn = list(out.rglob("drawn-*.safetensors"))
-    assert len(drawn) == 2  # the base model's, and its other seeds'
-    for name in ("fisher_divergence", "latent_wasserstein", "draw_latents"):
+    for kept in ("drawn-*.safetensors", "seen-*.safetensors"):
+        assert len(list(out.rglob(kept))) == 2  # the base model's, and its other seeds'
+    for name in ("fisher_divergence", "latent_wasserstein", "draw_latents", "features"):
         monkeypatch.setattr(drift, name, None)
     before = (out / "results.csv").read_bytes()
     run_real(request_for, ["infusion", "lora"])
     assert (out / "results.csv").read_bytes() == before
+
+
+def test_distances_of_pictures_are_of_what_dino_sees(request_for):
+    lab = real_lab(request_for)
+    base, prompts = lab.bench.studio.base, ["a dog wearing a hat"]
+    latents = drift.base_latents(lab.bench, prompts, 9, 0)  # more than are decoded at once
+    one = drift.base_features(lab, prompts, 9, 0)
+    pictures = as_pixels(base.decode(latents), base.resolution)
+    assert torch.allclose(one, lab.judges.dino_images(pictures), atol=1e-5)
+    other = one + torch.randn(one.shape, generator=torch.Generator().manual_seed(0))
+    found = drift.apart((latents, latents), (one, other))
+    a, b = (seen.double().numpy() for seen in (one, other))
+    covariances = [np.cov(seen.T, ddof=0) for seen in (a, b)]
+    root = linalg.sqrtm(covariances[0] @ covariances[1]).real
+    frechet = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(sum(covariances) - 2 * root)
+    assert found["frechet"] == pytest.approx(frechet, rel=1e-3)
+    assert found["w2_class"] == pytest.approx(0, abs=1e-6)
+    assert (found["class_precision"], found["class_recall"]) == tuple(vars(coverage(one, other)).values())
+    assert drift.apart((latents, latents), (one[:3], other[:3])).keys() == {"w2_class", "frechet"}
 
 
 def test_each_picture_is_held_against_its_own_caption(request_for, captioned, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,10 +41,29 @@ class Graph:
         return Output(name)
 
 
+_TEXT = 3  # kind of a binary message that is a node's text; all others are pictures
+
+
 @dataclass
 class Ran:
-    """What a prompt left: UI outputs by node, the messages of the websocket, and how many preview pictures came."""
+    """What a prompt left.
+
+    Attributes:
+        outputs: for the page, by node.
+        messages: of the websocket.
+        previews: how many preview pictures came.
+        texts: what nodes said while they ran, in order.
+    """
 
     outputs: dict[str, Any] = field(default_factory=dict)
     messages: list[dict[str, Any]] = field(default_factory=list)
     previews: int = 0
+    texts: list[str] = field(default_factory=list)
+
+    def received(self, message: bytes) -> None:
+        """Take a binary message: its kind, then for a text the length of the node's id, the id and the text."""
+        kind, length = struct.unpack(">II", message[:8])
+        if kind == _TEXT:
+            self.texts.append(message[8 + length :].decode())
+        else:
+            self.previews += 1

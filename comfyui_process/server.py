@@ -9,7 +9,8 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,20 @@ class Server:
         for name, folder in {"infusion": REPOSITORY, **(packs or {})}.items():
             (base / "custom_nodes" / name).symlink_to(folder, target_is_directory=True)
         self.port, self.log = _free_port(), base / "server.log"
-        started = command(
+        self._host, self._started = host, command(
             host, host / "main.py", "--cpu", "--base-directory", base, "--port", self.port,
             "--database-url", "sqlite:///:memory:", "--disable-api-nodes", *options,
         )  # fmt: skip
-        self._file = self.log.open("w")
-        self._process = subprocess.Popen(started, cwd=host, stdout=self._file, stderr=subprocess.STDOUT)
+        self.start()
+
+    def start(self) -> None:
+        """Start the process, again if it was ended.
+
+        Raises:
+            RuntimeError: it did not start; holds the end of its log.
+        """
+        self._file = self.log.open("a")
+        self._process = subprocess.Popen(self._started, cwd=self._host, stdout=self._file, stderr=subprocess.STDOUT)
         self._wait()
 
     @property
@@ -67,6 +76,12 @@ class Server:
     def stop(self) -> None:
         """End the process."""
         self._process.terminate()
+        self._process.wait(300)
+        self._file.close()
+
+    def kill(self) -> None:
+        """End the process as a power cut would."""
+        self._process.kill()
         self._process.wait(300)
         self._file.close()
 
@@ -96,13 +111,17 @@ class Server:
             raise PromptError(error.read().decode()) from None
         return json.loads(text) if text else None
 
-    def run(self, graph: Graph, interrupt_at: int | None = None, timeout: float = 1500) -> Ran:
+    def run(
+        self, graph: Graph, interrupt_at: int | None = None, timeout: float = 1500,
+        interrupt: Callable[[], object] | None = None,
+    ) -> Ran:  # fmt: skip
         """Queue a prompt and follow it on the websocket to its end.
 
         Args:
             graph: what to run.
             interrupt_at: press stop when a node reports this progress.
             timeout: seconds.
+            interrupt: what to do then instead.
 
         Raises:
             PromptError: refused, failed or interrupted.
@@ -113,16 +132,19 @@ class Server:
         channel = websocket.create_connection(address, timeout=timeout)
         try:
             queued = self.post("/prompt", {"prompt": graph.nodes, "client_id": self.client})
-            return self._follow(channel, queued["prompt_id"], interrupt_at, time.monotonic() + timeout)
+            stop = interrupt or partial(self.post, "/interrupt", {})
+            return self._follow(channel, queued["prompt_id"], interrupt_at, stop, time.monotonic() + timeout)
         finally:
             channel.close()
 
-    def _follow(self, channel: Any, prompt: str, interrupt_at: int | None, deadline: float) -> Ran:
+    def _follow(
+        self, channel: Any, prompt: str, interrupt_at: int | None, stop: Callable[[], object], deadline: float
+    ) -> Ran:
         ran = Ran()
         while time.monotonic() < deadline:
             received = channel.recv()
             if isinstance(received, bytes):
-                ran.previews += 1
+                ran.received(received)
                 continue
             message = json.loads(received)
             data = message.get("data", {})
@@ -132,7 +154,7 @@ class Server:
             kind = message["type"]
             if kind == "progress" and interrupt_at is not None and data["value"] >= interrupt_at:
                 interrupt_at = None
-                self.post("/interrupt", {})
+                stop()
             if kind == "executed":
                 ran.outputs[data["node"]] = data["output"]
             if kind in ("execution_error", "execution_interrupted"):

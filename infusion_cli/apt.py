@@ -25,7 +25,7 @@ from infusion_core.training.record import RunRecord
 from .alone import alone
 from .console import progress, say
 from .course import Course, former, photos_in
-from .given import given_class, given_model, given_photos, given_settings, require_same
+from .given import given_class, given_model, given_photos, require_same
 from .output import peak_rss_mb, save_picture
 from .places import Places
 from .scoring import FIGURES, JUDGES, draw_with
@@ -111,7 +111,7 @@ class _Run:
         self.request, self.started = request, time.monotonic()
         find_photos(request.images)
         settings = request.settings
-        given = given_settings(settings) | {"phrase": request.phrase, "template": list(request.templates)}
+        given = settings.told | {"phrase": request.phrase, "template": list(request.templates)}
         state = former(request.places) if request.resume else None
         if state:
             require_same(state.told["given"], given)

@@ -108,7 +108,7 @@ def former(places: Places) -> TrainState:
         raise InfusionError(f"nothing to resume: there is no {path}; leave --resume out")
     state = load_state(path)
     if state.told.keys() != {"given", "course"} or len(state.told["course"]["losses"]) != state.step:
-        raise InfusionError(f"{path} is not the state of a run of infusion train; leave --resume out to start afresh")
+        raise InfusionError(f"{path} is not the state of a run of this command; leave --resume out to start afresh")
     return state
 
 

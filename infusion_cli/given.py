@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,6 @@ from infusion_core.embedded.identity import hash_of_model, hash_of_photo
 from infusion_core.embedded.model import EmbeddedModel
 from infusion_core.errors import InfusionError, printable
 from infusion_core.training.residual import ResidualSettings
-from infusion_core.training.settings import TrainSettings
 
 MODEL, PHOTOS, CLASS_PICTURES = "model", "photos", "class pictures"
 # What a run that does not tell a setting had: the setting is younger than it. Maps were replaced throughout.
@@ -30,14 +28,8 @@ def given_before_loading(
         "continue": start and hashlib.sha256(start.read_bytes()).hexdigest(),
         "word": word,
         "template": list(templates),
-        **given_settings(settings),
+        **settings.told,
     }
-
-
-def given_settings(settings: TrainSettings) -> dict[str, Any]:
-    """Settings as JSON has them; how often snapshots are kept decides nothing."""
-    told: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
-    return {name: value for name, value in told.items() if name != "snapshot_every"}
 
 
 def given_photos(photos: Sequence[Image.Image]) -> dict[str, Any]:

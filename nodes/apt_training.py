@@ -28,6 +28,7 @@ from .host.lora import captions_for, layers_of, text_training
 from .host.preview import draw_as_is
 from .pictures import first_of, squares_of, thumbnail_of
 from .plot import loss_plot, overfitting_plot
+from .resuming import hash_of
 from .runs import Run
 from .snapshots import lora_run
 from .widgets import lines_of
@@ -55,7 +56,8 @@ def train(
     squares = squares_of(images, resolution)
     encode = Encoding(model, vae)
     latents, weights = encode.photos(squares, masks, settings.restraint, settings.seed)
-    others = None if prior_images is None else encode.pictures(squares_of(prior_images, resolution))[:, None]
+    class_squares = None if prior_images is None else squares_of(prior_images, resolution)
+    others = None if class_squares is None else encode.pictures(class_squares)[:, None]
     live = settings.text_rate > 0
     with training(model) as denoiser, text_training(clip) if live else nullcontext():
 
@@ -90,9 +92,13 @@ def train(
         def write(path: Path) -> None:
             write_atomic(path, lora_bytes(trained()))
 
+        told = {
+            **settings.told, "node": "APTTrain", "phrase": phrase, "captions": templates, "word": word,
+            "photos": hash_of(squares), "masks": hash_of(masks), "prior": hash_of(class_squares),
+        }  # fmt: skip
         indicator = objective.indicator if settings.compares else None
         with lora.installed():
-            Run(trainer, record, drawn if preview_every else None, write, folder, indicator).train()
+            Run(trainer, record, drawn if preview_every else None, write, folder, told, indicator).train()
         state = lora_tensors(trained())
     patched, infused = comfy.sd.load_lora_for_models(model, clip, state, 1.0, 1.0)
     curves = overfitting_plot(record.indicator), loss_plot(record.losses, record.validation)

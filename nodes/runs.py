@@ -1,9 +1,10 @@
-"""One training run as its node shows it: a progress bar, previews, snapshots, an interrupt that loses nothing."""
+"""One training run as its node shows it: a progress bar, previews, snapshots; an interrupt or a crash loses nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from PIL import Image
 from ..infusion_core.training.engine import StepReport, Trainer
 from ..infusion_core.training.overfitting import Indicator
 from ..infusion_core.training.record import RunRecord
+from .clock import Clock
+from .host.page import tell
 from .plot import stacked, standing
+from .resuming import Given
 from .snapshots import RunFolder
 
 SHOWN_PX = 512  # edge of what the node shows
@@ -30,6 +34,7 @@ class Run:
         draw: draws what has been learned so far; None for no previews.
         write: writes it to a file.
         snapshots: where the run's snapshots go.
+        told: what decides what is learned, see `Given`.
         indicator: of overfitting, shown beside the previews; None where the run takes none.
     """
 
@@ -38,24 +43,45 @@ class Run:
     draw: Callable[[], Image.Image] | None
     write: Callable[[Path], object]
     snapshots: RunFolder
+    told: Mapping[str, Any]
     indicator: Indicator | None = None
+    _given: Given = field(init=False)
 
     def train(self) -> None:
         """Train to the end, showing progress; at snapshots write a file and draw a picture.
 
+        A run that was given the same and did not end goes on where it stopped.
+
         Raises:
             InterruptProcessingException: the user stopped the run; what was learned is in a snapshot.
         """
+        self._given = Given.of(self.trainer, self.told)
+        self._resume()
         bar = comfy.utils.ProgressBar(self.record.settings.steps)
+        clock = Clock(self.trainer.step)
         picture: Image.Image | None = None
         try:
             for report in self.trainer.run():
                 picture = self._after(report) or picture
                 bar.update_absolute(report.step, None, self._shown(picture, report))
+                if clock.due(report):
+                    tell(clock.told(report))
                 comfy.model_management.throw_exception_if_processing_interrupted()
         except comfy.model_management.InterruptProcessingException:
             self._snapshot()
             raise
+        self.snapshots.ended()
+
+    def _resume(self) -> None:
+        """Go on with an interrupted run, if there is one, and say so."""
+        state = self.snapshots.interrupted(self._given)
+        if state is None:
+            return
+        self.trainer.resume(state)
+        self.record.restore(state.told["course"])
+        said = f"goes on after step {state.step} of the interrupted run {self.snapshots.name}"
+        logging.info("Infusion: training %s", said)
+        tell(said)
 
     def _after(self, report: StepReport) -> Image.Image | None:
         """Note a step; at a snapshot write a file and, if wanted, draw a picture."""
@@ -73,5 +99,7 @@ class Run:
         return ("JPEG", stacked(parts), SHOWN_PX) if parts else None
 
     def _snapshot(self) -> None:
-        """Write what has been learned as it is now."""
+        """Write what has been learned as it is now, and what to go on from."""
         self.snapshots.save(self.trainer.step, self.write)
+        told = {"given": vars(self._given), "course": self.record.course()}
+        self.snapshots.save_state(replace(self.trainer.state(), told=told))

@@ -1,4 +1,4 @@
-"""Snapshots of training runs: a folder per run, and which of them stay.
+"""Snapshots of training runs: a folder per run, which of them stay, and what an interrupted run goes on from.
 
 Those of concepts are below ``output/infusion/snapshots``, those of LoRAs where every node that loads LoRAs finds them.
 """
@@ -16,10 +16,13 @@ from ..infusion_core.atomic import check_writable, clear_leftovers
 from ..infusion_core.concepts import LoadedConcept
 from ..infusion_core.errors import InfusionError
 from ..infusion_core.residual_file import load_concept
+from ..infusion_core.training.state import TrainState, load_state, save_state
 from . import library
+from .resuming import Given
 
 RUNS_KEPT = 5
 _RUN = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-.+")  # date, time, word
+STATE = "training.state"  # beside the snapshots of a run that has not ended; no suffix that loaders list
 _STEP = re.compile(r"step-\d{5,}\.safetensors")
 
 
@@ -45,6 +48,38 @@ class RunFolder:
             InfusionError: they cannot.
         """
         check_writable(self.root)
+
+    @property
+    def name(self) -> str:
+        """Of the folder; empty before there is one."""
+        return "" if self._folder is None else self._folder.name
+
+    def interrupted(self, given: Given) -> TrainState | None:
+        """Where the newest run stands that was given the same and has not ended; its folder becomes this run's."""
+        for file in sorted(self.root.glob(f"*/{STATE}"), reverse=True):
+            try:
+                state = load_state(file)
+            except InfusionError as error:  # a crash cannot leave half a file, but a disk can
+                logging.warning("Infusion: %s", error)
+                continue
+            if given.is_of(state.told.get("given", {})):
+                self._folder = file.parent
+                return state
+        return None
+
+    def save_state(self, state: TrainState) -> None:
+        """Keep what a run that is interrupted goes on from; a snapshot has been saved.
+
+        Raises:
+            InfusionError: the disk is full.
+        """
+        assert self._folder is not None
+        save_state(self._folder / STATE, state)
+
+    def ended(self) -> None:
+        """The run has ended, so none goes on from it."""
+        if self._folder is not None:
+            (self._folder / STATE).unlink(missing_ok=True)
 
     def save(self, step: int, write: Callable[[Path], object]) -> Path:
         """Write what has been learned after a step; runs beyond the newest that stay go when the first is written.
@@ -131,7 +166,8 @@ def _is_ours(folder: Path) -> bool:
     if folder.is_symlink() or not folder.is_dir() or not _RUN.fullmatch(folder.name):
         return False
     clear_leftovers(folder)
-    return all(_STEP.fullmatch(f.name) and f.is_file() and not f.is_symlink() for f in folder.iterdir())
+    kept = [f for f in folder.iterdir() if f.name != STATE]
+    return all(_STEP.fullmatch(f.name) and f.is_file() and not f.is_symlink() for f in kept)
 
 
 def _new_folder(root: Path, word: str) -> Path:

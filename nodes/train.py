@@ -26,6 +26,7 @@ from .host.denoiser import HostDenoiser, encode_captions, training
 from .host.preview import draw
 from .pictures import first_of, squares_of, thumbnail_of
 from .plot import loss_plot, overfitting_plot
+from .resuming import hash_of
 from .runs import Run
 from .snapshots import RUNS_KEPT, concept_run
 from .sockets import ConceptSocket, Stack
@@ -209,7 +210,11 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             objective = trainer.objective
             assert isinstance(objective, ResidualObjective)
             indicator = objective.indicator if settings.restraint.measures else None
-            Run(trainer, record, shown if preview_every else None, write, folder, indicator).train()
+            told = {
+                **settings.told, "node": "InfusionTrain", "word": word, "captions": captions_of_word,
+                "photos": hash_of(squares), "masks": hash_of(masks),
+            }  # fmt: skip
+            Run(trainer, record, shown if preview_every else None, write, folder, told, indicator).train()
         learned = (LoadedConcept(word, described()),)
         curves = loss_plot(record.losses, record.validation), overfitting_plot(record.indicator)
         return io.NodeOutput(learned, curves[0], word, curves[1])

@@ -67,7 +67,7 @@ class Trainer(Generic[Learned]):
         )
         self.step = 0
         if state is not None:
-            self._restore(state)
+            self.resume(state)
 
     def run(self) -> Iterator[StepReport]:
         """Train to the last step, yielding after each. Stop iterating whenever you like; `learned` is always usable.
@@ -111,6 +111,21 @@ class Trainer(Generic[Learned]):
             self.objective.extra_state(),
         )
 
+    def resume(self, state: TrainState) -> None:
+        """Go on where an earlier run with the same objective and settings stopped.
+
+        Raises:
+            InfusionError: the state is of another objective.
+        """
+        if {k: v.shape for k, v in state.parameters.items()} != {k: v.shape for k, v in self._parameters.items()}:
+            raise InfusionError("the saved training state is of another layout or model; start without it")
+        self.step = state.step
+        with torch.no_grad():
+            for name, tensor in self._parameters.items():
+                tensor.copy_(state.parameters[name])
+                self._optimizer.state[tensor] = adam_state(state, name, tensor)
+        self.objective.restore(state.extra)
+
     def _gradients(self, generator: Generator) -> float:
         """Gather the gradient of one step, clipped, in the parameters; returns the loss."""
         total = 0.0
@@ -142,16 +157,6 @@ class Trainer(Generic[Learned]):
 
     def _seed(self, number: int) -> int:
         return self.settings.seed * SEEDS_APART + number
-
-    def _restore(self, state: TrainState) -> None:
-        if {k: v.shape for k, v in state.parameters.items()} != {k: v.shape for k, v in self._parameters.items()}:
-            raise InfusionError("the saved training state is of another layout or model; start without it")
-        self.step = state.step
-        with torch.no_grad():
-            for name, tensor in self._parameters.items():
-                tensor.copy_(state.parameters[name])
-                self._optimizer.state[tensor] = adam_state(state, name, tensor)
-        self.objective.restore(state.extra)
 
 
 def sum_of_means(losses: Mapping[str, Tensor]) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from ..errors import InfusionError
 from ..noise import SEEDS
@@ -54,6 +56,12 @@ class TrainSettings:
             raise InfusionError(f"warmup_steps must be 0 to {MOST_STEPS}, got {self.warmup_steps}")
         if not 0 <= self.seed < SEEDS:
             raise InfusionError(f"the seed must be 0 to {SEEDS - 1}, got {self.seed}")
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What decides what is learned, as JSON has it; how often snapshots are kept does not."""
+        told: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return {name: value for name, value in told.items() if name != "snapshot_every"}
 
     def _require(self, **most: int) -> None:
         """Fields that must be at least 1, each with the most it may be."""

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import server
+from comfy_execution.utils import get_executing_context
 
 from .memory import execution
+
+
+def tell(text: str) -> None:
+    """Show a text on the node that is being executed, in place of what was told before.
+
+    Without a node, a server or such a page nothing happens.
+    """
+    instance, context = getattr(server.PromptServer, "instance", None), get_executing_context()
+    if context is not None and instance is not None and instance.client_id is not None:
+        instance.send_progress_text(text, context.node_id, instance.client_id)
 
 
 def warn(node: str, text: str) -> None:

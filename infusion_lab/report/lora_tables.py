@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..measures import CONCEPT, PROMPT
 from ..store import Row
-from ..studies import apt, blend
-from .tables import ERRORS, Figures, Table, figures, table
+from ..studies import apt, blend, restraints
+from .tables import BASES, ERRORS, Figures, Table, figures, more_than, table, with_trade
 
 
 def blend_table(rows: Sequence[Row]) -> Table:
@@ -44,3 +45,21 @@ def apt_table(rows: Sequence[Row], names: Mapping[str, str]) -> Table:
         for (method, measure), values in figures(rows, apt.STUDY, step).items()
     }
     return table("APT's ladder", note, found, columns, {})
+
+
+def restraints_table(rows: Sequence[Row]) -> Table:
+    """What each of APT's restraints is good for."""
+    columns = {
+        "concept_error_more": ("concept error, against the plain LoRA's", "+.3f"),
+        "prompt_error_more": ("prompt error, against the plain LoRA's", "+.4f"),
+        "fisher_more": ("Fisher divergence, against the plain LoRA's", "+.2f"),
+        **ERRORS,
+        "fisher": ("Fisher divergence", ".3g"),
+    }
+    note = (
+        f"On the tuning concepts, {restraints.STEPS} steps by diffusers' recipe. Adaptive: augmentation and weight "
+        "by the indicator. The differences are paired over concepts."
+    )
+    found = with_trade(figures(rows, restraints.STUDY))
+    more = more_than(found, restraints.PLAIN, (CONCEPT, PROMPT, "fisher"), BASES)
+    return table("APT's restraints", note, more, columns, {})

@@ -20,7 +20,7 @@ from ..bench import Bench
 from ..methods.apt import ladder
 from ..methods.registry import OURS, PUBLISHED, tuning
 from ..store import Cell, Result, Row, tidy_csv
-from ..studies import ablations, apt, blend, curves, fidelity, several, toy
+from ..studies import ablations, apt, blend, curves, fidelity, restraints, several, toy
 from ..studies.several import JOIN, TOGETHER
 from . import lora_tables, tables
 from .blend_figure import blend_figure
@@ -118,6 +118,7 @@ def _tables(rows: Sequence[Row], costs: Sequence[Row], names: Mapping[str, str])
         several.STUDY: tables.several_tables(rows, names),
         blend.STUDY: [lora_tables.blend_table(rows)],
         apt.STUDY: [lora_tables.apt_table(rows, names)],
+        restraints.STUDY: [lora_tables.restraints_table(rows)],
         ablations.STUDY: [tables.ablation_table(rows)],
         toy.STUDY: tables.toy_tables(rows),
     }

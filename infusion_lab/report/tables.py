@@ -10,7 +10,7 @@ from infusion_core.embedded.evaluate import gap_closed
 
 from ..measures import CLASS_WORD, CONCEPT, HEADLINE, LOOK_IN_WORDS, PROMPT
 from ..store import Row, means
-from ..studies import ablations, curves, fidelity, several, toy
+from ..studies import ablations, curves, fidelity, restraints, several, toy
 from .intervals import Unit, interval
 
 BASES = (CLASS_WORD, LOOK_IN_WORDS)
@@ -165,6 +165,7 @@ def brief_tables(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]:
     columns = {m: ERRORS[m] for m in (HEADLINE, CONCEPT, "gap_closed", PROMPT)}
     columns |= {"layout_repeated": ("photos' layout", ".0%"), "fisher": ("Fisher", ".3g")}
     titles = {fidelity.STUDY: "Every method, means", ablations.STUDY: "Parts of Infusion, means"}
+    titles[restraints.STUDY] = "APT's restraints, means"
     found = [brief(title, with_trade(figures(rows, study)), columns, names) for study, title in titles.items()]
     return [shown for shown in found if shown.lines]
 

@@ -9,6 +9,7 @@ from functools import partial
 from infusion_core.embedded.evaluate import Scored
 from infusion_core.embedded.tinyworld import Concept
 from infusion_core.schedule import NEVER
+from infusion_core.training.overfitting import OVERFITTING
 
 from ..bench import Bench
 from ..measures import (
@@ -27,6 +28,7 @@ STUDY = "ablations"
 STRENGTHS = (0.5, 0.75, 1.25, 1.5)
 PLAIN = "Infusion"  # the line that all others are held against
 NO_MAPS = "no map replacement"
+RESTRAINED = "restrained by its overfitting"
 LONG = 1000  # steps
 
 
@@ -55,6 +57,8 @@ def variants() -> Mapping[str, Infusion]:
         "400 steps": trained(steps=400),
         f"{LONG} steps": trained(steps=LONG),
         f"{LONG} steps, {NO_MAPS}": without_maps(steps=LONG),
+        RESTRAINED: trained(restraint=OVERFITTING["restrained"]),
+        f"{LONG} steps, {RESTRAINED}": trained(steps=LONG, restraint=OVERFITTING["restrained"]),
         "paper's settings": small().changed(
             steps=400, learning_rate=0.01, schedule="constant", weighting="uniform", replacement_end=1.0
         ),
@@ -82,9 +86,7 @@ def cells(bench: Bench) -> list[Cell]:
     """Per tuning concept one cell for each yardstick and each variant."""
     out, amounts = [], bench.amounts("ablation_prompts", "seeds", "samples")
     for concept in bench.tuning_concepts:
-        for name in (CLASS_WORD, LOOK_IN_WORDS):
-            compute = partial(_yardstick, bench, name, concept)
-            out.append(bench.cell(STUDY, name, concept.name, compute, concept, amounts))
+        out += yardstick_cells(bench, STUDY, concept)
         for name, method in variants().items():
             if bench.scale.max_steps < method.steps != Infusion().steps:
                 continue  # cut short it would be another variant
@@ -93,10 +95,19 @@ def cells(bench: Bench) -> list[Cell]:
     return out
 
 
-def _yardstick(bench: Bench, name: str, concept: Concept) -> Result:
+def yardstick_cells(bench: Bench, study: str, concept: Concept) -> list[Cell]:
+    """The base model with the class word, and with the look in words."""
+    amounts, out = bench.amounts("ablation_prompts", "seeds", "samples"), []
+    for name in (CLASS_WORD, LOOK_IN_WORDS):
+        compute = partial(_yardstick, bench, study, name, concept)
+        out.append(bench.cell(study, name, concept.name, compute, concept, amounts))
+    return out
+
+
+def _yardstick(bench: Bench, study: str, name: str, concept: Concept) -> Result:
     prompts = bench.scale.ablation_prompts
     scored = yardstick(bench.studio.base, name, concept, prompts, bench.seeds, bench.sampling)
-    return _result(name, concept, 0, scored)
+    return scored_result(study, name, concept, 0, scored)
 
 
 def _measure(bench: Bench, name: str, method: Infusion, concept: Concept) -> Result:
@@ -105,10 +116,11 @@ def _measure(bench: Bench, name: str, method: Infusion, concept: Concept) -> Res
     scored = drawn_and_scored(customised, concept, bench.scale.ablation_prompts, bench.seeds, bench.sampling)
     bare = bare_pictures(customised, concept.shape, bench.scale.samples, bench.sampling)
     found = openness(bare, bench.studio.base.encode(bare), concept) | {"bytes": float(len(learned[0].data))}
-    result = _result(name, concept, step, scored)
+    result = scored_result(STUDY, name, concept, step, scored)
     result.rows += [Row(STUDY, name, concept.name, step, "", bench.seed, m, v) for m, v in found.items()]
     return result
 
 
-def _result(name: str, concept: Concept, step: int, scored: list[Scored]) -> Result:
-    return Result(error_rows(STUDY, name, concept, step, scored), {}, {scored[0].prompt: scored[0].picture})
+def scored_result(study: str, name: str, concept: Concept, step: int, scored: list[Scored]) -> Result:
+    """Every error of every picture, and one picture."""
+    return Result(error_rows(study, name, concept, step, scored), {}, {scored[0].prompt: scored[0].picture})

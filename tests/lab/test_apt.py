@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from dataclasses import replace
+from html import unescape
 
 import numpy as np
 import pytest
@@ -19,8 +22,9 @@ from infusion_lab.measures import BARE_SEED
 from infusion_lab.methods.apt import RECIPE, Apt, ladder
 from infusion_lab.methods.infusion import Infusion
 from infusion_lab.report.lora_tables import apt_table
+from infusion_lab.run import run
 from infusion_lab.store import Row
-from infusion_lab.studies import apt, several
+from infusion_lab.studies import apt, restraints, several
 from infusion_lab.tinyworld import subjects_of
 
 from .test_run import TINY, bench
@@ -114,6 +118,34 @@ def test_the_last_step_is_guided_by_the_base_and_by_the_first_step(lab, guide, m
         early, last.model, f"a photo of a {last.phrases[0]}", 5, BARE_SEED, lab.sampling, BlendSettings()
     )
     assert [np.asarray(p).tolist() for p in result.pictures.values()] == [np.asarray(p).tolist() for p in drawn[:3]]
+
+
+def test_each_restraint_is_tried_alone_on_the_tuning_concepts(lab, monkeypatch, tmp_path):
+    assert restraints.cells(lab) == []  # shorter runs would tell nothing
+    monkeypatch.setattr(restraints, "STEPS", 2)
+    tried = {name: method.settings for name, method in restraints.variants().items()}
+    weights = {n: (s.restraint.augment, s.stabilisation, s.alignment) for n, s in tried.items()}
+    assert weights["LoRA, unrestrained"] == (False, 0, 0)
+    assert weights["adaptive"] == (True, 0, 0)
+    assert weights["adaptive, stabilisation 0.03"] == (True, 0.03, 0)
+    assert weights["adaptive, alignment 1"] == (True, 0, 1)
+    assert tried["APT"] == replace(RECIPE, steps=2)
+    assert not tried["LoRA, unrestrained"].compares
+    cells = {cell.method: cell for cell in restraints.cells(lab)}
+    assert {cell.concept for cell in cells.values()} == {"acorn"}
+    assert len({cell.name for cell in cells.values()}) == len(tried) + 2
+    names = "base: class word", "base: look in words", "LoRA, unrestrained", "adaptive, alignment 1"
+    run(lab, [lambda bench: [cells[name] for name in names]], tmp_path, "tiny")
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert {row["study"] for row in rows} == {"restraints"}
+    found = {(row["method"], row["measure"]): float(row["value"]) for row in rows if not row["prompt"]}
+    assert found["adaptive, alignment 1", "fisher"] > 0
+    told = json.loads((tmp_path / "report.json").read_text())["tables"]["restraints"][0]
+    line = next(line for line in told["lines"] if line[0] == "adaptive, alignment 1")
+    more = line[told["header"].index("Fisher divergence, against the plain LoRA's")]
+    moved = [found[name, "fisher"] for name in ("adaptive, alignment 1", "LoRA, unrestrained")]
+    assert float(more) == pytest.approx(moved[0] - moved[1], abs=0.006)
+    assert "APT's restraints" in unescape((tmp_path / "index.html").read_text())
 
 
 def test_one_concept_as_a_lora_and_one_as_residuals_are_in_one_picture(lab):

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Generator, Tensor
 
 from ..concepts import LoadedConcept
-from ..denoiser import Denoiser, EncodedPrompt, stack
+from ..denoiser import Denoiser, EncodedPrompt
 from ..errors import InfusionError
-from ..injection import inject
-from ..noise import bin_of, seeded, share_done
+from ..noise import seeded
 from ..residuals import REPLACEMENT_END, ConceptResidual, Layout, Where, zero_residual
 from ..schedule import ALWAYS, NEVER, RateSchedule, Window
-from ..streams import both_streams, by_maps, concept_stream
 from .engine import Trainer
+from .looks import Look, errors_of
 from .numbers import Numbers, with_random_keys
 from .objective import Noised, ParameterGroup, Times, Weighting, loss_weights, timesteps
 from .overfitting import UNRESTRAINED, Indicator, Restraint
@@ -141,17 +139,42 @@ class ResidualObjective:
 
     def losses(self, generator: Generator) -> dict[str, Tensor]:
         """The weighted denoising loss of one batch."""
-        size, indicator = self.settings.batch_size, self.indicator
-        images = torch.randint(len(self.latents), (size,), generator=generator).tolist()
-        captions = torch.randint(len(self.prompts), (size,), generator=generator).tolist()
+        look = self.look(generator)
+        ((errors, reference),) = errors_of(self.denoiser, [look], self.settings.map_window, self.compares)
+        return {"denoising": self.weighed(look.times, errors, reference)}
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of every caption."""
+        return self.prompts[0].conditioning.context.shape[1]
+
+    @property
+    def compares(self) -> bool:
+        """Whether the base model is asked about every batch."""
+        return self.settings.restraint.measures
+
+    def look(self, generator: Generator) -> Look:
+        """A random batch."""
+        size = self.settings.batch_size
+        images = torch.randint(len(self.latents), (size,), generator=generator)
+        captions = torch.randint(len(self.prompts), (size,), generator=generator)
         times = timesteps(self.settings.times, size, len(self.denoiser.sigmas), generator)
         eps = torch.randn(size, *self.latents.shape[2:], generator=generator)
-        variants = indicator.variants(times, self.latents.shape[1] - 1, generator).tolist()
-        errors, reference = self._errors(images, variants, captions, times, eps, self.settings.restraint.measures)
-        weights = loss_weights(self.settings.weighting, self.denoiser.sigmas)[times] * indicator.weights(times)
+        variants = self.indicator.variants(times, self.latents.shape[1] - 1, generator)
+        return self._look(images, variants, captions, times, eps)
+
+    def weighed(self, times: Tensor, errors: Tensor, reference: Tensor | None) -> Tensor:
+        """The loss of each sample of a batch, (B,); the indicator takes the batch in.
+
+        Args:
+            times: training timesteps, (B,).
+            errors: of the concept stream, (B,).
+            reference: of the base model, (B,), where it was asked.
+        """
+        weights = loss_weights(self.settings.weighting, self.denoiser.sigmas)[times] * self.indicator.weights(times)
         if reference is not None:
-            indicator.update(times, reference, errors)
-        return {"denoising": errors * weights.to(errors)}
+            self.indicator.update(times, reference, errors)
+        return errors * weights.to(errors)
 
     def validation(self, draws: int, seed: int) -> Tensor:
         """Unweighted losses (draws,); images and captions take turns, timesteps are spread evenly."""
@@ -160,8 +183,8 @@ class ResidualObjective:
         eps = torch.randn(draws, *self.latents.shape[2:], generator=seeded(seed))
         losses = []
         for part in torch.split(torch.arange(draws), self.settings.batch_size):
-            images, captions = (part % len(self.latents)).tolist(), (part % len(self.prompts)).tolist()
-            losses.append(self._errors(images, [0] * len(part), captions, times[part], eps[part])[0])
+            look = self._look(part % len(self.latents), part * 0, part % len(self.prompts), times[part], eps[part])
+            losses.append(errors_of(self.denoiser, [look], self.settings.map_window)[0][0])
         return torch.cat(losses)
 
     def after_step(self) -> None:
@@ -181,36 +204,12 @@ class ResidualObjective:
         if self.settings.restraint.measures:
             self.indicator.restore(extra)
 
-    def _errors(
-        self, images: list[int], variants: list[int], captions: list[int], times: Tensor, eps: Tensor,
-        compared: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """Squared errors per sample, (B,): of the concept stream and, if they are `compared`, of the base model."""
-        denoiser, settings = self.denoiser, self.settings
+    def _look(self, images: Tensor, variants: Tensor, captions: Tensor, times: Tensor, eps: Tensor) -> Look:
+        denoiser, residual = self.denoiser, self._numbers.residual()
         noised = Noised.of(self.latents[images, variants], times, eps, denoiser.sigmas, denoiser.prediction)
-        levels = denoiser.sigmas.to(noised.sigma)
-        bins = bin_of(noised.sigma, levels, settings.bins).tolist()
-        prompts = [self.prompts[i] for i in captions]
-        residual = self._numbers.residual()
-        concept = LoadedConcept(residual.word, residual)
-
-        def predicted(rows: list[int], replaced: bool) -> Tensor:
-            """What the concept stream says and, behind it on the channels, what the base model says if it is asked."""
-            spans, conditioning = [prompts[i].spans[0] for i in rows], stack([prompts[i].conditioning for i in rows])
-            injection = inject(concept, range(len(rows)), spans, [bins[i] for i in rows], denoiser.device)
-            predict = partial(denoiser.predict, noised.latents[rows], noised.sigma[rows], conditioning)
-            if not compared:
-                return concept_stream(predict, [injection], replaced)
-            base, ours = both_streams(predict, [injection], replaced)
-            return torch.cat([ours, base], 1)
-
-        shares = share_done(noised.sigma, levels).tolist()
-        output = by_maps([settings.map_window.covers(share) for share in shares], predicted)
         masks = None if self._masks is None else self._masks[images, variants]
-        if not compared:
-            return noised.errors(output, masks), None
-        ours, base = output.chunk(2, 1)
-        return noised.errors(ours, masks), noised.errors(base, masks)
+        prompts = [self.prompts[caption] for caption in captions.tolist()]
+        return Look(LoadedConcept(residual.word, residual), noised, times, prompts, masks)
 
 
 def residual_trainer(

@@ -1,0 +1,104 @@
+"""Several concepts in one run: their rows share every pass through the frozen network, their gradients do not mix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Generator, Tensor
+
+from ..errors import InfusionError
+from ..residuals import ConceptResidual
+from .engine import Trainer
+from .looks import errors_of
+from .objective import ParameterGroup
+from .residual import ResidualObjective
+from .state import TrainState
+
+_JOIN = "/"  # between the number of a concept and what is its own
+
+
+class JointObjective:
+    """The residuals of several concepts, each of which learns exactly what it would learn alone.
+
+    Every concept draws from a generator of its own, in the state that a run of it alone would have. Minimised is
+    the sum of their losses, and AdamW looks at each number by itself.
+
+    Args:
+        members: of one denoiser and one set of settings; latents of one size, captions of one length.
+
+    Raises:
+        InfusionError: no concept, or they do not go together.
+    """
+
+    def __init__(self, members: Sequence[ResidualObjective]) -> None:
+        if not members:
+            raise InfusionError("no concepts to train; give at least one")
+        first = members[0]
+        for member in members:
+            if member.denoiser is not first.denoiser or member.settings != first.settings:
+                raise InfusionError("concepts that are trained together need one model and the same settings")
+            if member.latents.shape[3:] != first.latents.shape[3:]:
+                raise InfusionError("concepts that are trained together need photos of one size")
+            if member.context_length != first.context_length:
+                raise InfusionError("concepts that are trained together need captions of one length in 77-token chunks")
+        if first.settings.clip_norm is not None:
+            raise InfusionError("concepts that are trained together cannot clip the norm of all their gradients")
+        self.members = tuple(members)
+        self._step: Generator | None = None
+        self._generators: list[Generator] = []
+
+    def groups(self) -> list[ParameterGroup]:
+        """Those of all concepts."""
+        return [
+            replace(group, tensors={f"{number}{_JOIN}{name}": tensor for name, tensor in group.tensors.items()})
+            for number, member in enumerate(self.members)
+            for group in member.groups()
+        ]
+
+    def losses(self, generator: Generator) -> dict[str, Tensor]:
+        """The loss of each concept's batch."""
+        if generator is not self._step:  # the first pass of a step; further ones draw on
+            self._step, state = generator, generator.get_state()
+            self._generators = [torch.Generator().set_state(state) for _ in self.members]
+        first = self.members[0]
+        looks = [member.look(own) for member, own in zip(self.members, self._generators, strict=True)]
+        errors = errors_of(first.denoiser, looks, first.settings.map_window, first.compares)
+        return {
+            f"{number}{_JOIN}denoising": member.weighed(look.times, *found)
+            for number, (member, look, found) in enumerate(zip(self.members, looks, errors, strict=True))
+        }
+
+    def validation(self, draws: int, seed: int) -> Tensor:
+        """Unweighted losses of every concept, (concepts x draws,)."""
+        return torch.cat([member.validation(draws, seed) for member in self.members])
+
+    def after_step(self) -> None:
+        """Nothing follows a step."""
+
+    def learned(self) -> list[ConceptResidual]:
+        """The concepts as learned so far, in order."""
+        return [member.learned() for member in self.members]
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """That of all concepts."""
+        return {
+            f"{number}{_JOIN}{name}": tensor
+            for number, member in enumerate(self.members)
+            for name, tensor in member.extra_state().items()
+        }
+
+    def restore(self, extra: Mapping[str, Tensor]) -> None:
+        """Take it back."""
+        for number, member in enumerate(self.members):
+            start = f"{number}{_JOIN}"
+            member.restore({k.removeprefix(start): v for k, v in extra.items() if k.startswith(start)})
+
+
+def joint_trainer(
+    members: Sequence[ResidualObjective], state: TrainState | None = None
+) -> Trainer[list[ConceptResidual]]:
+    """The engine on a `JointObjective`; `state` as in `Trainer`."""
+    objective = JointObjective(members)
+    return Trainer(objective, objective.members[0].settings, state)

@@ -28,6 +28,10 @@ class JointObjective:
     Args:
         members: of one denoiser and one set of settings; latents of one size, captions of one length.
 
+    Attributes:
+        last: mean loss of each concept's last batch.
+        validated: mean validation loss of each concept, as it was last measured; empty before.
+
     Raises:
         InfusionError: no concept, or they do not go together.
     """
@@ -46,6 +50,8 @@ class JointObjective:
         if first.settings.clip_norm is not None:
             raise InfusionError("concepts that are trained together cannot clip the norm of all their gradients")
         self.members = tuple(members)
+        self.last = [0.0] * len(members)
+        self.validated: list[float] = []
         self._step: Generator | None = None
         self._generators: list[Generator] = []
 
@@ -65,14 +71,15 @@ class JointObjective:
         first = self.members[0]
         looks = [member.look(own) for member, own in zip(self.members, self._generators, strict=True)]
         errors = errors_of(first.denoiser, looks, first.settings.map_window, first.compares)
-        return {
-            f"{number}{_JOIN}denoising": member.weighed(look.times, *found)
-            for number, (member, look, found) in enumerate(zip(self.members, looks, errors, strict=True))
-        }
+        losses = [m.weighed(look.times, *found) for m, look, found in zip(self.members, looks, errors, strict=True)]
+        self.last = [loss.mean().item() for loss in losses]
+        return {f"{number}{_JOIN}denoising": loss for number, loss in enumerate(losses)}
 
     def validation(self, draws: int, seed: int) -> Tensor:
         """Unweighted losses of every concept, (concepts x draws,)."""
-        return torch.cat([member.validation(draws, seed) for member in self.members])
+        found = [member.validation(draws, seed) for member in self.members]
+        self.validated = [losses.mean().item() for losses in found]
+        return torch.cat(found)
 
     def after_step(self) -> None:
         """Nothing follows a step."""

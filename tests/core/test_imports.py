@@ -15,7 +15,7 @@ PICTURES = [REPOSITORY / "infusion_core" / name for name in ("photos.py", "grid.
 CORE = [p for p in (REPOSITORY / "infusion_core").rglob("*.py") if "embedded" not in p.parts and p not in PICTURES]
 MODULES = [".".join(p.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__") for p in CORE]
 BLOCKED = ("diffusers", "transformers", "peft", "scipy", "PIL", "comfy", "comfy_api", "folder_paths", "infusion_cli",
-           "infusion_lab", "infusion_core.embedded")  # fmt: skip
+           "infusion_lab", "infusion_cluster", "infusion_core.embedded")  # fmt: skip
 
 
 def run(code: str) -> str:
@@ -61,9 +61,13 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("folder", "never"),
     [
-        ("infusion_core", ("infusion_cli", "infusion_lab", "nodes", "tests", "comfy", "folder_paths")),
-        ("infusion_cli", ("infusion_lab", "nodes", "tests", "comfy")),
-        ("infusion_lab", ("nodes", "tests", "comfy")),
+        (
+            "infusion_core",
+            ("infusion_cli", "infusion_lab", "infusion_cluster", "nodes", "tests", "comfy", "folder_paths", "ray"),
+        ),
+        ("infusion_cli", ("infusion_lab", "infusion_cluster", "nodes", "tests", "comfy", "ray")),
+        ("infusion_lab", ("infusion_cluster", "nodes", "tests", "comfy", "ray")),
+        ("infusion_cluster", ("infusion_lab", "nodes", "tests", "comfy")),
         ("nodes", ("infusion_core.embedded", "infusion_cli", "infusion_lab", "tests", "diffusers")),
         ("benchmarks", ("tests",)),
     ],

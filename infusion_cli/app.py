@@ -23,7 +23,7 @@ from infusion_core.training.residual import ResidualSettings
 
 from .console import fail, show_anything
 from .lora_commands import advise, apt, blend
-from .options import Config, Guidance, LayoutOption, Model, Seed, Steps, checked_path, place
+from .options import Config, Guidance, LayoutOption, Masks, Model, Seed, Steps, StopAt, checked_path, place
 
 app = typer.Typer(
     name="infusion",
@@ -78,6 +78,8 @@ def train(
     validation_draws: Annotated[
         int, typer.Option(help="Fixed draws that the validation loss of a snapshot is the mean of.")
     ] = _DEFAULT.validation_draws,
+    masks: Masks = None,
+    stop_at: StopAt = 0.0,
     continue_from: Annotated[
         Optional[Path], place("--continue", help="A concept file to continue from.")  # noqa: UP045
     ] = None,
@@ -114,7 +116,11 @@ def train(
         seed=seed,
     )
     templates = tuple(template or CAPTION_TEMPLATES)
-    run_train(TrainRequest(model, images, word, out, settings, templates, continue_from, resume, storage, config))
+    run_train(
+        TrainRequest(
+            model, images, word, out, settings, templates, continue_from, resume, storage, config, stop_at, masks
+        )
+    )
 
 
 @app.command()

@@ -20,6 +20,7 @@ from infusion_core.errors import InfusionError
 from infusion_core.lora import LoraSet
 from infusion_core.lora_output import LoraStorage, TrainedLora, lora_bytes
 from infusion_core.training.apt import AptObjective, AptSettings
+from infusion_core.training.overfitting import checked_level
 from infusion_core.training.record import RunRecord
 
 from .alone import alone
@@ -50,6 +51,8 @@ class AptRequest:
         resume: go on with an interrupted run.
         storage: of the file.
         config: of a base model that is a single file.
+        stop_at: mean overfitting at which training ends; 0 for never.
+        masks: folder of the photos' masks, or None.
     """
 
     model: str
@@ -64,6 +67,8 @@ class AptRequest:
     resume: bool = False
     storage: LoraStorage = "fp16"
     config: Path | None = None
+    stop_at: float = 0.0
+    masks: Path | None = None
 
     @property
     def phrase(self) -> str:
@@ -82,6 +87,7 @@ class AptRequest:
             InfusionError: a word, a template, the place or the pictures of the class cannot be.
         """
         class_word(self.word)
+        checked_level(self.stop_at, self.settings.compares)
         fill(self.templates, self.phrase)
         if self.prior_count and self.prior is None:
             raise InfusionError("--prior-count needs --prior, the folder where pictures of the class are kept")
@@ -116,20 +122,23 @@ class _Run:
         if state:
             require_same(state.told["given"], given)
         self.model = model or load_model(request.model, config=request.config)
-        self.photos = photos_in(request.images, self.model.resolution)
+        photos = photos_in(request.images, self.model.resolution, request.masks)
+        self.photos = list(photos.pictures)
         pictures = _prior(request, self.model)
-        given |= given_photos(self.photos) | given_class(pictures) | given_model(self.model)
+        given |= given_photos(photos) | given_class(pictures) | given_model(self.model)
         if state:
             require_same(state.told["given"], given)
         captions, of_class = (fill(request.templates, words) for words in (request.phrase, request.word))
-        self.trainer = apt_trainer(self.model, self.photos, captions, settings, pictures, of_class, state)
+        self.trainer = apt_trainer(self.model, photos, captions, settings, pictures, of_class, request.phrase, state)
         objective = self.trainer.objective
         assert isinstance(objective, AptObjective)
         self.objective = objective
         self.record = RunRecord(settings, len(self.photos), self.model.resolution)
         indicator = objective.indicator if settings.compares else None
         title = f"learning {request.phrase!r}"
-        self.course = Course(self.trainer, self.record, request.places, given, self.write, "LoRA", title, indicator)
+        self.course = Course(
+            self.trainer, self.record, request.places, given, self.write, "LoRA", title, indicator, request.stop_at
+        )
         self.course.begin(state)
 
     @property
@@ -196,4 +205,4 @@ def _prior(request: AptRequest, model: EmbeddedModel) -> list[Image.Image]:
             drawn = draw(model, prompt, (), len(missing), seed, settings, on_step=lambda _: advance())
         for number, picture in zip(missing, drawn, strict=True):
             save_picture(folder / f"{number:05d}.png", picture)
-    return photos_in(folder, model.resolution)
+    return list(photos_in(folder, model.resolution).pictures)

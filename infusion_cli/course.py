@@ -8,10 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from infusion_core.atomic import write_atomic
-from infusion_core.embedded.photos import load_photos
+from infusion_core.embedded.subject import SubjectPhotos, load_subject
 from infusion_core.errors import InfusionError
 from infusion_core.photos import Skipped, by_name
 from infusion_core.training.engine import Trainer
@@ -36,6 +34,7 @@ class Course:
         what: is learned, for people: ``concept``.
         title: of the progress bar.
         indicator: of overfitting, where the run takes one.
+        stop_at: level of it at which the run ends; 0 for never.
     """
 
     trainer: Trainer[Any]
@@ -46,6 +45,7 @@ class Course:
     what: str
     title: str
     indicator: Indicator | None = None
+    stop_at: float = 0.0
 
     def begin(self, state: TrainState | None) -> None:
         """Take back the course of an interrupted run, or make room for a new one."""
@@ -66,18 +66,24 @@ class Course:
             for report in self.trainer.run():
                 note = f"loss {report.loss:.4f}"
                 gamma = None if self.indicator is None else self.indicator.gamma.tolist()
-                if gamma:
-                    note += f", overfitted {sum(gamma) / len(gamma):.2f}"
+                if self.indicator is not None:
+                    note += f", overfitted {self.indicator.overall:.2f}"
                 self.record.add(report, gamma)
                 advance(note=note)
                 if report.validation_loss is not None:
                     self.snapshot()
-                if interrupt.asked:
+                if interrupt.asked or self._enough:
                     break
-        if self.trainer.step < steps:
+        if self._enough and self.trainer.step < steps:
+            say(f"Ended at step {self.trainer.step} of {steps}: overfitted {self.stop_at:g} (--stop-at)")
+        elif self.trainer.step < steps:
             say(f"Stopped at step {self.trainer.step}. A usable {self.what} is in {self.snapshot()}")
             say("Give the same command with --resume to go on.")
             sys.exit(interrupt.exit_code)
+
+    @property
+    def _enough(self) -> bool:
+        return self.indicator is not None and self.indicator.reached(self.stop_at)
 
     def snapshot(self) -> Path:
         """Write what has been learned so far, and then the state to go on from: one file, so that all of it fits."""
@@ -112,10 +118,10 @@ def former(places: Places) -> TrainState:
     return state
 
 
-def photos_in(folder: Path, edge: int) -> list[Image.Image]:
-    """The photos of a folder, as large as training needs them; what is skipped is said."""
+def photos_in(folder: Path, edge: int, masks: Path | None = None) -> SubjectPhotos:
+    """The photos of a folder, as large as training needs them, with captions and masks; what is skipped is said."""
     skipped: list[Skipped] = []
-    photos = load_photos(folder, edge, skipped)
+    photos = load_subject(folder, edge, skipped, masks)
     for file in by_name(skipped):
         say(f"Skipped {file}")
     return photos

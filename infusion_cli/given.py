@@ -12,12 +12,14 @@ from PIL import Image
 
 from infusion_core.embedded.identity import hash_of_model, hash_of_photo
 from infusion_core.embedded.model import EmbeddedModel
+from infusion_core.embedded.subject import SubjectPhotos
 from infusion_core.errors import InfusionError, printable
 from infusion_core.training.residual import ResidualSettings
 
 MODEL, PHOTOS, CLASS_PICTURES = "model", "photos", "class pictures"
+CAPTIONS, MASKS = "photos' own captions", "masks"
 # What a run that does not tell a setting had: the setting is younger than it. Maps were replaced throughout.
-_DEFAULTS = asdict(ResidualSettings(replacement_end=1.0))
+_DEFAULTS: dict[str, Any] = {**asdict(ResidualSettings(replacement_end=1.0)), CAPTIONS: [], MASKS: []}
 
 
 def given_before_loading(
@@ -32,9 +34,14 @@ def given_before_loading(
     }
 
 
-def given_photos(photos: Sequence[Image.Image]) -> dict[str, Any]:
-    """The photos as they were read, as JSON."""
-    return {PHOTOS: [hash_of_photo(photo) for photo in photos]}
+def given_photos(photos: SubjectPhotos) -> dict[str, Any]:
+    """The photos as they were read, and what is known of them, as JSON."""
+    masks = [mask and hash_of_photo(mask.convert("RGB")) for mask in photos.masks]
+    return {
+        PHOTOS: [hash_of_photo(photo) for photo in photos.pictures],
+        CAPTIONS: [list(lines) for lines in photos.captions] if any(photos.captions) else [],
+        MASKS: masks if any(masks) else [],
+    }
 
 
 def given_class(pictures: Sequence[Image.Image]) -> dict[str, Any]:
@@ -70,6 +77,8 @@ def _difference(name: str, before: Any, now: Any) -> str:
         return ""
     if name in (PHOTOS, CLASS_PICTURES):
         return _other_photos(before, now, "photo" if name == PHOTOS else "class picture")
+    if name in (CAPTIONS, MASKS):
+        return f"the {name} were others"
     if name == "continue":
         return "--continue was not given" if before is None else "--continue was given another concept"
     return f"{name.replace('_', '-')} was {printable(str(before))}"

@@ -16,7 +16,7 @@ from infusion_core.training.apt import AptSettings
 from infusion_core.training.objective import Weighting
 from infusion_core.training.overfitting import Restraint
 
-from .options import Config, Guidance, Model, Seed, Steps, place
+from .options import Config, Guidance, Masks, Model, Seed, Steps, StopAt, place
 
 _BLEND, _APT = BlendSettings(), AptSettings()
 
@@ -79,6 +79,8 @@ def apt(
         Optional[list[str]], typer.Option(help="Caption with {} for the subject; repeat for several.")  # noqa: UP045
     ] = None,
     snapshot_every: Annotated[int, typer.Option(help="Steps between snapshots.")] = _APT.snapshot_every,
+    masks: Masks = None,
+    stop_at: StopAt = 0.0,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on with an interrupted run of the same --out, photos, model and settings."),
@@ -104,7 +106,20 @@ def apt(
     templates = tuple(template or CAPTION_TEMPLATES)
     run_apt(
         AptRequest(
-            model, images, word, identifier, out, settings, templates, prior, prior_count, resume, storage, config
+            model,
+            images,
+            word,
+            identifier,
+            out,
+            settings,
+            templates,
+            prior,
+            prior_count,
+            resume,
+            storage,
+            config,
+            stop_at,
+            masks,
         )
     )
 

@@ -51,4 +51,13 @@ Config = Annotated[
 Steps = Annotated[Optional[int], typer.Option(help="DDIM steps; the model's own by default.")]  # noqa: UP045
 Guidance = Annotated[Optional[float], typer.Option(help="Guidance scale; the model's own by default.")]  # noqa: UP045
 Seed = Annotated[int, typer.Option(min=0, max=SEEDS - 1, help="Seed of every random choice.")]
+Masks = Annotated[
+    Optional[Path],  # noqa: UP045
+    place(
+        help="Folder of masks, white where the subject is, each named as its photo; else NAME-masklabel.png beside it."
+    ),
+]
+StopAt = Annotated[
+    float, typer.Option(help="End when the photos are known by heart so far, 0 to 1, the mean over noise; 0 for never.")
+]
 LayoutOption = Annotated[Layout, typer.Option(help="Where the residual lives; block is the smallest.")]

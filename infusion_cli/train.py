@@ -16,6 +16,7 @@ from infusion_core.embedded.photos import find_photos, thumbnail
 from infusion_core.embedded.tasks import trainer_for
 from infusion_core.residual_file import Storage, load_concept, save_concept
 from infusion_core.residuals import ConceptResidual
+from infusion_core.training.overfitting import checked_level
 from infusion_core.training.record import RunRecord
 from infusion_core.training.residual import ResidualObjective, ResidualSettings
 
@@ -42,6 +43,8 @@ class TrainRequest:
     resume: bool = False
     storage: Storage = "fp16"
     config: Path | None = None
+    stop_at: float = 0.0
+    masks: Path | None = None
 
     @property
     def places(self) -> Places:
@@ -55,6 +58,7 @@ class TrainRequest:
             InfusionError: the word, a template or the place cannot be.
         """
         fill(self.templates, class_word(self.word))
+        checked_level(self.stop_at, self.settings.restraint.measures)
         self.places.check()
 
 
@@ -123,12 +127,13 @@ class _Run:
         if state:
             require_same(state.told["given"], given)
         model = model or load_model(request.model, config=request.config)
-        photos = photos_in(request.images, model.resolution)
+        photos = photos_in(request.images, model.resolution, request.masks)
         given |= given_photos(photos) | given_model(model)
         if state:
             require_same(state.told["given"], given)
         trainer = trainer_for(model, photos, request.word, request.settings, request.templates, first, state)
-        record = RunRecord(request.settings, len(photos), model.resolution)
+        pictures = list(photos.pictures)
+        record = RunRecord(request.settings, len(pictures), model.resolution)
 
         def write(path: Path) -> int:
             return save_concept(path, run.concept(), request.storage)
@@ -137,9 +142,9 @@ class _Run:
         assert isinstance(objective, ResidualObjective)
         indicator = objective.indicator if request.settings.restraint.measures else None
         title = f"learning {request.word!r}"
-        course = Course(trainer, record, request.places, given, write, "concept", title, indicator)
+        course = Course(trainer, record, request.places, given, write, "concept", title, indicator, request.stop_at)
         course.begin(state)
-        run = cls(request, model, photos, course, started)
+        run = cls(request, model, pictures, course, started)
         return run
 
     def concept(self) -> ConceptResidual:

@@ -15,7 +15,8 @@ from typing import Any
 from infusion_cli.console import progress, say, say_table
 from infusion_cli.output import write_report
 from infusion_core.atomic import check_writable, write_atomic
-from infusion_core.embedded.photos import find_photos, load_photos
+from infusion_core.embedded.photos import find_photos
+from infusion_core.embedded.subject import load_subject
 from infusion_core.errors import InfusionError
 from infusion_core.photos import Skipped, by_name
 from infusion_core.residual_file import Storage
@@ -155,7 +156,7 @@ class _Run:
         for job in pack:
             skipped: list[Skipped] = []
             try:
-                photos = load_photos(job.photos, edge, skipped)
+                photos = load_subject(job.photos, edge, skipped)
             except InfusionError as error:
                 self._ended(job, Outcome(job.name, why=str(error)))
                 bar.done(job.settings.steps, f"{job.name}: {FAILED}")

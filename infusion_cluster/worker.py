@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from PIL import Image
-
 from infusion_core.embedded.model import EmbeddedModel
 from infusion_core.embedded.photos import thumbnail
+from infusion_core.embedded.subject import SubjectPhotos
 from infusion_core.embedded.tasks import trainer_for
 from infusion_core.errors import InfusionError
 from infusion_core.residual_file import Storage, concept_bytes
@@ -42,7 +41,7 @@ class Task:
     name: str
     title: str
     word: str
-    photos: Sequence[Image.Image]
+    photos: SubjectPhotos
     settings: ResidualSettings
     templates: tuple[str, ...]
     storage: Storage = "fp16"
@@ -83,7 +82,7 @@ def train_pack(model: EmbeddedModel, pack: Sequence[Task], at: Callable[[int], N
     members: list[Member] = []
     for task in pack:
         outcome = outcomes[task.name]
-        outcome.say(f"{len(task.photos)} photos of {task.word!r}, {whoami()}")
+        outcome.say(f"{len(task.photos.pictures)} photos of {task.word!r}, {whoami()}")
         with _kept(outcome):
             members.append(Member.of(model, task, outcome))
     try:
@@ -117,9 +116,9 @@ class Member:
         Raises:
             InfusionError: it cannot be learned.
         """
-        objective = trainer_for(model, list(task.photos), task.word, task.settings, task.templates).objective
+        objective = trainer_for(model, task.photos, task.word, task.settings, task.templates).objective
         assert isinstance(objective, ResidualObjective)
-        return cls(task, objective, RunRecord(task.settings, len(task.photos), model.resolution), outcome)
+        return cls(task, objective, RunRecord(task.settings, len(task.photos.pictures), model.resolution), outcome)
 
     def took(self, report: StepReport) -> None:
         """Note a step."""
@@ -129,7 +128,7 @@ class Member:
 
     def ended(self, concept: ConceptResidual, seconds: float) -> None:
         """Take what was learned."""
-        steps, picture = len(self.record.losses), thumbnail(self.task.photos[0])
+        steps, picture = len(self.record.losses), thumbnail(self.task.photos.pictures[0])
         described = self.record.described(concept, steps, self.task.title, picture)
         self.outcome.data = concept_bytes(described, self.task.storage)
         self.outcome.told = {**self.record.course(), "parameters": concept.parameter_count, "seconds": seconds}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 from .errors import InfusionError
 
@@ -36,6 +37,28 @@ def fill(templates: tuple[str, ...], word: str) -> tuple[str, ...]:
         if template.count("{}") != 1:
             raise InfusionError(f"the caption template {template!r} must hold {{}} once, where the word goes")
     return tuple(t.replace("{}", word) for t in templates)
+
+
+def captions_of_photo(lines: Sequence[str], word: str, named: str, needed: bool = True) -> tuple[str, ...]:
+    """A photo's own captions, with a word in place of ``{}`` or as they are where they say it themselves.
+
+    Args:
+        lines: as written.
+        word: what is said for the subject.
+        named: whose captions they are, for errors.
+        needed: each must say it.
+
+    Raises:
+        InfusionError: one says neither.
+    """
+    found = []
+    for line in lines:
+        if needed and line.count("{}") != 1 and word.casefold() not in line.casefold():
+            raise InfusionError(
+                f"a caption of {named}, {line[:80]!r}, says neither {{}} nor {word!r}; write where it is"
+            )
+        found.append(line.replace("{}", word, 1))
+    return tuple(found)
 
 
 def class_word(word: str) -> str:

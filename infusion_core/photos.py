@@ -70,11 +70,13 @@ class Photo(NamedTuple):
         name: printable.
         picture: RGB.
         digest: SHA-256 of the file.
+        path: of the file.
     """
 
     name: str
     picture: Image.Image
     digest: str
+    path: Path
 
 
 def list_photos(folder: Path) -> list[Path]:
@@ -133,7 +135,7 @@ def read_photos(paths: Sequence[Path], skipped: list[Skipped], shortest: int | N
             continue
         seen[digest] = name
         del data  # the caller may be at work for long
-        yield Photo(name, picture, digest)
+        yield Photo(name, picture, digest, path)
 
 
 def photo_bytes(path: Path) -> bytes:

@@ -146,6 +146,12 @@ class APTTrain(io.ComfyNode):  # type: ignore[misc]
                     "continue_from", optional=True,
                     tooltip="A LoRA of the same rank and targets from this node, to go on with.",
                 ),
+                io.Float.Input(
+                    "stop_at", default=0.0, min=0.0, max=1.0, step=0.01, optional=True,
+                    tooltip="End before the last step, when the photos are known by heart so far: the mean of the "
+                    "bars. 0: never.",
+                    **ADVANCED,
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="With the LoRA in it."),

@@ -19,7 +19,7 @@ from ..infusion_core.lora import LoraSet
 from ..infusion_core.lora_output import TrainedLora, lora_bytes, lora_tensors
 from ..infusion_core.training.apt import AptObjective, AptSettings
 from ..infusion_core.training.engine import Trainer
-from ..infusion_core.training.overfitting import Restraint
+from ..infusion_core.training.overfitting import Restraint, checked_level
 from ..infusion_core.training.record import RunRecord
 from ..infusion_core.training.shown import Shown
 from .encoding import Encoding
@@ -40,7 +40,8 @@ def train(
     model: Any, clip: Any, vae: Any, images: Sequence[Tensor], identifier: str, word: str, alpha: float,
     resolution: int, preview_every: int, restrain: bool, augment: bool, reweight: bool, temperature: float,
     masks: Sequence[Tensor] | None = None,
-    prior_images: Sequence[Tensor] | None = None, captions: str = "", continue_from: Any = None, **given: Any,
+    prior_images: Sequence[Tensor] | None = None, captions: str = "", continue_from: Any = None,
+    stop_at: float = 0.0, **given: Any,
 ) -> io.NodeOutput:  # fmt: skip
     """Train with a progress bar and previews; an interrupt keeps the last snapshot."""
     settings = AptSettings(
@@ -49,6 +50,7 @@ def train(
         snapshot_every=preview_every or _SNAPSHOT_EVERY, **given,
     )  # fmt: skip
     settings = settings if restrain else settings.unrestrained
+    checked_level(stop_at, settings.compares)
     phrase = f"{identifier.strip()} {class_word(word)}".strip()
     templates = tuple(lines_of(captions)) or CAPTION_TEMPLATES
     folder = lora_run(phrase)
@@ -98,7 +100,7 @@ def train(
         }  # fmt: skip
         indicator = objective.indicator if settings.compares else None
         with lora.installed():
-            Run(trainer, record, drawn if preview_every else None, write, folder, told, indicator).train()
+            Run(trainer, record, drawn if preview_every else None, write, folder, told, indicator, stop_at).train()
         state = lora_tensors(trained())
     patched, infused = comfy.sd.load_lora_for_models(model, clip, state, 1.0, 1.0)
     curves = overfitting_plot(record.indicator), loss_plot(record.losses, record.validation)

@@ -36,6 +36,7 @@ class Run:
         snapshots: where the run's snapshots go.
         told: what decides what is learned, see `Given`.
         indicator: of overfitting, shown beside the previews; None where the run takes none.
+        stop_at: level of it at which the run ends; 0 for never.
     """
 
     trainer: Trainer[Any]
@@ -45,6 +46,7 @@ class Run:
     snapshots: RunFolder
     told: Mapping[str, Any]
     indicator: Indicator | None = None
+    stop_at: float = 0.0
     _given: Given = field(init=False)
 
     def train(self) -> None:
@@ -66,11 +68,21 @@ class Run:
                 bar.update_absolute(report.step, None, self._shown(picture, report))
                 if clock.due(report):
                     tell(clock.told(report))
+                if self.indicator is not None and self.indicator.reached(self.stop_at):
+                    self._end_early(report)
+                    break
                 comfy.model_management.throw_exception_if_processing_interrupted()
         except comfy.model_management.InterruptProcessingException:
             self._snapshot()
             raise
         self.snapshots.ended()
+
+    def _end_early(self, report: StepReport) -> None:
+        """The photos are known by heart as far as the user wants."""
+        self._snapshot()
+        said = f"ended at step {report.step} of {report.steps}: overfitted {self.stop_at:g} (stop_at)"
+        logging.info("Infusion: training %s", said)
+        tell(said)
 
     def _resume(self) -> None:
         """Go on with an interrupted run, if there is one, and say so."""

@@ -17,7 +17,7 @@ from ..infusion_core.concepts import LoadedConcept
 from ..infusion_core.errors import InfusionError
 from ..infusion_core.residual_file import save_concept
 from ..infusion_core.residuals import LAYOUTS, ConceptResidual
-from ..infusion_core.training.overfitting import OVERFITTING, Overfitting
+from ..infusion_core.training.overfitting import OVERFITTING, Overfitting, checked_level
 from ..infusion_core.training.record import RunRecord
 from ..infusion_core.training.residual import ResidualObjective, ResidualSettings, residual_trainer
 from .encoding import Encoding
@@ -145,6 +145,12 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                     "restrained: learn less where they are, and show them smaller and turned. Both make a step slower.",
                     **ADVANCED,
                 ),
+                io.Float.Input(
+                    "stop_at", default=0.0, min=0.0, max=1.0, step=0.01, optional=True,
+                    tooltip="End before the last step, when the photos are known by heart so far: the mean of the "
+                    "bars. 0: never. Needs overfitting to be measured.",
+                    **ADVANCED,
+                ),
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept", tooltip="For Save Concept Residual or the patch."),
@@ -175,7 +181,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
         learning_rate: float, layout: Any, bins: int, resolution: int, seed: int, preview_every: int,
         masks: Sequence[Tensor] | None = None, captions: str = "", continue_from: Stack = (),
         replace_maps: bool = _DEFAULT.replace_maps, maps_end: float = _DEFAULT.replacement_end,
-        overfitting: Overfitting = "ignored",
+        overfitting: Overfitting = "ignored", stop_at: float = 0.0,
     ) -> io.NodeOutput:  # fmt: skip
         """Train with a progress bar and previews; an interrupt keeps the last snapshot."""
         word = class_word(word)
@@ -184,6 +190,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             snapshot_every=preview_every or _DEFAULT.snapshot_every, replace_maps=replace_maps,
             replacement_end=maps_end, restraint=OVERFITTING[overfitting],
         )  # fmt: skip
+        checked_level(stop_at, settings.restraint.measures)
         captions_of_word = fill(tuple(lines_of(captions)) or CAPTION_TEMPLATES, word)
         folder = concept_run(word)
         folder.check()
@@ -214,7 +221,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                 **settings.told, "node": "InfusionTrain", "word": word, "captions": captions_of_word,
                 "photos": hash_of(squares), "masks": hash_of(masks),
             }  # fmt: skip
-            Run(trainer, record, shown if preview_every else None, write, folder, told, indicator).train()
+            Run(trainer, record, shown if preview_every else None, write, folder, told, indicator, stop_at).train()
         learned = (LoadedConcept(word, described()),)
         curves = loss_plot(record.losses, record.validation), overfitting_plot(record.indicator)
         return io.NodeOutput(learned, curves[0], word, curves[1])

@@ -16,6 +16,7 @@ from ..training.engine import Trainer
 from ..training.shown import Captions, EncodedCaptions, LiveCaptions, Shown
 from ..training.state import TrainState
 from .model import EmbeddedModel
+from .subject import SubjectPhotos, said_of
 from .text import TextPath
 from .variants import encoded
 
@@ -43,49 +44,51 @@ def captions_for(text: TextPath, captions: Sequence[str], live: bool) -> Caption
         captions: what is said.
         live: the text encoder is trained.
     """
-    read = [text.encode(caption) for caption in captions]
-    chunks = max(map(text.chunks_of, read))
+    read = text.encode_alike(captions)
     if live:
+        chunks = text.chunks_of(read[0])
         return LiveCaptions(
             len(captions), lambda row: text.encode(captions[row], chunks=chunks, live=True).conditioning
         )
-    if any(text.chunks_of(one) < chunks for one in read):
-        read = [text.encode(caption, chunks=chunks) for caption in captions]
     return EncodedCaptions([one.conditioning for one in read])
 
 
 def apt_trainer(
     model: EmbeddedModel,
-    photos: Sequence[Image.Image],
+    photos: Sequence[Image.Image] | SubjectPhotos,
     captions: Sequence[str],
     settings: AptSettings,
     class_pictures: Sequence[Image.Image] = (),
     class_captions: Sequence[str] = (),
+    phrase: str = "",
     state: TrainState | None = None,
 ) -> Trainer[dict[str, Tensor]]:
     """The engine on an `AptObjective`, whose `lora` must be installed while it runs.
 
     Args:
         model: the base model, which is not changed.
-        photos: of the subject.
-        captions: any of them is said of any photo.
+        photos: of the subject, with captions and masks where there are any.
+        captions: any of them is said of any photo that has none of its own.
         settings: how to train.
         class_pictures: of other members of the class (DreamBooth's prior preservation).
         class_captions: said of them.
+        phrase: what is said for the subject where a photo's own caption has ``{}``.
         state: of an interrupted run with the same inputs.
 
     Raises:
         InfusionError: no photos or captions, pictures of the class without captions, or see `AptObjective`.
     """
-    if not photos:
+    given = photos if isinstance(photos, SubjectPhotos) else SubjectPhotos.of(photos)
+    if not given.pictures:
         raise InfusionError("no photos to learn from; give at least one")
     if not captions or (class_pictures and not class_captions):
         raise InfusionError("no captions; give at least one, such as 'a photo of sks cat'")
     settings = replace(settings, restraint=settings.restraint.on(model.temperature))
     live = settings.text_rate > 0
     lora = LoraSet(layers_of(model, settings.targets, live), settings.rank, settings.alpha, settings.seed)
-    latents, masks = encoded(model, photos, settings.restraint, settings.seed)
-    shown = Shown(latents, captions_for(model.text, captions, live), masks)
+    latents, masks = encoded(model, given.pictures, settings.restraint, settings.seed, given.masks)
+    every, said = said_of(given, captions, phrase, needed=False)
+    shown = Shown(latents, captions_for(model.text, every, live), masks, said)
     prior = None
     if class_pictures:
         others = model.encode(list(class_pictures))[:, None]

@@ -31,7 +31,7 @@ def find_photos(folder: Path) -> list[Path]:
     if not any(begins_as_photo(path) for path in paths):
         skipped: list[Skipped] = []
         list(read_photos(paths, skipped))
-        raise InfusionError(_none_in(folder, skipped))
+        raise InfusionError(none_in(folder, skipped))
     return paths
 
 
@@ -48,18 +48,19 @@ def load_photos(folder: Path, edge: int | None = None, skipped: list[Skipped] | 
     """
     skipped = [] if skipped is None else skipped
     photos = read_photos(find_photos(folder), skipped, None if edge is None else 2 * edge)
-    taken = [photo.picture if edge is None else _no_larger(photo.picture, edge) for photo in photos]
+    taken = [photo.picture if edge is None else no_larger(photo.picture, edge) for photo in photos]
     if not taken:
-        raise InfusionError(_none_in(folder, skipped))
+        raise InfusionError(none_in(folder, skipped))
     return taken
 
 
-def _no_larger(photo: Image.Image, edge: int) -> Image.Image:
+def no_larger(photo: Image.Image, edge: int) -> Image.Image:
     """A photo of up to twice the edge as it is, the middle square of a larger one."""
     return photo if max(photo.size) <= 2 * edge else square(photo, edge)
 
 
-def _none_in(folder: Path, skipped: Sequence[Skipped]) -> str:
+def none_in(folder: Path, skipped: Sequence[Skipped]) -> str:
+    """What is wrong with a folder without a photo that can be used."""
     told = f" ({'; '.join(map(str, skipped[:TOLD]))})" if skipped else ""
     return f"no photos in {folder} can be used{told}; put JPEG, PNG, WebP, BMP or GIF files there"
 

@@ -18,12 +18,13 @@ from ..training.residual import ResidualSettings, residual_trainer
 from ..training.state import TrainState
 from .model import EmbeddedModel
 from .sampling import Sampler, SampleSettings, SampleStep
+from .subject import SubjectPhotos, said_of
 from .variants import encoded
 
 
 def trainer_for(
     model: EmbeddedModel,
-    photos: list[Image.Image],
+    photos: Sequence[Image.Image] | SubjectPhotos,
     word: str,
     settings: ResidualSettings,
     templates: Sequence[str] = CAPTION_TEMPLATES,
@@ -34,24 +35,26 @@ def trainer_for(
 
     Args:
         model: the base model.
-        photos: of the subject.
+        photos: of the subject, with captions and masks where there are any.
         word: its class word.
         settings: how to train.
-        templates: caption templates with ``{}`` for the word.
+        templates: caption templates with ``{}`` for the word, for photos without captions of their own.
         start: a concept to continue from.
         state: of an interrupted run with the same inputs.
 
     Raises:
-        InfusionError: no photos, a bad word, a bad template, or `start` does not fit.
+        InfusionError: no photos, a bad word, a bad template or caption, an empty mask, or `start` does not fit.
     """
-    if not photos:
+    given = photos if isinstance(photos, SubjectPhotos) else SubjectPhotos.of(photos)
+    if not given.pictures:
         raise InfusionError("no photos to learn from; give at least one")
     word = class_word(word)
     model.text.word_tokens(word)
-    prompts = [model.text.encode(caption, {"concept": word}) for caption in fill(tuple(templates), word)]
+    captions, said = said_of(given, fill(tuple(templates), word), word)
+    prompts = model.text.encode_alike(captions, {"concept": word})
     settings = replace(settings, restraint=settings.restraint.on(model.temperature))
-    latents, masks = encoded(model, photos, settings.restraint, settings.seed)
-    return residual_trainer(model.denoiser, latents, prompts, word, settings, start, state, masks)
+    latents, masks = encoded(model, given.pictures, settings.restraint, settings.seed, given.masks)
+    return residual_trainer(model.denoiser, latents, prompts, word, settings, start, state, masks, said)
 
 
 def draw(

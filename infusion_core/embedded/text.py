@@ -201,6 +201,14 @@ class TextPath:
             raise InfusionError(f"the word is {len(ids)} tokens long, {self.capacity} fit; choose a short class word")
         return ids
 
+    def encode_alike(self, prompts: Sequence[str], concepts: Mapping[str, str] | None = None) -> list[EncodedPrompt]:
+        """Prompts of one length, so that they can share a batch; see `encode`."""
+        read = [self.encode(prompt, concepts) for prompt in prompts]
+        chunks = max(map(self.chunks_of, read))
+        if all(self.chunks_of(one) == chunks for one in read):
+            return read
+        return [self.encode(prompt, concepts, chunks) for prompt in prompts]
+
     def encode(
         self, prompt: str, concepts: Mapping[str, str] | None = None, chunks: int = 1, live: bool = False
     ) -> EncodedPrompt:

@@ -6,16 +6,19 @@ from collections.abc import Sequence
 
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..training.augmentation import VARIANTS, variants_of
 from ..training.overfitting import Restraint
+from ..training.shown import normalised
 from .model import EmbeddedModel
 from .photos import square, to_tensor
 
 
 def encoded(
-    model: EmbeddedModel, photos: Sequence[Image.Image], restraint: Restraint, seed: int
-) -> tuple[Tensor, Tensor | None]:
+    model: EmbeddedModel, photos: Sequence[Image.Image], restraint: Restraint, seed: int,
+    masks: Sequence[Image.Image | None] = (),
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Latents (N, 1 + variants, C, h, w) of photos and their variants, and how their loss is weighted; None for evenly.
 
     Args:
@@ -23,11 +26,32 @@ def encoded(
         photos: of the subject.
         restraint: without augmentation there are no variants.
         seed: of the variants.
+        masks: white where the subject is in each photo, or None for all of it.
+
+    Raises:
+        InfusionError: a mask is empty.
     """
+    given = _weights(masks, model.resolution)
     if not restraint.augment:
-        return model.encode(list(photos))[:, None], None
+        latents = model.encode(list(photos))[:, None]
+        if given is None:
+            return latents, None
+        return latents, normalised(F.adaptive_avg_pool2d(given, (latents.shape[3], latents.shape[4])))[:, None].to(
+            latents
+        )
+    if given is not None:
+        normalised(given)  # refuses an empty one
     pixels = to_tensor([square(photo, model.resolution) for photo in photos])
-    made = variants_of(pixels / 2 + 0.5, VARIANTS, seed)
+    made = variants_of(pixels / 2 + 0.5, VARIANTS, seed, given)
     latents = model.encode_pixels(made.pictures.flatten(0, 1) * 2 - 1)
     shaped = latents.reshape(*made.pictures.shape[:2], *latents.shape[1:])
     return shaped, made.weights(*latents.shape[2:]).to(latents)
+
+
+def _weights(masks: Sequence[Image.Image | None], edge: int) -> Tensor | None:
+    """Masks as weights (N, 1, edge, edge); None where no photo has one."""
+    if not any(mask is not None for mask in masks):
+        return None
+    whole = Image.new("L", (edge, edge), "white")
+    cut = [whole if mask is None else square(mask, edge) for mask in masks]
+    return (to_tensor(cut)[:, :1] + 1) / 2

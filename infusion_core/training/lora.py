@@ -16,7 +16,7 @@ from ..lora_layers import TEXT, Targets
 from ..noise import seeded
 from .objective import Noised, ParameterGroup, Times, Weighting, loss_weights, timesteps
 from .settings import MOST_AT_ONCE, TrainSettings
-from .shown import Shown
+from .shown import Shown, captions_in_turn, drawn_captions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +109,9 @@ class LoraObjective:
         eps = torch.randn(draws, *latents.shape[2:], generator=seeded(seed))
         losses = []
         for part in torch.split(torch.arange(draws), self.settings.batch_size):
-            captions = (part % len(self.shown.captions)).tolist()
-            batch = self._batch(self.shown, part % len(latents), part * 0, times[part], eps[part], captions)
+            pictures = part % len(latents)
+            captions = captions_in_turn(self.shown.said, pictures, part, len(self.shown.captions)).tolist()
+            batch = self._batch(self.shown, pictures, part * 0, times[part], eps[part], captions)
             losses.append(self._errors(self.shown, batch))
         return torch.cat(losses)
 
@@ -138,7 +139,7 @@ class LoraObjective:
         """A random batch of pictures as they are."""
         size, settings = self.settings.batch_size, self.settings
         pictures = torch.randint(len(shown.latents), (size,), generator=generator)
-        captions = torch.randint(len(shown.captions), (size,), generator=generator).tolist()
+        captions = drawn_captions(shown.said, pictures, len(shown.captions), generator).tolist()
         times = timesteps(settings.times, size, len(self.denoiser.sigmas), generator)
         eps = torch.randn(size, *shown.latents.shape[2:], generator=generator)
         variants = self._variants(shown, times, generator)

@@ -76,6 +76,25 @@ OVERFITTING: Mapping[Overfitting, Restraint] = {  # as users choose
 }
 
 
+def checked_level(level: float, taken: bool) -> float:
+    """A level of the indicator at which training ends.
+
+    Args:
+        level: 0 for never.
+        taken: the indicator is.
+
+    Raises:
+        InfusionError: it is out of range, or can never be reached.
+    """
+    if not 0 <= level <= 1:
+        raise InfusionError(f"stop_at must be 0 (never) to 1, got {level:g}")
+    if level and not taken:
+        raise InfusionError(
+            "stop_at needs to know how overfitted the run is, which is not measured; measure it, or set 0"
+        )
+    return level
+
+
 class Indicator:
     """``gamma_t = clamp(1 - exp(-T (EMA[L_ref] - EMA[L_theta])), 0, 1)`` per timestep bin.
 
@@ -98,6 +117,15 @@ class Indicator:
         """Per bin, (bins,), in [0, 1]: 0 where nothing is overfitted."""
         apart = self._reference - self._trained
         return (1 - torch.exp(-(self.restraint.temperature or TEMPERATURE) * apart)).clamp(0, 1).float()
+
+    @property
+    def overall(self) -> float:
+        """Mean over the bins."""
+        return self.gamma.mean().item()
+
+    def reached(self, level: float) -> bool:
+        """Whether it is so far that training should end; never at level 0."""
+        return level > 0 and self.overall >= level
 
     def at(self, times: Tensor) -> Tensor:
         """Gamma at training timesteps, (B,)."""

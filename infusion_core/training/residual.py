@@ -20,7 +20,7 @@ from .numbers import Numbers, with_random_keys
 from .objective import Noised, ParameterGroup, Times, Weighting, loss_weights, timesteps
 from .overfitting import UNRESTRAINED, Indicator, Restraint
 from .settings import MOST_AT_ONCE, TrainSettings
-from .shown import checked, normalised
+from .shown import Said, captions_in_turn, checked, drawn_captions, normalised, require_said
 from .state import TrainState
 
 
@@ -99,6 +99,7 @@ class ResidualObjective:
         start: a concept to continue from; its layout and bins must be the settings'.
         masks: weight of the loss over each image, (N, 1, H, W), such as where the subject is; or over each variant, as
             it counts, (N, 1 + variants, 1, H, W); None for evenly.
+        said: which prompts may be said of each image, by number; None for any.
 
     Attributes:
         indicator: how overfitted the run is, if that is measured; moves with every batch.
@@ -117,11 +118,14 @@ class ResidualObjective:
         settings: ResidualSettings,
         start: ConceptResidual | None = None,
         masks: Tensor | None = None,
+        said: Said | None = None,
     ) -> None:
         if not prompts or not all(p.spans and p.spans[0] for p in prompts):
             raise InfusionError(f"a caption does not hold the word {word!r}; check the caption templates")
         self.denoiser, self.prompts, self.settings = denoiser, prompts, settings
         self.latents = checked(latents if latents.dim() == 5 else latents[:, None])
+        require_said(said, len(self.latents), len(prompts))
+        self._said = said
         self._masks = masks if masks is None or masks.dim() == 5 else normalised(masks)[:, None]
         self.indicator = Indicator(settings.restraint, len(denoiser.sigmas))
         tokens = len(prompts[0].spans[0][0])
@@ -157,7 +161,7 @@ class ResidualObjective:
         """A random batch."""
         size = self.settings.batch_size
         images = torch.randint(len(self.latents), (size,), generator=generator)
-        captions = torch.randint(len(self.prompts), (size,), generator=generator)
+        captions = drawn_captions(self._said, images, len(self.prompts), generator)
         times = timesteps(self.settings.times, size, len(self.denoiser.sigmas), generator)
         eps = torch.randn(size, *self.latents.shape[2:], generator=generator)
         variants = self.indicator.variants(times, self.latents.shape[1] - 1, generator)
@@ -183,7 +187,9 @@ class ResidualObjective:
         eps = torch.randn(draws, *self.latents.shape[2:], generator=seeded(seed))
         losses = []
         for part in torch.split(torch.arange(draws), self.settings.batch_size):
-            look = self._look(part % len(self.latents), part * 0, part % len(self.prompts), times[part], eps[part])
+            images = part % len(self.latents)
+            captions = captions_in_turn(self._said, images, part, len(self.prompts))
+            look = self._look(images, part * 0, captions, times[part], eps[part])
             losses.append(errors_of(self.denoiser, [look], self.settings.map_window)[0][0])
         return torch.cat(losses)
 
@@ -215,9 +221,10 @@ class ResidualObjective:
 def residual_trainer(
     denoiser: Denoiser, latents: Tensor, prompts: Sequence[EncodedPrompt], word: str, settings: ResidualSettings,
     start: ConceptResidual | None = None, state: TrainState | None = None, masks: Tensor | None = None,
+    said: Said | None = None,
 ) -> Trainer[ConceptResidual]:  # fmt: skip
     """The engine on a `ResidualObjective`; arguments and errors as there, `state` as in `Trainer`."""
-    return Trainer(ResidualObjective(denoiser, latents, prompts, word, settings, start, masks), settings, state)
+    return Trainer(ResidualObjective(denoiser, latents, prompts, word, settings, start, masks, said), settings, state)
 
 
 def _continued(start: ConceptResidual, blank: ConceptResidual, denoiser: Denoiser) -> ConceptResidual:

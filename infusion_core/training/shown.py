@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
+import torch
+from torch import Generator, Tensor
 
 from ..denoiser import Conditioning, stack
 from ..errors import InfusionError
@@ -57,27 +58,71 @@ class LiveCaptions:
         return Conditioning(read.context[places], {name: extra[places] for name, extra in read.extras.items()})
 
 
+Said = Sequence[Sequence[int]]  # of each picture, the numbers of the captions that may be said of it
+
+
+def drawn_captions(said: Said | None, pictures: Tensor, count: int, generator: Generator) -> Tensor:
+    """A caption for each picture of a batch, by number (B,).
+
+    Args:
+        said: None where any of `count` captions may be said of any picture.
+        pictures: by number, (B,).
+        count: of all captions.
+        generator: random numbers.
+    """
+    if said is None:
+        return torch.randint(count, pictures.shape, generator=generator)
+    shares = torch.rand(pictures.shape, generator=generator).tolist()
+    own = [said[picture] for picture in pictures.tolist()]
+    return torch.tensor([captions[int(share * len(captions))] for captions, share in zip(own, shares, strict=True)])
+
+
+def captions_in_turn(said: Said | None, pictures: Tensor, turns: Tensor, count: int) -> Tensor:
+    """As `drawn_captions`, taking turns instead of drawing; `turns` (B,) says whose it is."""
+    if said is None:
+        return turns % count
+    pairs = zip(pictures.tolist(), turns.tolist(), strict=True)
+    return torch.tensor([said[picture][turn % len(said[picture])] for picture, turn in pairs])
+
+
+def require_said(said: Said | None, pictures: int, captions: int) -> None:
+    """Check that something may be said of every picture.
+
+    Raises:
+        InfusionError: of one nothing may, or a caption that is not there.
+    """
+    if said is None:
+        return
+    if len(said) != pictures or not all(said) or any(not 0 <= n < captions for own in said for n in own):
+        raise InfusionError(
+            f"{len(said)} sets of captions for {pictures} photos; give at least one caption for each photo"
+        )
+
+
 @dataclass(frozen=True)
 class Shown:
-    """Pictures to learn from, and what is said of any of them.
+    """Pictures to learn from, and what is said of them.
 
     Attributes:
         latents: encoded photos with their variants, (N, 1 + variants, C, H, W); the first of each is the photo itself.
         captions: of them.
         masks: weight of the loss over each, (N, 1 + variants, 1, H, W), 1 on average; None for evenly.
+        said: which captions may be said of each; None for any.
 
     Raises:
-        InfusionError: no picture, one that is not finite, or no caption.
+        InfusionError: no picture, one that is not finite, no caption, or none for a picture.
     """
 
     latents: Tensor
     captions: Captions
     masks: Tensor | None = None
+    said: Said | None = None
 
     def __post_init__(self) -> None:
         checked(self.latents)
         if not len(self.captions):
             raise InfusionError("no captions; give at least one")
+        require_said(self.said, len(self.latents), len(self.captions))
 
 
 def checked(latents: Tensor) -> Tensor:

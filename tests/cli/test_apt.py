@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,6 +125,36 @@ def test_an_interrupted_run_goes_on_to_the_same_file(request_, model, monkeypatc
         run_apt(replace(other, resume=True, settings=replace(SETTINGS, rank=3)), model)
     with pytest.raises(InfusionError, match="alignment was"):
         run_apt(replace(other, resume=True, settings=SETTINGS.unrestrained), model)
+
+
+def test_a_run_ends_when_the_photos_are_known_by_heart(request_, model, capsys):
+    settings = replace(SETTINGS, restraint=replace(SETTINGS.restraint, temperature=1e6), steps=40)
+    report = run_apt(replace(request_, settings=settings, stop_at=0.2), model)
+    steps = len(report["losses"])
+    assert steps < 40
+    means = [sum(gamma) / len(gamma) for _, gamma in report["indicator"]]
+    assert means[-1] >= 0.2
+    assert all(mean < 0.2 for mean in means[:-1])
+    assert f"Ended at step {steps} of 40" in capsys.readouterr().out
+    assert tensors(request_.out)[1]["ss_steps"] == str(steps)
+    with pytest.raises(InfusionError, match="not measured"):
+        run_apt(replace(request_, settings=SETTINGS.unrestrained, stop_at=0.2), model)
+
+
+def test_captions_and_masks_belong_to_what_a_run_was_given(request_, model, photos, tmp_path):
+    folder = tmp_path / "with"
+    shutil.copytree(photos, folder)
+    asked = replace(request_, images=folder)
+    run_apt(asked, model)
+    (folder / "0.txt").write_text("a {} on the beach")
+    with pytest.raises(InfusionError, match="the photos' own captions were others"):
+        run_apt(replace(asked, resume=True), model)
+    (folder / "0.txt").unlink()
+    Image.new("L", (64, 64), 255).save(folder / "0.mask.png")
+    with pytest.raises(InfusionError, match="the masks were others"):
+        run_apt(replace(asked, resume=True), model)
+    (folder / "0.mask.png").unlink()
+    run_apt(replace(asked, resume=True), model)
 
 
 def test_without_restraint_nothing_is_measured(request_, model):

@@ -141,7 +141,7 @@ def test_a_spoilt_or_foreign_state_is_refused_in_one_line(ran):
         state.write_bytes(data)
         assert re.fullmatch(rf"{re.escape(str(state))} is not a training state .*start, without --resume", refusal(ran))
     save_state(state, TrainState(3, {}, {}, {}, {}))
-    assert "is not the state of a run of infusion train; leave --resume out" in refusal(ran)
+    assert "is not the state of a run of this command; leave --resume out" in refusal(ran)
     state.unlink()
     assert "nothing to resume" in refusal(ran)
     state.mkdir()

@@ -10,6 +10,7 @@ from PIL import Image
 
 from infusion_cluster import worker
 from infusion_cluster.worker import Task, train_pack
+from infusion_core.embedded.subject import SubjectPhotos
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 from infusion_core.residual_file import concept_from_bytes
 from infusion_core.training.engine import DivergedError
@@ -22,7 +23,7 @@ SETTINGS = ResidualSettings(steps=3, batch_size=2, snapshot_every=2, validation_
 
 def task(of, **changed):
     concept = CONCEPTS[of]
-    photos = training_images(concept)[:2]
+    photos = SubjectPhotos.of(training_images(concept)[:2])
     return replace(Task(of, f"my {of}", concept.shape, photos, SETTINGS, ("a photo of a {}", "a {}")), **changed)
 
 
@@ -63,7 +64,7 @@ def test_what_cannot_be_learned_does_not_keep_the_others_from_it(tinyworld, alon
 
 def test_when_a_run_breaks_down_each_is_tried_alone(tinyworld, alone, monkeypatch):
     """One whose photos are all of one colour stands for one that diverges."""
-    plain, runs = [Image.new("RGB", (64, 64), "red")], []
+    plain, runs = SubjectPhotos.of([Image.new("RGB", (64, 64), "red")]), []
     whole = worker._learn
 
     def breaking(members, at):
@@ -88,7 +89,7 @@ def test_photos_that_are_not_finite_are_the_tasks_own_fault(tinyworld, monkeypat
         return latents * torch.nan if len(photos) == 1 else latents
 
     monkeypatch.setattr(type(tinyworld), "encode", broken)
-    single = task("wasp", photos=training_images(CONCEPTS["wasp"])[:1])
+    single = task("wasp", photos=SubjectPhotos.of(training_images(CONCEPTS["wasp"])[:1]))
     other, failed = train_pack(tinyworld, [task("ember"), single], lambda _: None)
     assert other.data is not None
     assert "not a finite number" in failed.why

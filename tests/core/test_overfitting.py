@@ -11,7 +11,7 @@ import torch
 from infusion_core.errors import InfusionError
 from infusion_core.noise import seeded
 from infusion_core.training.augmentation import Variants, chosen_variants, variants_of
-from infusion_core.training.overfitting import Indicator, Restraint
+from infusion_core.training.overfitting import Indicator, Restraint, checked_level
 
 EDGE = 64
 
@@ -161,3 +161,20 @@ def test_photos_are_replaced_as_often_as_their_chance_says():
 def test_a_zoom_below_one_is_refused():
     with pytest.raises(InfusionError, match="at least 1"):
         variants_of(places()[None], 1, seed=0, zoom=0.5)
+
+
+def test_training_ends_where_the_mean_over_noise_reaches_the_level():
+    indicator = Indicator(Restraint(measure=True, bins=2, temperature=10.0), 1000)
+    assert not indicator.reached(0.0)
+    indicator.update(torch.tensor([100]), torch.tensor([1.0]), torch.tensor([0.9]))
+    half = (1 - math.exp(-1)) / 2  # the other bin has seen nothing and says 0
+    assert indicator.overall == pytest.approx(half)
+    assert indicator.reached(half - 0.01)
+    assert not indicator.reached(half + 0.01)
+    assert not indicator.reached(0.0)
+    assert checked_level(0.5, True) == 0.5
+    assert checked_level(0.0, False) == 0
+    with pytest.raises(InfusionError, match="0 \\(never\\) to 1"):
+        checked_level(1.1, True)
+    with pytest.raises(InfusionError, match="not measured"):
+        checked_level(0.5, False)

@@ -162,8 +162,10 @@ def toy_model() -> Any:
 
     denoiser = ToyDenoiser()
     denoiser.unet = torch.nn.ModuleList(list(denoiser.children()))
-    encoded = iter(prompts(100))
-    text = SimpleNamespace(word_tokens=lambda _: [], encode=lambda *_: next(encoded), encoders=())
+    encoded = prompts(100)
+    text = SimpleNamespace(
+        word_tokens=lambda _: [], encode_alike=lambda captions, _: encoded[: len(captions)], encoders=()
+    )
     return Toy("toy", denoiser, torch.nn.Linear(2, 2), text, None, 2)  # type: ignore[arg-type]
 
 

@@ -1,0 +1,165 @@
+"""Captions and masks that lie beside photos: how they are read, and what training makes of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from infusion_core.captions import CAPTION_TEMPLATES, fill
+from infusion_core.embedded.lora import apt_trainer
+from infusion_core.embedded.subject import SubjectPhotos, load_subject, said_of
+from infusion_core.embedded.tasks import trainer_for
+from infusion_core.errors import InfusionError
+from infusion_core.training.apt import AptSettings
+from infusion_core.training.overfitting import RESTRAINED
+from infusion_core.training.residual import ResidualSettings
+
+EDGE = 64
+
+
+def picture(shade, size=(EDGE, EDGE)):
+    return Image.new("RGB", size, (shade, 90, 200 - shade))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = tmp_path / "photos"
+    made.mkdir()
+    for index, name in enumerate(("a.png", "b.jpg", "c.png")):
+        picture(60 * index).save(made / name)
+    (made / "a.txt").write_text("\ufeffa {} on pink\n\n  the big Circle \n", encoding="utf-8")
+    (made / "notes.txt").write_text("of no photo")
+    return made
+
+
+def left_half(size=(EDGE, EDGE)):
+    mask = Image.new("L", size, 0)
+    mask.paste(255, (0, 0, size[0] // 2, size[1]))
+    return mask
+
+
+def test_captions_are_the_lines_of_a_text_of_the_photos_name(folder):
+    skipped = []
+    photos = load_subject(folder, EDGE, skipped)
+    assert photos.names == ("a.png", "b.jpg", "c.png")
+    assert photos.captions == (("a {} on pink", "the big Circle"), (), ())
+    assert [file.name for file in skipped] == ["notes.txt"]
+    every, said = said_of(photos, fill(("a photo of a {}", "one {}"), "circle"), "circle")
+    assert every == ["a circle on pink", "the big Circle", "a photo of a circle", "one circle"]
+    assert said == [[0, 1], [2, 3], [2, 3]]
+    assert said_of(SubjectPhotos.of([picture(0)]), ("one circle",), "circle") == (["one circle"], None)
+
+
+def test_a_caption_without_the_word_is_named(folder):
+    (folder / "b.txt").write_text("a dog on the beach")
+    photos = load_subject(folder, EDGE, [])
+    with pytest.raises(
+        InfusionError, match=r"a caption of b\.jpg, 'a dog on the beach', says neither \{\} nor 'circle'"
+    ):
+        said_of(photos, ("a circle",), "circle")
+    every, said = said_of(photos, ("a circle",), "circle", needed=False)
+    assert said[1] == [every.index("a dog on the beach")]
+
+
+@pytest.mark.parametrize(("data", "why"), [(b"\xff\xfe\xff", "cannot be read"), (b"a" * 200_000, "is no caption")])
+def test_a_caption_that_is_no_text_is_refused(folder, data, why):
+    (folder / "a.txt").write_bytes(data)
+    with pytest.raises(InfusionError, match=why):
+        load_subject(folder, EDGE, [])
+
+
+def test_masks_lie_beside_photos_or_in_a_folder_and_are_no_photos(folder, tmp_path):
+    left_half().save(folder / "a-masklabel.png")
+    left_half((32, 32)).save(folder / "b.mask.png")
+    others = tmp_path / "masks"
+    others.mkdir()
+    Image.new("L", (EDGE, EDGE), 255).save(others / "a.png")
+    photos = load_subject(folder, EDGE, [])
+    assert len(photos.pictures) == 3
+    for mask in photos.masks[:2]:
+        shades = np.asarray(mask)
+        assert shades.shape == (EDGE, EDGE)
+        assert (shades[:, : EDGE // 2 - 2] == 255).all()
+        assert (shades[:, EDGE // 2 + 2 :] == 0).all()
+    assert photos.masks[2] is None
+    assert (np.asarray(load_subject(folder, EDGE, [], others).masks[0]) == 255).all()
+    (others / "c.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
+    with pytest.raises(InfusionError, match=r"the mask .*c\.png cannot be used: damaged"):
+        load_subject(folder, EDGE, [], others)
+
+
+def test_a_mask_is_cut_as_its_photo_is(tmp_path):
+    """A photo six times as wide as the edge, whose middle square is kept; so is the middle of the mask."""
+    wide = Image.new("RGB", (6 * EDGE, 3 * EDGE), "white")
+    wide.paste("red", (2 * EDGE, 0, 3 * EDGE, 3 * EDGE))
+    mask = Image.new("L", wide.size, 0)
+    mask.paste(255, (2 * EDGE, 0, 3 * EDGE, 3 * EDGE))
+    wide.save(tmp_path / "a.png")
+    mask.save(tmp_path / "a.mask.png")
+    photos = load_subject(tmp_path, EDGE, [])
+    red = np.asarray(photos.pictures[0])[..., 1] < 60
+    assert photos.pictures[0].size == photos.masks[0].size == (EDGE, EDGE)
+    assert (red == (np.asarray(photos.masks[0]) > 200)).mean() > 0.97
+
+
+SETTINGS = ResidualSettings(steps=1, batch_size=16, snapshot_every=1)
+
+
+def looks(trainer, count=4):
+    objective = trainer.objective
+    return [objective.look(torch.Generator().manual_seed(seed)) for seed in range(count)]
+
+
+def test_every_photo_is_shown_with_its_own_captions_alone(folder, tinyworld):
+    photos = load_subject(folder, EDGE, [])
+    trainer = trainer_for(tinyworld, photos, "circle", SETTINGS, ("a photo of a {}", "a {}"))
+    own = {tuple(p.conditioning.context.flatten()[:500].tolist()) for p in trainer.objective.prompts[:2]}
+    first = trainer.objective.latents[0, 0]
+    shown = []
+    for look in looks(trainer):
+        sigma = look.noised.sigma.reshape(-1, 1, 1, 1)
+        for row, prompt in enumerate(look.prompts):
+            caption = tuple(prompt.conditioning.context.flatten()[:500].tolist())
+            clean = look.noised.latents[row] - sigma[row] * look.noised.wanted[row]
+            shown.append((bool((clean - first).abs().max() < 1e-3), caption in own, caption))
+    assert {(is_first, is_own) for is_first, is_own, _ in shown} == {(True, True), (False, False)}
+    assert len({caption for is_first, _, caption in shown if is_first}) == 2
+    assert trainer.validation_loss() > 0
+
+
+def test_photos_without_anything_beside_them_are_trained_on_as_ever(tinyworld):
+    pictures = [picture(10), picture(99)]
+    plain, known = (trainer_for(tinyworld, p, "circle", SETTINGS) for p in (pictures, SubjectPhotos.of(pictures)))
+    for one, other in zip(looks(plain), looks(known), strict=True):
+        assert torch.equal(one.noised.latents, other.noised.latents)
+        assert all(torch.equal(a.conditioning.context, b.conditioning.context) for a, b in
+                   zip(one.prompts, other.prompts, strict=True))  # fmt: skip
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_what_a_mask_leaves_out_has_no_part_in_the_loss(tinyworld, augmented):
+    photos = SubjectPhotos((picture(10), picture(99)), ((), ()), (left_half(), None), ("a", "b"))
+    how = ResidualSettings(steps=1, batch_size=2, restraint=RESTRAINED) if augmented else SETTINGS
+    masks = trainer_for(tinyworld, photos, "circle", how).objective._masks
+    half = masks.shape[-1] // 2
+    assert masks[0, 0, 0, :, half + 1 :].max() < 0.01
+    assert masks[0, 0].mean().item() == pytest.approx(1, abs=1e-4)
+    assert torch.allclose(masks[1, 0], torch.ones_like(masks[1, 0]))
+    empty = SubjectPhotos((picture(10),), ((),), (Image.new("L", (EDGE, EDGE), 0),), ("a",))
+    with pytest.raises(InfusionError, match="mask 1 of 1 is empty"):
+        trainer_for(tinyworld, empty, "circle", how)
+
+
+def test_a_lora_learns_from_captions_and_masks_too(folder, tinyworld):
+    left_half().save(folder / "a-masklabel.png")
+    (folder / "c.txt").write_text("a square at left")
+    photos = load_subject(folder, EDGE, [])
+    captions = fill(CAPTION_TEMPLATES[:2], "big circle")
+    trainer = apt_trainer(tinyworld, photos, captions, AptSettings(steps=1), phrase="big circle")
+    shown = trainer.objective.shown
+    assert shown.said == [[0, 1], [2, 3], [4]]
+    assert shown.masks is not None
+    wanted = tinyworld.text.encode("a big circle on pink").conditioning.context
+    assert torch.equal(shown.captions([0]).context, wanted)

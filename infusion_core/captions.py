@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 from .errors import InfusionError
 
+CAPTION_SUFFIX = ".txt"  # of a caption file, beside its photo
+MOST_CAPTION = 100_000  # bytes of it
 LONGEST_WORD = 200  # letters; a concept file takes no more
 CAPTION_TEMPLATES: tuple[str, ...] = (
     "a photo of a {}",
@@ -39,26 +42,53 @@ def fill(templates: tuple[str, ...], word: str) -> tuple[str, ...]:
     return tuple(t.replace("{}", word) for t in templates)
 
 
-def captions_of_photo(lines: Sequence[str], word: str, named: str, needed: bool = True) -> tuple[str, ...]:
-    """A photo's own captions, with a word in place of ``{}`` or as they are where they say it themselves.
+def said_of(
+    own: Sequence[Sequence[str]], names: Sequence[str], templates: Sequence[str], word: str, needed: bool = True
+) -> tuple[list[str], list[list[int]] | None]:
+    """All captions, and which of them, by number, may be said of each photo; None where any may be said of any.
 
     Args:
-        lines: as written.
+        own: lines that belong to each photo, with ``{}`` for the subject or saying it themselves; none for most.
+        names: of the photos, for errors.
+        templates: filled, for photos without.
         word: what is said for the subject.
-        named: whose captions they are, for errors.
-        needed: each must say it.
+        needed: each caption must say it.
 
     Raises:
-        InfusionError: one says neither.
+        InfusionError: a caption of a photo does not.
     """
-    found = []
-    for line in lines:
-        if needed and line.count("{}") != 1 and word.casefold() not in line.casefold():
-            raise InfusionError(
-                f"a caption of {named}, {line[:80]!r}, says neither {{}} nor {word!r}; write where it is"
-            )
-        found.append(line.replace("{}", word, 1))
-    return tuple(found)
+    if not any(own):
+        return list(templates), None
+    every: list[str] = []
+    said = []
+    for lines, name in zip(own, names, strict=True):
+        captions = [_filled(line, word, name, needed) for line in lines] or list(templates)
+        every += [caption for caption in dict.fromkeys(captions) if caption not in every]
+        said.append([every.index(caption) for caption in captions])
+    return every, said
+
+
+def _filled(line: str, word: str, named: str, needed: bool) -> str:
+    if needed and "{}" not in line and word.casefold() not in line.casefold():
+        raise InfusionError(f"a caption of {named}, {line[:80]!r}, says neither {{}} nor {word!r}; write where it is")
+    return line.replace("{}", word)
+
+
+def read_captions(path: Path) -> tuple[str, ...]:
+    """The lines of a caption file; none where there is no such file.
+
+    Raises:
+        InfusionError: it is no text, or too long to be a caption.
+    """
+    if not path.is_file():
+        return ()
+    if path.stat().st_size > MOST_CAPTION:
+        raise InfusionError(f"{path.name} is no caption: it has more than {MOST_CAPTION} bytes; write a line or a few")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InfusionError(f"the caption {path.name} cannot be read ({error}); save it as text in UTF-8") from error
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def class_word(word: str) -> str:

@@ -140,7 +140,8 @@ class APTTrain(io.ComfyNode):  # type: ignore[misc]
                 io.String.Input(
                     "captions", default="", multiline=True, optional=True,
                     tooltip="What the photos show, one template per line, with a pair of curly brackets for the "
-                    "subject. Empty: neutral ones.", **ADVANCED,
+                    "subject; or the captions of Load Subject Photos, each said of its photo alone. Empty: neutral "
+                    "ones.", **ADVANCED,
                 ),
                 LoraSocket.Input(
                     "continue_from", optional=True,
@@ -168,7 +169,7 @@ class APTTrain(io.ComfyNode):  # type: ignore[misc]
     @classmethod
     def execute(
         cls, images: list[Tensor], mask: Sequence[Tensor] | None = None, prior_images: Sequence[Tensor] | None = None,
-        **given: list[Any],
+        captions: Sequence[str] = ("",), **given: list[Any],
     ) -> io.NodeOutput:  # fmt: skip
         """Train; the host gives every input as a list, so that photos of different sizes can be one."""
-        return train(images=images, masks=mask, prior_images=prior_images, **only(_NODE, given))
+        return train(images=images, masks=mask, prior_images=prior_images, captions=captions, **only(_NODE, given))

@@ -21,7 +21,7 @@ from ..infusion_core.training.apt import AptObjective, AptSettings
 from ..infusion_core.training.engine import Trainer
 from ..infusion_core.training.overfitting import Restraint, checked_level
 from ..infusion_core.training.record import RunRecord
-from ..infusion_core.training.shown import Shown
+from ..infusion_core.training.shown import Said, Shown
 from .encoding import Encoding
 from .host.denoiser import training
 from .host.lora import captions_for, layers_of, text_training
@@ -31,7 +31,7 @@ from .plot import loss_plot, overfitting_plot
 from .resuming import hash_of
 from .runs import Run
 from .snapshots import lora_run
-from .widgets import lines_of
+from .widgets import captions_of, lines_of
 
 _SNAPSHOT_EVERY = AptSettings().snapshot_every
 
@@ -40,7 +40,7 @@ def train(
     model: Any, clip: Any, vae: Any, images: Sequence[Tensor], identifier: str, word: str, alpha: float,
     resolution: int, preview_every: int, restrain: bool, augment: bool, reweight: bool, temperature: float,
     masks: Sequence[Tensor] | None = None,
-    prior_images: Sequence[Tensor] | None = None, captions: str = "", continue_from: Any = None,
+    prior_images: Sequence[Tensor] | None = None, captions: Sequence[str] = ("",), continue_from: Any = None,
     stop_at: float = 0.0, **given: Any,
 ) -> io.NodeOutput:  # fmt: skip
     """Train with a progress bar and previews; an interrupt keeps the last snapshot."""
@@ -52,10 +52,11 @@ def train(
     settings = settings if restrain else settings.unrestrained
     checked_level(stop_at, settings.compares)
     phrase = f"{identifier.strip()} {class_word(word)}".strip()
-    templates = tuple(lines_of(captions)) or CAPTION_TEMPLATES
     folder = lora_run(phrase)
     folder.check()
     squares = squares_of(images, resolution)
+    of_photos, said = captions_of(captions, len(squares), phrase, needed=False)
+    of_class = fill((tuple(lines_of(captions[0])) if said is None else ()) or CAPTION_TEMPLATES, word)
     encode = Encoding(model, vae)
     latents, weights = encode.photos(squares, masks, settings.restraint, settings.seed)
     class_squares = None if prior_images is None else squares_of(prior_images, resolution)
@@ -66,18 +67,18 @@ def train(
         def here(tensor: Tensor) -> Tensor:
             return tensor.clone().to(denoiser.device, torch.float32)
 
-        def shown(pictures: Tensor, said: str, masks: Tensor | None) -> Shown:
+        def shown(pictures: Tensor, told: Sequence[str], masks: Tensor | None, said: Said | None) -> Shown:
             pictures = here(pictures)
-            read = captions_for(denoiser.model, clip, fill(templates, said), pictures[:, 0], live)
-            return Shown(pictures, read, None if masks is None else here(masks))
+            read = captions_for(denoiser.model, clip, told, pictures[:, 0], live)
+            return Shown(pictures, read, None if masks is None else here(masks), said)
 
         lora = LoraSet(
             layers_of(denoiser.model, clip, settings.targets, live), settings.rank, settings.alpha, settings.seed
         )
         if continue_from is not None:
             lora.load(continue_from)
-        prior = None if others is None else shown(others, word, None)
-        objective = AptObjective(denoiser, lora, shown(latents, phrase, weights), settings, prior)
+        prior = None if others is None else shown(others, of_class, None, None)
+        objective = AptObjective(denoiser, lora, shown(latents, of_photos, weights, said), settings, prior)
         trainer, record = Trainer(objective, settings), RunRecord(settings, len(latents), resolution)
         latent, thumbnail = latents[:1, 0].cpu(), thumbnail_of(squares)
 
@@ -95,7 +96,7 @@ def train(
             write_atomic(path, lora_bytes(trained()))
 
         told = {
-            **settings.told, "node": "APTTrain", "phrase": phrase, "captions": templates, "word": word,
+            **settings.told, "node": "APTTrain", "phrase": phrase, "captions": of_photos, "said": said, "word": word,
             "photos": hash_of(squares), "masks": hash_of(masks), "prior": hash_of(class_squares),
         }  # fmt: skip
         indicator = objective.indicator if settings.compares else None

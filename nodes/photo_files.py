@@ -16,6 +16,7 @@ from pathlib import Path
 import folder_paths
 from torch import Tensor
 
+from ..infusion_core.captions import CAPTION_SUFFIX, read_captions
 from ..infusion_core.errors import InfusionError
 from ..infusion_core.photos import MOST_FILES, Skipped, begins_as_photo, by_name, list_photos, photo_bytes, read_photos
 from .subject import Box, Square, square_of
@@ -32,18 +33,23 @@ class Taken:
     Attributes:
         names: of the files that were taken, in order.
         squares: what was taken of each.
+        captions: lines of the text beside each; none where there is no such file.
         skipped: the others, with the reason.
         unnamed: further files that are not taken, which a page need not know.
     """
 
     names: list[str] = field(default_factory=list)
     squares: list[Square] = field(default_factory=list)
+    captions: list[tuple[str, ...]] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     unnamed: int = 0
 
     def told(self) -> str:
         """For the user."""
         lines = [f"{len(self.names)} photos: {', '.join(self.names)}"]
+        captioned = [name for name, own in zip(self.names, self.captions, strict=True) if own]
+        if captioned:
+            lines.append(f"{len(captioned)} with captions: {', '.join(captioned)}")
         if self.skipped:
             lines.append(f"{len(self.skipped)} skipped: {'; '.join(map(str, self.skipped))}")
         if self.unnamed:
@@ -73,7 +79,8 @@ def files(folder: str, uploads: Sequence[str]) -> list[Path]:
 
 def fingerprint(paths: Sequence[Path]) -> str:
     """Changes when a file is added, taken away, renamed or has another content, whatever the dates say."""
-    return hashlib.sha256(repr([(path.name, _content(path)) for path in paths]).encode()).hexdigest()
+    found = [(path.name, _content(path), read_captions(path.with_suffix(CAPTION_SUFFIX))) for path in paths]
+    return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 def take(paths: Sequence[Path], edge: int, masks: Given, boxes: Given, follow: bool) -> Taken:
@@ -93,6 +100,7 @@ def take(paths: Sequence[Path], edge: int, masks: Given, boxes: Given, follow: b
     for photo in read_photos(paths, taken.skipped, None if follow or boxes is not None else 2 * edge):
         mask, box = _each(masks, len(taken.names)), _each(boxes, len(taken.names))
         taken.names.append(photo.name)
+        taken.captions.append(read_captions(photo.path.with_suffix(CAPTION_SUFFIX)))
         taken.squares.append(square_of(photo.name, photo.picture, edge, mask, box, follow))  # type: ignore[arg-type]
     _check(taken, paths, masks, boxes)
     return _tellable(taken, paths)
@@ -115,10 +123,11 @@ def _check(taken: Taken, paths: Sequence[Path], masks: Given, boxes: Given) -> N
 
 def _tellable(taken: Taken, paths: Sequence[Path]) -> Taken:
     """Without the names of files that are no pictures where a page has no business to know them."""
-    told = by_name(taken.skipped)
+    captions = {f"{Path(name).stem}{CAPTION_SUFFIX}" for name in taken.names}
+    others = told = [skipped for skipped in by_name(taken.skipped) if skipped.name not in captions]
     if not all(_is_below_input(path) for path in paths):
         told = [skipped for skipped in told if skipped.name.lower().endswith(PICTURES)]
-    return Taken(taken.names, taken.squares, told, len(taken.skipped) - len(told))
+    return Taken(taken.names, taken.squares, taken.captions, told, len(others) - len(told))
 
 
 def _each(given: Given, index: int) -> Tensor | Box | None:

@@ -62,6 +62,11 @@ class InfusionLoadPhotos(io.ComfyNode):  # type: ignore[misc]
                     display_name="mask", tooltip="Where the subject is in each square. All white without box and mask."
                 ),
                 io.String.Output(display_name="names", tooltip="The files that were taken, one per line."),
+                io.String.Output(
+                    display_name="captions", is_output_list=True,
+                    tooltip="For Infusion Train or APT Train: what lies beside each photo as a text of its name, "
+                    "cat.txt beside cat.jpg.",
+                ),
             ],
         )  # fmt: skip
 
@@ -90,4 +95,6 @@ class InfusionLoadPhotos(io.ComfyNode):  # type: ignore[misc]
         images = torch.stack([square.pixels for square in taken.squares])
         masks = torch.stack([square.mask for square in taken.squares])
         shown = {**ui.PreviewImage(images, cls=cls).as_dict(), **ui.PreviewText(taken.told()).as_dict()}
-        return io.NodeOutput(images, masks, "\n".join(taken.names), ui=shown)
+        return io.NodeOutput(
+            images, masks, "\n".join(taken.names), ["\n".join(own) for own in taken.captions], ui=shown
+        )

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from PIL import Image
 from torch import Tensor
 
-from ..infusion_core.captions import CAPTION_TEMPLATES, class_word, fill
+from ..infusion_core.captions import class_word
 from ..infusion_core.concepts import LoadedConcept
 from ..infusion_core.errors import InfusionError
 from ..infusion_core.residual_file import save_concept
@@ -30,7 +30,7 @@ from .resuming import hash_of
 from .runs import Run
 from .snapshots import RUNS_KEPT, concept_run
 from .sockets import ConceptSocket, Stack
-from .widgets import lines_of, only
+from .widgets import captions_of, only
 
 _DEFAULT = ResidualSettings()
 
@@ -120,8 +120,9 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                 ),
                 io.String.Input(
                     "captions", default="", multiline=True, optional=True,
-                    tooltip="What the photos show, one template per line, with a pair of curly brackets for the word. "
-                    "What a caption names sticks less to the subject. Empty: neutral ones.",
+                    tooltip="What the photos show, one template per line, with a pair of curly brackets for the word; "
+                    "or the captions of Load Subject Photos, each said of its photo alone. What a caption names sticks "
+                    "less to the subject. Empty: neutral ones.",
                     **ADVANCED,
                 ),
                 ConceptSocket.Input(
@@ -171,15 +172,18 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             return str(error)
 
     @classmethod
-    def execute(cls, images: list[Tensor], mask: Sequence[Tensor] | None = None, **given: list[Any]) -> io.NodeOutput:
+    def execute(
+        cls, images: list[Tensor], mask: Sequence[Tensor] | None = None, captions: Sequence[str] = ("",),
+        **given: list[Any],
+    ) -> io.NodeOutput:  # fmt: skip
         """Train; the host gives every input as a list, so that photos of different sizes can be one."""
-        return cls._train(images=images, masks=mask, **only("Infusion Train", given))
+        return cls._train(images=images, masks=mask, captions=captions, **only("Infusion Train", given))
 
     @classmethod
     def _train(
         cls, model: Any, clip: Any, vae: Any, images: Sequence[Tensor], word: str, steps: int, batch_size: int,
         learning_rate: float, layout: Any, bins: int, resolution: int, seed: int, preview_every: int,
-        masks: Sequence[Tensor] | None = None, captions: str = "", continue_from: Stack = (),
+        masks: Sequence[Tensor] | None = None, captions: Sequence[str] = ("",), continue_from: Stack = (),
         replace_maps: bool = _DEFAULT.replace_maps, maps_end: float = _DEFAULT.replacement_end,
         overfitting: Overfitting = "ignored", stop_at: float = 0.0,
     ) -> io.NodeOutput:  # fmt: skip
@@ -191,17 +195,17 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             replacement_end=maps_end, restraint=OVERFITTING[overfitting],
         )  # fmt: skip
         checked_level(stop_at, settings.restraint.measures)
-        captions_of_word = fill(tuple(lines_of(captions)) or CAPTION_TEMPLATES, word)
         folder = concept_run(word)
         folder.check()
         squares = squares_of(images, resolution)
+        captions_of_word, said = captions_of(captions, len(squares), word)
         latents, weights = Encoding(model, vae).photos(squares, masks, settings.restraint, seed)
         with training(model) as denoiser:
             latents = latents.clone().to(denoiser.device, torch.float32)
             weights = None if weights is None else weights.clone().to(latents)
             prompts = encode_captions(model, clip, captions_of_word, word, latents[:, 0])
             start = continue_from[-1].residual if continue_from else None
-            trainer = residual_trainer(denoiser, latents, prompts, word, settings, start, masks=weights)
+            trainer = residual_trainer(denoiser, latents, prompts, word, settings, start, masks=weights, said=said)
             record = RunRecord(settings, len(latents), resolution)
             preview, thumbnail = Preview(denoiser, model, clip, vae, latents[:1, 0].cpu()), thumbnail_of(squares)
 
@@ -218,7 +222,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             assert isinstance(objective, ResidualObjective)
             indicator = objective.indicator if settings.restraint.measures else None
             told = {
-                **settings.told, "node": "InfusionTrain", "word": word, "captions": captions_of_word,
+                **settings.told, "node": "InfusionTrain", "word": word, "captions": captions_of_word, "said": said,
                 "photos": hash_of(squares), "masks": hash_of(masks),
             }  # fmt: skip
             Run(trainer, record, shown if preview_every else None, write, folder, told, indicator, stop_at).train()

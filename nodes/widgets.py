@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..infusion_core.captions import CAPTION_TEMPLATES, fill, said_of
 from ..infusion_core.errors import InfusionError
 
 
@@ -24,6 +25,32 @@ def parts_of(text: str) -> list[str]:
     return [part.strip() for part in re.split(r"[,;\n]+", text) if part.strip()]
 
 
+def captions_of(
+    given: Sequence[str], photos: int, word: str, needed: bool = True
+) -> tuple[list[str], list[list[int]] | None]:
+    """All captions, and which of them may be said of each photo; None where any may be said of any.
+
+    Args:
+        given: one text for all photos, or one for each; empty ones for neutral captions.
+        photos: how many there are.
+        word: what is said for the subject.
+        needed: each caption of a photo must say it.
+
+    Raises:
+        InfusionError: another number of texts, or a caption does not say the word.
+    """
+    neutral = fill(CAPTION_TEMPLATES, word)
+    if len(given) == 1 and photos != 1:
+        return list(fill(tuple(lines_of(given[0])), word) if lines_of(given[0]) else neutral), None
+    if len(given) != photos:
+        raise InfusionError(
+            f"{len(given)} captions for {photos} photos; connect one for each, as Load Subject Photos gives them, "
+            "or one for all"
+        )
+    names = [f"photo {number}" for number in range(1, photos + 1)]
+    return said_of([lines_of(text) for text in given], names, neutral, word, needed)
+
+
 def only(node: str, given: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """The one value of each input that takes no list, where the host gives every input as one.
 
@@ -33,7 +60,7 @@ def only(node: str, given: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     for name, values in given.items():
         if len(values) != 1:
             raise InfusionError(
-                f"{node} takes a list of images and masks only, but {name} has {len(values)} values; connect one, or "
-                f"use a node for each"
+                f"{node} takes a list of images, masks and captions only, but {name} has {len(values)} values; connect "
+                f"one, or use a node for each"
             )
     return {name: values[0] for name, values in given.items()}

@@ -8,6 +8,7 @@ from dataclasses import replace
 from PIL import Image
 from torch import Tensor, nn
 
+from ..captions import said_of
 from ..errors import InfusionError
 from ..lora import LoraSet
 from ..lora_layers import Targets, text_layer, unet_layer
@@ -16,7 +17,7 @@ from ..training.engine import Trainer
 from ..training.shown import Captions, EncodedCaptions, LiveCaptions, Shown
 from ..training.state import TrainState
 from .model import EmbeddedModel
-from .subject import SubjectPhotos, said_of
+from .subject import SubjectPhotos
 from .text import TextPath
 from .variants import encoded
 
@@ -87,7 +88,7 @@ def apt_trainer(
     live = settings.text_rate > 0
     lora = LoraSet(layers_of(model, settings.targets, live), settings.rank, settings.alpha, settings.seed)
     latents, masks = encoded(model, given.pictures, settings.restraint, settings.seed, given.masks)
-    every, said = said_of(given, captions, phrase, needed=False)
+    every, said = said_of(given.captions, given.names, captions, phrase, needed=False)
     shown = Shown(latents, captions_for(model.text, every, live), masks, said)
     prior = None
     if class_pictures:

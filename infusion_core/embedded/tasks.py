@@ -8,7 +8,7 @@ from dataclasses import replace
 from PIL import Image
 from torch import Tensor
 
-from ..captions import CAPTION_TEMPLATES, class_word, fill
+from ..captions import CAPTION_TEMPLATES, class_word, fill, said_of
 from ..concepts import LoadedConcept, words_of
 from ..errors import InfusionError
 from ..residuals import ConceptResidual
@@ -18,7 +18,7 @@ from ..training.residual import ResidualSettings, residual_trainer
 from ..training.state import TrainState
 from .model import EmbeddedModel
 from .sampling import Sampler, SampleSettings, SampleStep
-from .subject import SubjectPhotos, said_of
+from .subject import SubjectPhotos
 from .variants import encoded
 
 
@@ -50,7 +50,7 @@ def trainer_for(
         raise InfusionError("no photos to learn from; give at least one")
     word = class_word(word)
     model.text.word_tokens(word)
-    captions, said = said_of(given, fill(tuple(templates), word), word)
+    captions, said = said_of(given.captions, given.names, fill(tuple(templates), word), word)
     prompts = model.text.encode_alike(captions, {"concept": word})
     settings = replace(settings, restraint=settings.restraint.on(model.temperature))
     latents, masks = encoded(model, given.pictures, settings.restraint, settings.seed, given.masks)

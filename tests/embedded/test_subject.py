@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from infusion_core.captions import CAPTION_TEMPLATES, fill
+from infusion_core.captions import CAPTION_TEMPLATES, fill, said_of
 from infusion_core.embedded.lora import apt_trainer
-from infusion_core.embedded.subject import SubjectPhotos, load_subject, said_of
+from infusion_core.embedded.subject import SubjectPhotos, load_subject
 from infusion_core.embedded.tasks import trainer_for
 from infusion_core.errors import InfusionError
 from infusion_core.training.apt import AptSettings
@@ -46,10 +46,10 @@ def test_captions_are_the_lines_of_a_text_of_the_photos_name(folder):
     assert photos.names == ("a.png", "b.jpg", "c.png")
     assert photos.captions == (("a {} on pink", "the big Circle"), (), ())
     assert [file.name for file in skipped] == ["notes.txt"]
-    every, said = said_of(photos, fill(("a photo of a {}", "one {}"), "circle"), "circle")
+    every, said = said_of(photos.captions, photos.names, fill(("a photo of a {}", "one {}"), "circle"), "circle")
     assert every == ["a circle on pink", "the big Circle", "a photo of a circle", "one circle"]
     assert said == [[0, 1], [2, 3], [2, 3]]
-    assert said_of(SubjectPhotos.of([picture(0)]), ("one circle",), "circle") == (["one circle"], None)
+    assert said_of([()], ["a"], ("one circle",), "circle") == (["one circle"], None)
 
 
 def test_a_caption_without_the_word_is_named(folder):
@@ -58,8 +58,8 @@ def test_a_caption_without_the_word_is_named(folder):
     with pytest.raises(
         InfusionError, match=r"a caption of b\.jpg, 'a dog on the beach', says neither \{\} nor 'circle'"
     ):
-        said_of(photos, ("a circle",), "circle")
-    every, said = said_of(photos, ("a circle",), "circle", needed=False)
+        said_of(photos.captions, photos.names, ("a circle",), "circle")
+    every, said = said_of(photos.captions, photos.names, ("a circle",), "circle", needed=False)
     assert said[1] == [every.index("a dog on the beach")]
 
 

@@ -15,6 +15,7 @@ from infusion_core.captions import CAPTION_TEMPLATES, fill
 from infusion_core.embedded.adapters import load_variant
 from infusion_core.embedded.lora import apt_trainer
 from infusion_core.embedded.model import load_model
+from infusion_core.embedded.subject import SubjectPhotos
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 from infusion_core.lora import UP
 from infusion_core.training.apt import AptSettings
@@ -23,6 +24,7 @@ from infusion_core.training.overfitting import Restraint
 from . import graphs
 from .both import drawn, embedded
 from .test_families import small
+from .test_training import CAPTIONS, captioned_folder
 
 WORD, PHOTOS = "circle", 3
 WIDGETS: dict[str, Any] = {
@@ -162,6 +164,33 @@ def test_photos_are_augmented_and_class_pictures_count(server: Server, photos: l
             held.append({k: opened.get_tensor(k) for k in opened.keys()})  # noqa: SIM118
     assert any(not torch.equal(held[0][k], held[1][k]) for k in held[0])
     assert all(torch.equal(held[0][k], held[2][k]) for k in held[0])  # a mask of everything is no mask
+
+
+def test_captions_and_a_level_to_end_at_are_the_embedded_hosts(server: Server) -> None:
+    pictures = captioned_folder(server, "apt-captioned")
+    graph = Graph()
+    model, clip, vae = graphs.load(graph)
+    loaded = graph.add("InfusionLoadPhotos", folder="apt-captioned", photos="", resolution=128, crop="center")
+    inputs = {**WIDGETS, "model": model, "clip": clip, "vae": vae, "images": loaded, "captions": loaded[3]}
+    early = graph.add("APTTrain", **{**inputs, "steps": 60, "stop_at": 0.04, "seed": 77, "preview_every": 0})
+    graph.add("PreviewImage", images=early[4])
+    ran = server.run(graph)
+    with safe_open(newest(server), "pt") as held:
+        steps = int(held.metadata()["ss_steps"])
+    assert steps < 60
+    assert f"ended at step {steps} of 60: overfitted 0.04 (stop_at)" in ran.texts
+    graph = Graph()
+    model, clip, vae = graphs.load(graph)
+    loaded = graph.add("InfusionLoadPhotos", folder="apt-captioned", photos="", resolution=128, crop="center")
+    inputs |= {"model": model, "clip": clip, "vae": vae, "images": loaded, "captions": loaded[3]}
+    graph.add("PreviewImage", images=graph.add("APTTrain", **inputs)[4])
+    server.run(graph)
+    photos = SubjectPhotos(tuple(pictures), CAPTIONS, (None,) * 3, ("0", "1", "2"))
+    trainer = apt_trainer(load_model("tinyworld"), photos, fill(CAPTION_TEMPLATES, WORD), settings(), phrase=WORD)
+    with trainer.objective.lora.installed():  # type: ignore[attr-defined]
+        for _ in trainer.run():
+            pass
+    assert_alike(newest(server), trainer.learned())
 
 
 @pytest.mark.parametrize(

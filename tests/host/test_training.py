@@ -13,6 +13,7 @@ from PIL import Image
 from comfyui_process.graph import Graph, Output, PromptError
 from comfyui_process.server import Server
 from infusion_core.embedded.model import load_model
+from infusion_core.embedded.subject import SubjectPhotos
 from infusion_core.embedded.tasks import trainer_for
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 from infusion_core.residual_file import load_concept
@@ -320,7 +321,70 @@ def test_a_list_of_photos_of_any_sizes_is_trained_on_as_a_batch_is(server: Serve
         "InfusionTrain", **{**inputs, "model": model, "clip": clip, "vae": vae, "images": texts[0], "word": texts}
     )
     graph.add("PreviewImage", images=trained[1])
-    with pytest.raises(PromptError, match="a list of images and masks only, but word has 3 values"):
+    with pytest.raises(PromptError, match="a list of images, masks and captions only, but word has 3 values"):
+        server.run(graph)
+
+
+def captioned_folder(server: Server, name: str) -> list[Image.Image]:
+    folder = server.base / "input" / name
+    folder.mkdir()
+    pictures = training_images(CONCEPTS["ember"])[:3]
+    for i, picture in enumerate(pictures):
+        picture.save(folder / f"{i}.png")
+    (folder / "0.txt").write_text("a {} on pink\na big circle at left")
+    (folder / "2.txt").write_text("one {}")
+    return pictures
+
+
+CAPTIONS = (("a {} on pink", "a big circle at left"), (), ("one {}",))
+
+
+def test_captions_beside_photos_are_said_of_their_photos_alone(server: Server) -> None:
+    pictures = captioned_folder(server, "captioned")
+    graph = Graph()
+    model, clip, vae = graphs.load(graph)
+    loaded = graph.add("InfusionLoadPhotos", folder="captioned", photos="", resolution=128, crop="center")
+    inputs = {**WIDGETS, "model": model, "clip": clip, "vae": vae, "images": loaded}
+    trained = graph.add("InfusionTrain", **{**inputs, "captions": loaded[3]})
+    graph.add("InfusionSaveConcept", concept=trained, filename="captioned", storage="fp16")
+    ran = server.run(graph)
+    assert ran.outputs[loaded.node]["text"] == ["3 photos: 0.png, 1.png, 2.png\n2 with captions: 0.png, 2.png"]
+    photos = SubjectPhotos(tuple(pictures), CAPTIONS, (None,) * 3, ("0", "1", "2"))
+    trainer = trainer_for(load_model("tinyworld"), photos, WORD, settings())
+    for _ in trainer.run():
+        pass
+    wanted = dict(trainer.learned().tensors)
+    assert_alike(load_concept(server.output / "infusion" / "captioned.safetensors"), wanted)
+    plain = expected(settings(), 3)
+    assert any((wanted[name] - tensor).norm() > 0.05 * tensor.norm() for name, tensor in plain.items())
+    (server.base / "input" / "captioned" / "2.txt").write_text("a square")
+    graph = Graph()
+    model, clip, vae = graphs.load(graph)
+    loaded = graph.add("InfusionLoadPhotos", folder="captioned", photos="", resolution=128, crop="center")
+    inputs |= {"model": model, "clip": clip, "vae": vae, "images": loaded, "captions": loaded[3]}
+    graph.add("PreviewImage", images=graph.add("InfusionTrain", **inputs)[1])
+    with pytest.raises(PromptError, match=r"a caption of photo 3, 'a square', says neither \{\} nor 'circle'"):
+        server.run(graph)
+    graph = Graph()
+    model, clip, vae = graphs.load(graph)
+    inputs |= {"model": model, "clip": clip, "vae": vae, "images": graphs.images(graph, ["captioned/0.png"] * 2)}
+    loaded = graph.add("InfusionLoadPhotos", folder="captioned", photos="", resolution=128, crop="center")
+    graph.add("PreviewImage", images=graph.add("InfusionTrain", **{**inputs, "captions": loaded[3]})[1])
+    with pytest.raises(PromptError, match="3 captions for 2 photos"):
+        server.run(graph)
+
+
+def test_training_ends_at_a_level_of_overfitting(server: Server, photos: list[str]) -> None:
+    graph = Graph()
+    asked = {"overfitting": "measured", "stop_at": 0.05, "steps": 200, "learning_rate": 0.1, "seed": 41}
+    graph.add("InfusionSaveConcept", concept=train(graph, photos, **asked), filename="early", storage="fp16")
+    ran = server.run(graph)
+    steps = int(load_concept(server.output / "infusion" / "early.safetensors").training["steps"])
+    assert 1 < steps < 200
+    assert f"ended at step {steps} of 200: overfitted 0.05 (stop_at)" in ran.texts
+    graph = Graph()
+    graph.add("PreviewImage", images=train(graph, photos, stop_at=0.5)[1])
+    with pytest.raises(PromptError, match="stop_at needs to know how overfitted the run is"):
         server.run(graph)
 
 

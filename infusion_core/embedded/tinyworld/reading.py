@@ -25,6 +25,8 @@ def read_look(image: Image.Image | Pixels, found: Thing) -> Look:
     inside, core = silhouette(found, -OUTLINE_PX - 1) > 0.5, silhouette(found, -OUTLINE_PX - rim_width(found) - 1) > 0.5
     within = _read_body(pixels, found, core)
     ring = inside & ~(silhouette(found, -OUTLINE_PX - rim_width(found) + 1) > 0.5)
+    if not ring.any():  # of a thing too small to have one
+        return within
     rims = (None, *(colour for colour in COLOURS if colour not in (within.first, within.second)))
 
     def ring_error(rim: str | None) -> float:

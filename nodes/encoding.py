@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..infusion_core.training.augmentation import VARIANTS, variants_of
+from ..infusion_core.training.augmentation import PUBLISHED, VARIANTS, variants_of
 from ..infusion_core.training.overfitting import Restraint
 from ..infusion_core.training.shown import normalised
 from .pictures import mask_of
@@ -50,7 +50,7 @@ class Encoding:
         given = None if masks is None else mask_of(masks, photos, squares.shape[1])
         if given is not None:
             normalised(given)  # refuses an empty one
-        made = variants_of(photos, VARIANTS, seed, given)
+        made = variants_of(photos, VARIANTS, seed, given, restraint.augmentation or PUBLISHED)
         flat = self.pictures(made.pictures.flatten(0, 1).movedim(1, -1))
         latents = flat.reshape(*made.pictures.shape[:2], *flat.shape[1:])
         return latents, made.weights(*latents.shape[-2:])

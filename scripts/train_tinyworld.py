@@ -46,7 +46,9 @@ SCHEDULER = DDIMScheduler(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
     steps_offset=1, timestep_spacing="trailing",
 )  # fmt: skip
-WISHES = {"guidance": 3.0, "steps": 25, "temperature": 75.0, "device": "cpu"}
+WISHES = {
+    "guidance": 3.0, "steps": 25, "temperature": 75.0, "zoom": 1.4, "turn": 0.0, "canvas": "edge", "device": "cpu",
+}  # fmt: skip
 
 
 def main() -> None:

@@ -84,7 +84,7 @@ def apt_trainer(
         raise InfusionError("no photos to learn from; give at least one")
     if not captions or (class_pictures and not class_captions):
         raise InfusionError("no captions; give at least one, such as 'a photo of sks cat'")
-    settings = replace(settings, restraint=settings.restraint.on(model.temperature))
+    settings = replace(settings, restraint=settings.restraint.on(model.temperature, model.augmentation))
     live = settings.text_rate > 0
     lora = LoraSet(layers_of(model, settings.targets, live), settings.rank, settings.alpha, settings.seed)
     latents, masks = encoded(model, given.pictures, settings.restraint, settings.seed, given.masks)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import InfusionError, printable
 from ..noise import Prediction, seeded, sigmas_from_alphas
+from ..training.augmentation import PUBLISHED, Augmentation
 from ..training.overfitting import TEMPERATURE
 from .clip_files import PROBES, clip_tokenizer
 from .model_json import AUTOENCODERS, SCHEDULER, TEXT, UNET, Rule, check, one_of, read_json
@@ -43,6 +44,7 @@ class EmbeddedModel:
         resolution: of its pictures, px.
         guidance, steps: what to sample with unless told otherwise.
         temperature: of the indicator of overfitting, unless told otherwise, see `Restraint`.
+        augmentation: what it can see of photos that are shown otherwise, see `Augmentation`.
     """
 
     name: str
@@ -54,6 +56,7 @@ class EmbeddedModel:
     guidance: float = 8.0
     steps: int = 50
     temperature: float = TEMPERATURE
+    augmentation: Augmentation = PUBLISHED
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -159,7 +162,9 @@ def _build(name: str, folder: Path, load: Load, device: torch.device) -> Embedde
     vae_config = folder / "vae" / "config.json"
     vae_kind = str(read_json(vae_config).get("_class_name"))
     check(vae_config, {"_class_name": vae_kind}, {"_class_name": one_of(*AUTOENCODERS)})
-    wishes = {k: v for k, v in _wishes(folder).items() if k in ("guidance", "steps", "temperature")}
+    told_wishes = _wishes(folder)
+    wishes = {k: v for k, v in told_wishes.items() if k in ("guidance", "steps", "temperature")}
+    wishes["augmentation"] = Augmentation(**{k: v for k, v in told_wishes.items() if k in ("zoom", "turn", "canvas")})
     text = _encoders(folder, part, told)
     _check_meaning(folder, text)
     denoiser = UNetDenoiser(part(diffusers.UNet2DConditionModel, "unet", UNET), sigmas, prediction)
@@ -197,7 +202,7 @@ def _schedule(file: Path) -> tuple[Any, Tensor, Prediction]:
 
 
 def _wishes(folder: Path) -> dict[str, Any]:
-    """What a model's folder says of itself: ``guidance``, ``steps``, ``temperature``, ``device``; nothing for most."""
+    """What a model's folder says of itself, see `WISHES_RULES`; nothing for most."""
     file = folder / WISHES
     if not file.is_file():
         return {}

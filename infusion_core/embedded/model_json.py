@@ -161,6 +161,9 @@ WISHES = {
     "guidance": real(0, 100),
     "steps": whole(1, 1000),
     "temperature": real(1e-3, 1e9),
+    "zoom": real(1, 1000),
+    "turn": real(0, 180),
+    "canvas": one_of("black", "edge"),
     "device": one_of("cpu", "cuda"),
 }
 

@@ -52,7 +52,7 @@ def trainer_for(
     model.text.word_tokens(word)
     captions, said = said_of(given.captions, given.names, fill(tuple(templates), word), word)
     prompts = model.text.encode_alike(captions, {"concept": word})
-    settings = replace(settings, restraint=settings.restraint.on(model.temperature))
+    settings = replace(settings, restraint=settings.restraint.on(model.temperature, model.augmentation))
     latents, masks = encoded(model, given.pictures, settings.restraint, settings.seed, given.masks)
     return residual_trainer(model.denoiser, latents, prompts, word, settings, start, state, masks, said)
 

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..training.augmentation import VARIANTS, variants_of
+from ..training.augmentation import PUBLISHED, VARIANTS, variants_of
 from ..training.overfitting import Restraint
 from ..training.shown import normalised
 from .model import EmbeddedModel
@@ -42,7 +42,7 @@ def encoded(
     if given is not None:
         normalised(given)  # refuses an empty one
     pixels = to_tensor([square(photo, model.resolution) for photo in photos])
-    made = variants_of(pixels / 2 + 0.5, VARIANTS, seed, given)
+    made = variants_of(pixels / 2 + 0.5, VARIANTS, seed, given, restraint.augmentation or PUBLISHED)
     latents = model.encode_pixels(made.pictures.flatten(0, 1) * 2 - 1)
     shaped = latents.reshape(*made.pictures.shape[:2], *latents.shape[1:])
     return shaped, made.weights(*latents.shape[2:]).to(latents)

@@ -1,9 +1,10 @@
-"""Photos made smaller and turned on a black canvas, for training that knows them by heart (APT, arXiv 2507.02687)."""
+"""Photos made smaller and turned on a canvas, for training that knows them by heart (APT, arXiv 2507.02687)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
@@ -12,10 +13,38 @@ from torch.nn import functional as F
 from ..errors import InfusionError
 from ..noise import seeded
 
-MOST_ZOOM, MOST_TURN = 3.0, 15.0  # the paper's: photos are at least a third as large, turned by so many degrees
+Canvas = Literal["black", "edge"]
 VARIANTS = 12  # of each photo, made and encoded before training
 _WHOLE = 0.999  # share of a place that must be the photo's
 _LEAST_WEIGHT = 1e-6  # mean of a mask below which nothing of it is in the picture
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How a photo is shown otherwise. The defaults are the paper's.
+
+    They suit models that have seen black borders and things of any size. One that has not, TinyWorld's, encodes
+    such pictures as something else, and says in its folder what it can see.
+
+    Attributes:
+        zoom: a photo is made smaller by a factor uniform in [1, zoom].
+        turn: and turned by up to so many degrees, both ways.
+        canvas: what is around it then: ``black``, or its own ``edge``, drawn on. It has no part in the loss.
+
+    Raises:
+        InfusionError: a number is out of range.
+    """
+
+    zoom: float = 3.0
+    turn: float = 15.0
+    canvas: Canvas = "black"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.zoom <= 1000 or not 0 <= self.turn <= 180:
+            raise InfusionError("photos are zoomed out by a factor of at least 1 and turned by 0 to 180 degrees")
+
+
+PUBLISHED = Augmentation()
 
 
 @dataclass(frozen=True)
@@ -46,9 +75,9 @@ class Variants:
 
 
 def variants_of(
-    photos: Tensor, count: int, seed: int, masks: Tensor | None = None, zoom: float = MOST_ZOOM, turn: float = MOST_TURN
+    photos: Tensor, count: int, seed: int, masks: Tensor | None = None, how: Augmentation = PUBLISHED
 ) -> Variants:
-    """Each photo, and so many variants of it: zoomed out by a factor uniform in [1, zoom], turned by up to `turn`.
+    """Each photo, and so many variants of it.
 
     Made before training, so that each is encoded once and no encoder is needed later.
 
@@ -57,31 +86,29 @@ def variants_of(
         count: variants of each.
         seed: of the random numbers.
         masks: weight of the loss over each photo, (N, 1, H, W); None for evenly.
-        zoom: at least 1.
-        turn: degrees, both ways.
-
-    Raises:
-        InfusionError: a number is out of range.
+        how: they differ from it.
     """
-    if zoom < 1 or not 0 <= turn <= 180 or not 0 <= count <= 1000:
-        raise InfusionError("photos are zoomed out by a factor of at least 1 and turned by 0 to 180 degrees")
     generator = seeded(seed)
     layers = [photos, torch.ones_like(photos[:, :1]), *([] if masks is None else [masks.to(photos)])]
     whole = torch.cat(layers, 1)  # (N, 4 or 5, H, W): all of it moves alike
     made = [whole]
     for _ in range(count):
         drawn = torch.rand(2, len(photos), generator=generator)
-        factors, angles = 1 + drawn[0] * (zoom - 1), (drawn[1] * 2 - 1) * turn
+        factors, angles = 1 + drawn[0] * (how.zoom - 1), (drawn[1] * 2 - 1) * how.turn
         rows = zip(whole, factors.tolist(), angles.tolist(), strict=True)
         placed = torch.cat([_placed(one[None], factor, angle) for one, factor, angle in rows])
         inside = (placed[:, 3:4] > _WHOLE).to(placed)
-        made.append(torch.cat([placed[:, :3] * inside, inside, placed[:, 4:]], 1))
+        pictures = placed[:, :3] * inside
+        if how.canvas == "edge":
+            rows = zip(photos, factors.tolist(), angles.tolist(), strict=True)
+            pictures = torch.cat([_placed(one[None], factor, angle, "border") for one, factor, angle in rows])
+        made.append(torch.cat([pictures, inside, placed[:, 4:]], 1))
     every = torch.stack(made, 1).clamp(0, 1)
     return Variants(every[:, :, :3], every[:, :, 3:4], None if masks is None else every[:, :, 4:])
 
 
-def _placed(picture: Tensor, factor: float, angle: float) -> Tensor:
-    """A picture (1, C, H, W) made smaller and turned, in the middle of an empty one of the same size."""
+def _placed(picture: Tensor, factor: float, angle: float, around: str = "zeros") -> Tensor:
+    """A picture (1, C, H, W) made smaller and turned, in the middle of one of the same size."""
     height, width = picture.shape[2:]
     small = (max(1, round(height / factor)), max(1, round(width / factor)))
     shrunk = F.interpolate(picture, small, mode="bilinear", antialias=True)
@@ -95,7 +122,7 @@ def _placed(picture: Tensor, factor: float, angle: float) -> Tensor:
         ]
     )
     grid = F.affine_grid(matrix[None].to(picture), [1, picture.shape[1], height, width], align_corners=False)
-    return F.grid_sample(shrunk, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return F.grid_sample(shrunk, grid, mode="bilinear", padding_mode=around, align_corners=False)
 
 
 def chosen_variants(chance: Tensor, variants: int, generator: Generator) -> Tensor:

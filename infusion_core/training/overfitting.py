@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..errors import InfusionError
-from .augmentation import chosen_variants
+from .augmentation import PUBLISHED, Augmentation, chosen_variants
 
 TEMPERATURE = 1000.0  # the paper's
 REFERENCE, TRAINED, SEEN = "reference_loss", "trained_loss", "seen"
@@ -33,6 +33,7 @@ class Restraint:
         rate: of the moving average, in (0, 1].
         temperature: T; the larger, the sooner a difference of losses counts as overfitting. It belongs to the size of a
             model's losses; None for the model's own, the paper's 1000 for Stable Diffusion.
+        augmentation: how variants differ from their photos; None for the model's own, the paper's for Stable Diffusion.
 
     Raises:
         InfusionError: a number is out of range.
@@ -45,6 +46,7 @@ class Restraint:
     bins: int = 10
     rate: float = 0.1
     temperature: float | None = None
+    augmentation: Augmentation | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.most_augmented <= 1:
@@ -61,9 +63,12 @@ class Restraint:
         """Whether the frozen model is asked."""
         return self.measure or self.augment or self.reweight
 
-    def on(self, temperature: float) -> Restraint:
-        """The same, with a model's own temperature where none was chosen."""
-        return self if self.temperature is not None else replace(self, temperature=temperature)
+    def on(self, temperature: float, augmentation: Augmentation = PUBLISHED) -> Restraint:
+        """The same, with a model's own temperature and augmentation where none were chosen."""
+        own = augmentation if self.augmentation is None else self.augmentation
+        return replace(
+            self, temperature=temperature if self.temperature is None else self.temperature, augmentation=own
+        )
 
 
 UNRESTRAINED, MEASURED = Restraint(), Restraint(measure=True)

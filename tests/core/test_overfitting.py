@@ -10,8 +10,8 @@ import torch
 
 from infusion_core.errors import InfusionError
 from infusion_core.noise import seeded
-from infusion_core.training.augmentation import Variants, chosen_variants, variants_of
-from infusion_core.training.overfitting import Indicator, Restraint, checked_level
+from infusion_core.training.augmentation import Augmentation, Variants, chosen_variants, variants_of
+from infusion_core.training.overfitting import RESTRAINED, Indicator, Restraint, checked_level
 
 EDGE = 64
 
@@ -121,6 +121,33 @@ def test_variants_are_the_photo_made_smaller_and_turned_in_the_middle_of_black()
     assert torch.equal(again.pictures, made.pictures)
 
 
+def test_a_canvas_of_the_photos_own_edge():
+    """The same places as on black; around them the border's colours go on, and have no weight either."""
+    photo = places()[None]
+    how = Augmentation(2.0, 0.0, "edge")
+    made, black = (variants_of(photo, 5, 3, None, replace(how, canvas=canvas)) for canvas in ("edge", "black"))
+    assert torch.equal(made.shown, black.shown)
+    inside = made.shown.expand_as(made.pictures) > 0.5
+    assert torch.allclose(made.pictures[inside], black.pictures[inside], atol=1e-6)
+    bordered = 0
+    for picture, shown in zip(made.pictures[0, 1:], made.shown[0, 1:, 0] > 0.5, strict=True):
+        columns = shown.any(0).nonzero().flatten()
+        first, last = int(columns.min()), int(columns.max())
+        bordered += first > 0
+        for column, border in ((0, first), (EDGE - 1, last)):
+            assert torch.allclose(picture[0, :, column], picture[0, :, border], atol=0.03)
+        assert 1 <= EDGE / len(columns) < 2.3
+    assert bordered >= 3
+
+
+def test_a_models_own_augmentation_is_taken_where_none_is_chosen():
+    own, chosen = Augmentation(1.4, 0.0, "edge"), Augmentation(2.0)
+    assert RESTRAINED.on(75.0, own) == replace(RESTRAINED, temperature=75.0, augmentation=own)
+    kept = replace(RESTRAINED, temperature=5.0, augmentation=chosen)
+    assert kept.on(75.0, own) == kept
+    assert RESTRAINED.on(75.0).augmentation == Augmentation(3.0, 15.0, "black")
+
+
 def test_the_canvas_has_no_weight_in_latents():
     shown = torch.ones(1, 2, 1, 16, 16)
     shown[0, 1, :, :, :6] = 0
@@ -160,7 +187,7 @@ def test_photos_are_replaced_as_often_as_their_chance_says():
 
 def test_a_zoom_below_one_is_refused():
     with pytest.raises(InfusionError, match="at least 1"):
-        variants_of(places()[None], 1, seed=0, zoom=0.5)
+        Augmentation(zoom=0.5)
 
 
 def test_training_ends_where_the_mean_over_noise_reaches_the_level():

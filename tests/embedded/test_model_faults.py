@@ -239,6 +239,8 @@ def test_json_that_is_none(folder, file, data, says):
         ("infusion.json", {"steps": 10**9}, "steps is 1000000000, it must be a whole number from 1 to 1000"),
         ("infusion.json", {"guidance": "x"}, "guidance is \"x\""),
         ("infusion.json", {"temperature": 0}, "temperature is 0"),
+        ("infusion.json", {"zoom": 0.5}, "zoom is 0.5"),
+        ("infusion.json", {"canvas": "red"}, "canvas is \"red\""),
         ("infusion.json", {"device": "hub"}, "device is \"hub\""),
     ],
 )  # fmt: skip

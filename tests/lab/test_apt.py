@@ -127,7 +127,7 @@ def test_each_restraint_is_tried_alone_on_the_tuning_concepts(lab, monkeypatch, 
     weights = {n: (s.restraint.augment, s.stabilisation, s.alignment) for n, s in tried.items()}
     assert weights["LoRA, unrestrained"] == (False, 0, 0)
     assert weights["adaptive"] == (True, 0, 0)
-    assert weights["adaptive, stabilisation 0.03"] == (True, 0.03, 0)
+    assert weights["adaptive, stabilisation 0.1"] == (True, 0.1, 0)
     assert weights["adaptive, alignment 1"] == (True, 0, 1)
     assert tried["APT"] == replace(RECIPE, steps=2)
     assert not tried["LoRA, unrestrained"].compares

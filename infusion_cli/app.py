@@ -23,7 +23,19 @@ from infusion_core.training.residual import ResidualSettings
 
 from .console import fail, show_anything
 from .lora_commands import advise, apt, blend
-from .options import Config, Guidance, LayoutOption, Masks, Model, Seed, Steps, StopAt, checked_path, place
+from .options import (
+    Checkpointing,
+    Config,
+    Guidance,
+    LayoutOption,
+    Masks,
+    Model,
+    Seed,
+    Steps,
+    StopAt,
+    checked_path,
+    place,
+)
 
 app = typer.Typer(
     name="infusion",
@@ -80,6 +92,7 @@ def train(
     ] = _DEFAULT.validation_draws,
     masks: Masks = None,
     stop_at: StopAt = 0.0,
+    checkpointing: Checkpointing = False,
     continue_from: Annotated[
         Optional[Path], place("--continue", help="A concept file to continue from.")  # noqa: UP045
     ] = None,
@@ -118,7 +131,19 @@ def train(
     templates = tuple(template or CAPTION_TEMPLATES)
     run_train(
         TrainRequest(
-            model, images, word, out, settings, templates, continue_from, resume, storage, config, stop_at, masks
+            model,
+            images,
+            word,
+            out,
+            settings,
+            templates,
+            continue_from,
+            resume,
+            storage,
+            config,
+            stop_at,
+            masks,
+            checkpointing,
         )
     )
 
@@ -212,3 +237,7 @@ def run() -> None:
         every_command()()
     except InfusionError as error:
         fail(error)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which need not be loaded for it
+            raise
+        fail(InfusionError(str(error)))

@@ -53,6 +53,7 @@ class AptRequest:
         config: of a base model that is a single file.
         stop_at: mean overfitting at which training ends; 0 for never.
         masks: folder of the photos' masks, or None.
+        checkpointing: see `checkpointed`.
     """
 
     model: str
@@ -69,6 +70,7 @@ class AptRequest:
     config: Path | None = None
     stop_at: float = 0.0
     masks: Path | None = None
+    checkpointing: bool = False
 
     @property
     def phrase(self) -> str:
@@ -122,6 +124,7 @@ class _Run:
         if state:
             require_same(state.told["given"], given)
         self.model = model or load_model(request.model, config=request.config)
+        self.model.denoiser.checkpointing = request.checkpointing
         photos = photos_in(request.images, self.model.resolution, request.masks)
         self.photos = list(photos.pictures)
         pictures = _prior(request, self.model)

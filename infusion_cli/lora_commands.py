@@ -16,7 +16,7 @@ from infusion_core.training.apt import AptSettings
 from infusion_core.training.objective import Weighting
 from infusion_core.training.overfitting import Restraint
 
-from .options import Config, Guidance, Masks, Model, Seed, Steps, StopAt, place
+from .options import Checkpointing, Config, Guidance, Masks, Model, Seed, Steps, StopAt, place
 
 _BLEND, _APT = BlendSettings(), AptSettings()
 
@@ -81,6 +81,7 @@ def apt(
     snapshot_every: Annotated[int, typer.Option(help="Steps between snapshots.")] = _APT.snapshot_every,
     masks: Masks = None,
     stop_at: StopAt = 0.0,
+    checkpointing: Checkpointing = False,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on with an interrupted run of the same --out, photos, model and settings."),
@@ -120,6 +121,7 @@ def apt(
             config,
             stop_at,
             masks,
+            checkpointing,
         )
     )
 

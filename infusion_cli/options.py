@@ -57,6 +57,7 @@ Masks = Annotated[
         help="Folder of masks, white where the subject is, each named as its photo; else NAME-masklabel.png beside it."
     ),
 ]
+Checkpointing = Annotated[bool, typer.Option(help="Needs less memory and takes longer; what is learned is the same.")]
 StopAt = Annotated[
     float, typer.Option(help="End when the photos are known by heart so far, 0 to 1, the mean over noise; 0 for never.")
 ]

@@ -45,6 +45,7 @@ class TrainRequest:
     config: Path | None = None
     stop_at: float = 0.0
     masks: Path | None = None
+    checkpointing: bool = False
 
     @property
     def places(self) -> Places:
@@ -127,6 +128,7 @@ class _Run:
         if state:
             require_same(state.told["given"], given)
         model = model or load_model(request.model, config=request.config)
+        model.denoiser.checkpointing = request.checkpointing
         photos = photos_in(request.images, model.resolution, request.masks)
         given |= given_photos(photos) | given_model(model)
         if state:

@@ -153,6 +153,10 @@ class APTTrain(io.ComfyNode):  # type: ignore[misc]
                     "bars. 0: never.",
                     **ADVANCED,
                 ),
+                io.Boolean.Input(
+                    "checkpointing", default=False, optional=True,
+                    tooltip="Needs less memory and takes longer; what is learned is the same.", **ADVANCED,
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="With the LoRA in it."),

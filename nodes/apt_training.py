@@ -41,7 +41,7 @@ def train(
     resolution: int, preview_every: int, restrain: bool, augment: bool, reweight: bool, temperature: float,
     masks: Sequence[Tensor] | None = None,
     prior_images: Sequence[Tensor] | None = None, captions: Sequence[str] = ("",), continue_from: Any = None,
-    stop_at: float = 0.0, **given: Any,
+    stop_at: float = 0.0, checkpointing: bool = False, **given: Any,
 ) -> io.NodeOutput:  # fmt: skip
     """Train with a progress bar and previews; an interrupt keeps the last snapshot."""
     settings = AptSettings(
@@ -62,7 +62,7 @@ def train(
     class_squares = None if prior_images is None else squares_of(prior_images, resolution)
     others = None if class_squares is None else encode.pictures(class_squares)[:, None]
     live = settings.text_rate > 0
-    with training(model) as denoiser, text_training(clip) if live else nullcontext():
+    with training(model, checkpointing) as denoiser, text_training(clip) if live else nullcontext():
 
         def here(tensor: Tensor) -> Tensor:
             return tensor.clone().to(denoiser.device, torch.float32)

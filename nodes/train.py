@@ -152,6 +152,14 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                     "bars. 0: never. Needs overfitting to be measured.",
                     **ADVANCED,
                 ),
+                io.Int.Input(
+                    "accumulation", default=1, min=1, max=64, optional=True,
+                    tooltip="Passes in each step: as a larger batch, without its memory.", **ADVANCED,
+                ),
+                io.Boolean.Input(
+                    "checkpointing", default=False, optional=True,
+                    tooltip="Needs less memory and takes longer; what is learned is the same.", **ADVANCED,
+                ),
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept", tooltip="For Save Concept Residual or the patch."),
@@ -186,11 +194,13 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
         masks: Sequence[Tensor] | None = None, captions: Sequence[str] = ("",), continue_from: Stack = (),
         replace_maps: bool = _DEFAULT.replace_maps, maps_end: float = _DEFAULT.replacement_end,
         overfitting: Overfitting = "ignored", stop_at: float = 0.0,
+        accumulation: int = 1, checkpointing: bool = False,
     ) -> io.NodeOutput:  # fmt: skip
         """Train with a progress bar and previews; an interrupt keeps the last snapshot."""
         word = class_word(word)
         settings = ResidualSettings(
-            steps=steps, batch_size=batch_size, learning_rate=learning_rate, layout=layout, bins=bins, seed=seed,
+            steps=steps, batch_size=batch_size, accumulation=accumulation, learning_rate=learning_rate, layout=layout,
+            bins=bins, seed=seed,
             snapshot_every=preview_every or _DEFAULT.snapshot_every, replace_maps=replace_maps,
             replacement_end=maps_end, restraint=OVERFITTING[overfitting],
         )  # fmt: skip
@@ -200,7 +210,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
         squares = squares_of(images, resolution)
         captions_of_word, said = captions_of(captions, len(squares), word)
         latents, weights = Encoding(model, vae).photos(squares, masks, settings.restraint, seed)
-        with training(model) as denoiser:
+        with training(model, checkpointing) as denoiser:
             latents = latents.clone().to(denoiser.device, torch.float32)
             weights = None if weights is None else weights.clone().to(latents)
             prompts = encode_captions(model, clip, captions_of_word, word, latents[:, 0])

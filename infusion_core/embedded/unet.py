@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from ..attention import Plan, cross_attention
+from ..checkpointing import checkpointed
 from ..denoiser import Conditioning
 from ..errors import InfusionError
 from ..noise import Prediction, input_scale
 from ..residuals import Base, architecture_name
 from ..sites import Site, site_from_module
+
+CHECKPOINTED = ("BasicTransformerBlock", "ResnetBlock2D")  # diffusers' classes
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ class UNetDenoiser:
         sigmas: training noise levels, ascending, (T,).
         prediction: what the network says.
 
+    Attributes:
+        checkpointing: keep less for backward and compute more, see `checkpointed`.
+
     Raises:
         InfusionError: the network has no cross-attention.
     """
@@ -53,6 +59,8 @@ class UNetDenoiser:
         self.unet = unet.requires_grad_(False).eval()
         self.prediction = prediction
         self.sigmas = sigmas
+        self.checkpointing = False
+        self._blocks = [module for module in unet.modules() if type(module).__name__ in CHECKPOINTED]
         self._attention = {
             name.removesuffix(".attn2"): module for name, module in unet.named_modules() if name.endswith(".attn2")
         }
@@ -81,7 +89,8 @@ class UNetDenoiser:
 
     def forward(self, scaled: Tensor, timestep: Tensor, conditioning: Conditioning, plan: Plan) -> Tensor:
         """The network itself: a variance-preserving latent (R, C, H, W) and timesteps () or (R,) in, output out."""
-        with self._under(plan):
+        blocks = self._blocks if self.checkpointing else ()
+        with self._under(plan), checkpointed(blocks, partial(self._under, plan)):
             out: Tensor = self.unet(
                 scaled.to(self.unet.dtype),
                 timestep,

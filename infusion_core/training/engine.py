@@ -23,6 +23,12 @@ SEEDS_APART = 1_000_003  # between the random choices of one seed and the next
 VALIDATION = 999_331  # the choices of validation, beyond those of any step
 
 
+_SMALLER = (
+    "out of memory in step {}. What needs less, the cheapest first: half the batch size with twice the accumulation; "
+    "checkpointing; a lower resolution. Snapshots so far are kept"
+)
+
+
 class DivergedError(InfusionError):
     """Training came to numbers that are not finite."""
 
@@ -73,6 +79,7 @@ class Trainer(Generic[Learned]):
         """Train to the last step, yielding after each. Stop iterating whenever you like; `learned` is always usable.
 
         Raises:
+            torch.cuda.OutOfMemoryError: says what needs less.
             DivergedError: the loss or its gradient is no longer a finite number; says what to do.
         """
         settings = self.settings
@@ -80,7 +87,10 @@ class Trainer(Generic[Learned]):
             rate = rate_at(self.step, settings.steps, settings.learning_rate, settings.schedule, settings.warmup_steps)
             for group, scale in zip(self._optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * scale
-            loss = self._gradients(seeded(self._seed(settings.first_step + self.step)))
+            try:
+                loss = self._gradients(seeded(self._seed(settings.first_step + self.step)))
+            except torch.cuda.OutOfMemoryError as error:  # of the same kind again: hosts tidy up after it
+                raise torch.cuda.OutOfMemoryError(_SMALLER.format(self.step + 1)) from error
             self._optimizer.step()
             self._optimizer.zero_grad()
             self.step += 1

@@ -15,6 +15,7 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
 from ...infusion_core.attention import Plan, join_heads, split_heads
+from ...infusion_core.checkpointing import checkpointed
 from ...infusion_core.denoiser import Conditioning, EncodedPrompt
 from ...infusion_core.errors import InfusionError
 from ...infusion_core.parts import additions
@@ -28,6 +29,7 @@ from .rows import site_name
 from .text import ConceptWord, infuse_clip, word_length
 
 _TEXT = "c_crossattn"
+CHECKPOINTED = ("BasicTransformerBlock", "ResBlock")  # the host's classes
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,19 @@ class HostDenoiser:
 
     Args:
         model: see there, and `training`.
+        checkpointing: keep less for backward and compute more, see `checkpointed`.
 
     Raises:
         InfusionError: the model is not supported.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.base = base_of(model)
+    def __init__(self, model: Any, checkpointing: bool = False) -> None:
+        self.base, self._checkpointing = base_of(model), checkpointing
         self.prediction: Any = self.base.prediction
         self.model, self._inner = model, model.model
         self.sigmas = model.get_model_object("model_sampling").sigmas.detach().clone().float().cpu()
         self._layers = layers_of(self._inner.diffusion_model)
+        self._blocks = [m for m in self._inner.diffusion_model.modules() if type(m).__name__ in CHECKPOINTED]
         self._replacers = {slots_of(site)[0]: Replacer() for site in self.base.sites}
 
     def load(self) -> None:
@@ -107,9 +111,10 @@ class HostDenoiser:
                 "patches_replace": {"attn2": self._replacers},
             }
         options |= {"patches": patches} if patches else {}
-        denoised = self._inner.apply_model(
-            noised, sigma, **{_TEXT: conditioning.context}, transformer_options=options, **conditioning.extras
-        )
+        with checkpointed(self._blocks if self._checkpointing else ()):
+            denoised = self._inner.apply_model(
+                noised, sigma, **{_TEXT: conditioning.context}, transformer_options=options, **conditioning.extras
+            )
         # The host returns the picture it believes in; a `Denoiser` says what the network said.
         s = sigma.reshape(-1, 1, 1, 1).to(noised)
         if self.prediction == "epsilon":
@@ -128,7 +133,7 @@ class HostDenoiser:
 
 
 @contextmanager
-def training(model: Any) -> Iterator[HostDenoiser]:
+def training(model: Any, checkpointing: bool = False) -> Iterator[HostDenoiser]:
     """Load a MODEL fully and let gradients through it.
 
     The host makes weights under inference mode, which backward cannot read; they are replaced by ordinary tensors of
@@ -140,7 +145,7 @@ def training(model: Any) -> Iterator[HostDenoiser]:
     require_unpatched(model)
     if hasattr(model, "is_dynamic") and model.is_dynamic():
         model = model.get_non_dynamic_delegate()
-    denoiser = HostDenoiser(model)
+    denoiser = HostDenoiser(model, checkpointing)
     with torch.inference_mode(False), torch.enable_grad():
         denoiser.load()
         yield denoiser

@@ -193,6 +193,17 @@ def test_captions_and_a_level_to_end_at_are_the_embedded_hosts(server: Server) -
     assert_alike(newest(server), trainer.learned())
 
 
+def test_with_less_memory_the_same_bits_are_learned(server: Server, photos: list[str]) -> None:
+    graph = Graph()
+    for name, more in (("kept", {}), ("again", {"checkpointing": True})):
+        asked = {"steps": 2, "preview_every": 0, "seed": 62, "text_rate": 0.5, "augment": True, **more}
+        graph.add("SaveLoRA", lora=train(graph, photos, **asked)[2], prefix=f"loras/less-{name}")
+    server.run(graph)
+    (one,), (two,) = ((server.output / "loras").glob(f"less-{name}_*.safetensors") for name in ("kept", "again"))
+    with safe_open(one, "pt") as a, safe_open(two, "pt") as b:
+        assert all(torch.equal(a.get_tensor(name), b.get_tensor(name)) for name in a.keys())  # noqa: SIM118
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -388,6 +388,21 @@ def test_training_ends_at_a_level_of_overfitting(server: Server, photos: list[st
         server.run(graph)
 
 
+@pytest.mark.parametrize("layout", ["block", "value", "parts"])
+def test_with_less_memory_the_same_bits_are_learned(server: Server, photos: list[str], layout: str) -> None:
+    graph = Graph()
+    for name, more in (("kept", {}), ("again", {"checkpointing": True})):
+        asked = {"layout": layout, "accumulation": 2, "steps": 3, "preview_every": 0, "seed": 61, **more}
+        graph.add("InfusionSaveConcept", concept=train(graph, photos, **asked), filename=f"less/{layout}-{name}",
+                  storage="fp16")  # fmt: skip
+    server.run(graph)
+    kept, again = (load_concept(server.output / "infusion" / "less" / f"{layout}-{n}.safetensors")
+                   for n in ("kept", "again"))  # fmt: skip
+    assert kept.training["batch"] == "4"
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in kept.tensors.items())
+    assert_alike(kept, expected(settings(layout=layout, accumulation=2, steps=3, seed=61), len(photos)))
+
+
 def test_a_file_name_cannot_leave_the_folder(server: Server, photos: list[str]) -> None:
     graph = Graph()
     trained = train(graph, photos[:1], steps=1, seed=3)

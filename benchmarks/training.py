@@ -15,7 +15,7 @@ less what was held when the network stood ready; on CUDA allocated memory, on a 
 ComfyUI on the transformer blocks (ComfyUI's trainer adapts every layer).
 The last line is one JSON object of ratios, Infusion's figure over LoRA's: time_vs_lora, memory_vs_lora; those of the
 LoRA trainer, own_lora_... and apt_...; and (embedded) time_without_maps, what a step of Infusion takes without map
-replacement over what it takes with it.
+replacement over what it takes with it, and ..._checkpointing_time and _memory, over the same without checkpointing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -97,9 +97,25 @@ def apt(denoiser: UNetDenoiser, latents: Tensor, text: Tensor, restrained: bool 
         yield from Trainer(AptObjective(denoiser, own, shown, settings), settings).run()
 
 
+def with_less(
+    method: Callable[[UNetDenoiser, Tensor, Tensor], Iterator[object]],
+    denoiser: UNetDenoiser,
+    latents: Tensor,
+    text: Tensor,
+) -> Iterator[object]:
+    """A method's training steps with gradient checkpointing; the network is left as it was between them."""
+    steps = method(denoiser, latents, text)
+    while True:
+        denoiser.checkpointing = True
+        done = next(steps)
+        denoiser.checkpointing = False
+        yield done
+
+
 METHODS = {"infusion": infusion, "lora": lora, "own lora": partial(apt, restrained=False), "apt": apt}
+LESS = {f"{name}, checkpointing": partial(with_less, METHODS[name]) for name in ("infusion", "own lora")}
 WITHOUT_MAPS = "infusion, no map replacement"  # timed only, on the embedded host
-TIMED = {**METHODS, WITHOUT_MAPS: partial(infusion, replace_maps=False)}
+TIMED = {**METHODS, **LESS, WITHOUT_MAPS: partial(infusion, replace_maps=False)}
 
 
 def steps_of(method: str, denoiser: UNetDenoiser, args: argparse.Namespace) -> Iterator[object]:
@@ -131,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--batch", type=int, default=4)
     options.add_argument("--steps", type=int, default=3, help="steps over which the peak of memory is taken")
-    options.add_argument("--memory-of", choices=tuple(METHODS), help=argparse.SUPPRESS)
+    options.add_argument("--memory-of", choices=(*METHODS, *LESS), help=argparse.SUPPRESS)
     args = options.parse_args(arguments)
     if args.host == "comfyui":
         in_comfyui(args)
@@ -140,9 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(own_memory(args))
         return
     given = sys.argv[1:] if arguments is None else arguments
-    megabytes = {method: memory(method, given) for method in METHODS}
+    megabytes = {method: memory(method, given) for method in (*METHODS, *LESS)}
     frozen = build(args.size)[0]  # LoRAs are put into a network of their own
-    adapted = ("lora", "own lora", "apt")
+    adapted = ("lora", "own lora", "apt", "own lora, checkpointing")
     running = {m: steps_of(m, build(args.size)[0] if m in adapted else frozen, args) for m in TIMED}
     seconds = take_turns({m: lambda steps=steps: next(steps) for m, steps in running.items()}, args.repeats)
     print_table(f"{args.size}, batch {args.batch}, {args.latent}x{args.latent} latents, {device()}", seconds, megabytes)
@@ -173,6 +189,10 @@ def print_table(title: str, seconds: Mapping[str, float], megabytes: Mapping[str
     for method, name in (("own lora", "own_lora"), ("apt", "apt")):
         ratios[f"{name}_time_vs_lora"] = seconds[method] / seconds["lora"]
         ratios[f"{name}_memory_vs_lora"] = megabytes[method] / megabytes["lora"]
+    for less in set(LESS) & set(seconds):
+        plain, name = less.partition(",")[0], less.partition(",")[0].replace(" ", "_")
+        ratios[f"{name}_checkpointing_time"] = seconds[less] / seconds[plain]
+        ratios[f"{name}_checkpointing_memory"] = megabytes[less] / megabytes[plain]
     if WITHOUT_MAPS in seconds:
         ratios["time_without_maps"] = seconds[WITHOUT_MAPS] / seconds["infusion"]
     print(json.dumps({name: round(value, 4) for name, value in ratios.items()}))

@@ -332,3 +332,21 @@ def test_overfitting_is_measured_and_shown_where_it_is_asked_for(request_):
     assert all(torch.equal(tensor, measured.tensors[name]) for name, tensor in plain.tensors.items())
     with pytest.raises(InfusionError, match="restraint was"):
         run_train(replace(request_, resume=True), toy_model())
+
+
+def test_out_of_memory_is_one_line_and_exit_code_1(photos, tmp_path):
+    code = """
+import sys
+import torch
+from infusion_core.training.engine import Trainer
+def large(*_):
+    raise torch.cuda.OutOfMemoryError("2 GiB")
+Trainer._gradients = large
+from infusion_cli.__main__ import main
+main()
+"""
+    args = ["train", "--images", str(photos), "--word", "circle", "--out", str(tmp_path / "a.safetensors")]
+    ended = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert ended.returncode == 1
+    assert re.search(r"Error: out of memory in step 1\. .*checkpointing", ended.stderr)
+    assert "Traceback" not in ended.stderr

@@ -191,6 +191,25 @@ def test_groups_have_rates_and_weight_decay_of_their_own():
     assert all(r.validation_loss is None for r in reports)  # no draws, no validation
 
 
+def test_out_of_memory_says_what_needs_less_and_stays_of_its_kind():
+    """Hosts unload models on that kind of error."""
+
+    class Large(Quadratic):
+        def losses(self, generator):
+            if self.count == 1:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return super().losses(generator)
+
+    trainer = Trainer(Large(), FREE)
+    with pytest.raises(torch.cuda.OutOfMemoryError) as ended:
+        list(trainer.run())
+    told = str(ended.value)
+    assert told.startswith("out of memory in step 2.")
+    assert told.index("accumulation") < told.index("checkpointing") < told.index("resolution")
+    assert trainer.step == 1  # what was learned before is there
+    assert trainer.learned()[2] == 1
+
+
 def test_every_loss_counts_by_its_mean():
     losses = {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([5.0])}
     assert sum_of_means(losses).item() == 7.0

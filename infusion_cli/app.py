@@ -131,21 +131,10 @@ def train(
     templates = tuple(template or CAPTION_TEMPLATES)
     run_train(
         TrainRequest(
-            model,
-            images,
-            word,
-            out,
-            settings,
-            templates,
-            continue_from,
-            resume,
-            storage,
-            config,
-            stop_at,
-            masks,
+            model, images, word, out, settings, templates, continue_from, resume, storage, config, stop_at, masks,
             checkpointing,
         )
-    )
+    )  # fmt: skip
 
 
 @app.command()

@@ -107,23 +107,10 @@ def apt(
     templates = tuple(template or CAPTION_TEMPLATES)
     run_apt(
         AptRequest(
-            model,
-            images,
-            word,
-            identifier,
-            out,
-            settings,
-            templates,
-            prior,
-            prior_count,
-            resume,
-            storage,
-            config,
-            stop_at,
-            masks,
-            checkpointing,
+            model, images, word, identifier, out, settings, templates, prior, prior_count, resume, storage, config,
+            stop_at, masks, checkpointing,
         )
-    )
+    )  # fmt: skip
 
 
 def blend(

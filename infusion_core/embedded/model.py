@@ -162,9 +162,9 @@ def _build(name: str, folder: Path, load: Load, device: torch.device) -> Embedde
     vae_config = folder / "vae" / "config.json"
     vae_kind = str(read_json(vae_config).get("_class_name"))
     check(vae_config, {"_class_name": vae_kind}, {"_class_name": one_of(*AUTOENCODERS)})
-    told_wishes = _wishes(folder)
-    wishes = {k: v for k, v in told_wishes.items() if k in ("guidance", "steps", "temperature")}
-    wishes["augmentation"] = Augmentation(**{k: v for k, v in told_wishes.items() if k in ("zoom", "turn", "canvas")})
+    said = _wishes(folder)
+    wishes = {k: v for k, v in said.items() if k in ("guidance", "steps", "temperature")}
+    wishes["augmentation"] = Augmentation(**{k: v for k, v in said.items() if k in ("zoom", "turn", "canvas")})
     text = _encoders(folder, part, told)
     _check_meaning(folder, text)
     denoiser = UNetDenoiser(part(diffusers.UNet2DConditionModel, "unet", UNET), sigmas, prediction)

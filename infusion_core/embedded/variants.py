@@ -36,9 +36,8 @@ def encoded(
         latents = model.encode(list(photos))[:, None]
         if given is None:
             return latents, None
-        return latents, normalised(F.adaptive_avg_pool2d(given, (latents.shape[3], latents.shape[4])))[:, None].to(
-            latents
-        )
+        small = F.adaptive_avg_pool2d(given, (latents.shape[3], latents.shape[4]))
+        return latents, normalised(small)[:, None].to(latents)
     if given is not None:
         normalised(given)  # refuses an empty one
     pixels = to_tensor([square(photo, model.resolution) for photo in photos])

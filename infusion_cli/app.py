@@ -26,6 +26,7 @@ from .lora_commands import advise, apt, blend
 from .options import (
     Checkpointing,
     Config,
+    Flip,
     Guidance,
     LayoutOption,
     Masks,
@@ -91,6 +92,7 @@ def train(
         int, typer.Option(help="Fixed draws that the validation loss of a snapshot is the mean of.")
     ] = _DEFAULT.validation_draws,
     masks: Masks = None,
+    flip: Flip = False,
     stop_at: StopAt = 0.0,
     checkpointing: Checkpointing = False,
     continue_from: Annotated[
@@ -132,7 +134,7 @@ def train(
     run_train(
         TrainRequest(
             model, images, word, out, settings, templates, continue_from, resume, storage, config, stop_at, masks,
-            checkpointing,
+            checkpointing, flip,
         )
     )  # fmt: skip
 

@@ -54,6 +54,7 @@ class AptRequest:
         stop_at: mean overfitting at which training ends; 0 for never.
         masks: folder of the photos' masks, or None.
         checkpointing: see `checkpointed`.
+        flip: show each photo mirrored as well.
     """
 
     model: str
@@ -71,6 +72,7 @@ class AptRequest:
     stop_at: float = 0.0
     masks: Path | None = None
     checkpointing: bool = False
+    flip: bool = False
 
     @property
     def phrase(self) -> str:
@@ -128,11 +130,12 @@ class _Run:
         photos = photos_in(request.images, self.model.resolution, request.masks)
         self.photos = list(photos.pictures)
         pictures = _prior(request, self.model)
-        given |= given_photos(photos) | given_class(pictures) | given_model(self.model)
+        given |= given_photos(photos, request.flip) | given_class(pictures) | given_model(self.model)
         if state:
             require_same(state.told["given"], given)
         captions, of_class = (fill(request.templates, words) for words in (request.phrase, request.word))
-        self.trainer = apt_trainer(self.model, photos, captions, settings, pictures, of_class, request.phrase, state)
+        shown = photos.with_mirrored() if request.flip else photos
+        self.trainer = apt_trainer(self.model, shown, captions, settings, pictures, of_class, request.phrase, state)
         objective = self.trainer.objective
         assert isinstance(objective, AptObjective)
         self.objective = objective

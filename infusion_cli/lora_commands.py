@@ -16,7 +16,7 @@ from infusion_core.training.apt import AptSettings
 from infusion_core.training.objective import Weighting
 from infusion_core.training.overfitting import Restraint
 
-from .options import Checkpointing, Config, Guidance, Masks, Model, Seed, Steps, StopAt, place
+from .options import Checkpointing, Config, Flip, Guidance, Masks, Model, Seed, Steps, StopAt, place
 
 _BLEND, _APT = BlendSettings(), AptSettings()
 
@@ -80,6 +80,7 @@ def apt(
     ] = None,
     snapshot_every: Annotated[int, typer.Option(help="Steps between snapshots.")] = _APT.snapshot_every,
     masks: Masks = None,
+    flip: Flip = False,
     stop_at: StopAt = 0.0,
     checkpointing: Checkpointing = False,
     resume: Annotated[
@@ -108,7 +109,7 @@ def apt(
     run_apt(
         AptRequest(
             model, images, word, identifier, out, settings, templates, prior, prior_count, resume, storage, config,
-            stop_at, masks, checkpointing,
+            stop_at, masks, checkpointing, flip,
         )
     )  # fmt: skip
 

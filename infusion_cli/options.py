@@ -58,6 +58,10 @@ Masks = Annotated[
     ),
 ]
 Checkpointing = Annotated[bool, typer.Option(help="Needs less memory and takes longer; what is learned is the same.")]
+Flip = Annotated[
+    bool,
+    typer.Option(help="Show each photo mirrored as well; not for a subject with letters, or another left and right."),
+]
 StopAt = Annotated[
     float, typer.Option(help="End when the photos are known by heart so far, 0 to 1, the mean over noise; 0 for never.")
 ]

@@ -46,6 +46,7 @@ class TrainRequest:
     stop_at: float = 0.0
     masks: Path | None = None
     checkpointing: bool = False
+    flip: bool = False
 
     @property
     def places(self) -> Places:
@@ -130,10 +131,11 @@ class _Run:
         model = model or load_model(request.model, config=request.config)
         model.denoiser.checkpointing = request.checkpointing
         photos = photos_in(request.images, model.resolution, request.masks)
-        given |= given_photos(photos) | given_model(model)
+        given |= given_photos(photos, request.flip) | given_model(model)
         if state:
             require_same(state.told["given"], given)
-        trainer = trainer_for(model, photos, request.word, request.settings, request.templates, first, state)
+        shown = photos.with_mirrored() if request.flip else photos
+        trainer = trainer_for(model, shown, request.word, request.settings, request.templates, first, state)
         pictures = list(photos.pictures)
         record = RunRecord(request.settings, len(pictures), model.resolution)
 

@@ -157,6 +157,11 @@ class APTTrain(io.ComfyNode):  # type: ignore[misc]
                     "checkpointing", default=False, optional=True,
                     tooltip="Needs less memory and takes longer; what is learned is the same.", **ADVANCED,
                 ),
+                io.Boolean.Input(
+                    "flip", default=False, optional=True,
+                    tooltip="Show each photo mirrored as well. Not for a subject with letters, or another left and "
+                    "right.", **ADVANCED,
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="With the LoRA in it."),

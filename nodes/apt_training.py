@@ -31,7 +31,7 @@ from .plot import loss_plot, overfitting_plot
 from .resuming import hash_of
 from .runs import Run
 from .snapshots import lora_run
-from .widgets import captions_of, lines_of
+from .widgets import captions_of, lines_of, twice
 
 _SNAPSHOT_EVERY = AptSettings().snapshot_every
 
@@ -41,7 +41,7 @@ def train(
     resolution: int, preview_every: int, restrain: bool, augment: bool, reweight: bool, temperature: float,
     masks: Sequence[Tensor] | None = None,
     prior_images: Sequence[Tensor] | None = None, captions: Sequence[str] = ("",), continue_from: Any = None,
-    stop_at: float = 0.0, checkpointing: bool = False, **given: Any,
+    stop_at: float = 0.0, checkpointing: bool = False, flip: bool = False, **given: Any,
 ) -> io.NodeOutput:  # fmt: skip
     """Train with a progress bar and previews; an interrupt keeps the last snapshot."""
     settings = AptSettings(
@@ -58,7 +58,7 @@ def train(
     of_photos, said = captions_of(captions, len(squares), phrase, needed=False)
     of_class = fill((tuple(lines_of(captions[0])) if said is None else ()) or CAPTION_TEMPLATES, word)
     encode = Encoding(model, vae)
-    latents, weights = encode.photos(squares, masks, settings.restraint, settings.seed)
+    latents, weights = encode.photos(squares, masks, settings.restraint, settings.seed, flip)
     class_squares = None if prior_images is None else squares_of(prior_images, resolution)
     others = None if class_squares is None else encode.pictures(class_squares)[:, None]
     live = settings.text_rate > 0
@@ -78,8 +78,8 @@ def train(
         if continue_from is not None:
             lora.load(continue_from)
         prior = None if others is None else shown(others, of_class, None, None)
-        objective = AptObjective(denoiser, lora, shown(latents, of_photos, weights, said), settings, prior)
-        trainer, record = Trainer(objective, settings), RunRecord(settings, len(latents), resolution)
+        objective = AptObjective(denoiser, lora, shown(latents, of_photos, weights, twice(said, flip)), settings, prior)
+        trainer, record = Trainer(objective, settings), RunRecord(settings, len(squares), resolution)
         latent, thumbnail = latents[:1, 0].cpu(), thumbnail_of(squares)
 
         def trained() -> TrainedLora:
@@ -97,7 +97,7 @@ def train(
 
         told = {
             **settings.told, "node": "APTTrain", "phrase": phrase, "captions": of_photos, "said": said, "word": word,
-            "photos": hash_of(squares), "masks": hash_of(masks), "prior": hash_of(class_squares),
+            "photos": hash_of(squares), "masks": hash_of(masks), "flip": flip, "prior": hash_of(class_squares),
         }  # fmt: skip
         indicator = objective.indicator if settings.compares else None
         with lora.installed():

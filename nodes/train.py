@@ -30,7 +30,7 @@ from .resuming import hash_of
 from .runs import Run
 from .snapshots import RUNS_KEPT, concept_run
 from .sockets import ConceptSocket, Stack
-from .widgets import captions_of, only
+from .widgets import captions_of, only, twice
 
 _DEFAULT = ResidualSettings()
 
@@ -160,6 +160,11 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                     "checkpointing", default=False, optional=True,
                     tooltip="Needs less memory and takes longer; what is learned is the same.", **ADVANCED,
                 ),
+                io.Boolean.Input(
+                    "flip", default=False, optional=True,
+                    tooltip="Show each photo mirrored as well. Not for a subject with letters, or another left and "
+                    "right.", **ADVANCED,
+                ),
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept", tooltip="For Save Concept Residual or the patch."),
@@ -194,7 +199,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
         masks: Sequence[Tensor] | None = None, captions: Sequence[str] = ("",), continue_from: Stack = (),
         replace_maps: bool = _DEFAULT.replace_maps, maps_end: float = _DEFAULT.replacement_end,
         overfitting: Overfitting = "ignored", stop_at: float = 0.0,
-        accumulation: int = 1, checkpointing: bool = False,
+        accumulation: int = 1, checkpointing: bool = False, flip: bool = False,
     ) -> io.NodeOutput:  # fmt: skip
         """Train with a progress bar and previews; an interrupt keeps the last snapshot."""
         word = class_word(word)
@@ -209,14 +214,16 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
         folder.check()
         squares = squares_of(images, resolution)
         captions_of_word, said = captions_of(captions, len(squares), word)
-        latents, weights = Encoding(model, vae).photos(squares, masks, settings.restraint, seed)
+        latents, weights = Encoding(model, vae).photos(squares, masks, settings.restraint, seed, flip)
         with training(model, checkpointing) as denoiser:
             latents = latents.clone().to(denoiser.device, torch.float32)
             weights = None if weights is None else weights.clone().to(latents)
             prompts = encode_captions(model, clip, captions_of_word, word, latents[:, 0])
             start = continue_from[-1].residual if continue_from else None
-            trainer = residual_trainer(denoiser, latents, prompts, word, settings, start, masks=weights, said=said)
-            record = RunRecord(settings, len(latents), resolution)
+            trainer = residual_trainer(
+                denoiser, latents, prompts, word, settings, start, masks=weights, said=twice(said, flip)
+            )
+            record = RunRecord(settings, len(squares), resolution)
             preview, thumbnail = Preview(denoiser, model, clip, vae, latents[:1, 0].cpu()), thumbnail_of(squares)
 
             def described() -> ConceptResidual:
@@ -233,7 +240,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             indicator = objective.indicator if settings.restraint.measures else None
             told = {
                 **settings.told, "node": "InfusionTrain", "word": word, "captions": captions_of_word, "said": said,
-                "photos": hash_of(squares), "masks": hash_of(masks),
+                "photos": hash_of(squares), "masks": hash_of(masks), "flip": flip,
             }  # fmt: skip
             Run(trainer, record, shown if preview_every else None, write, folder, told, indicator, stop_at).train()
         learned = (LoadedConcept(word, described()),)

@@ -51,6 +51,11 @@ def captions_of(
     return said_of([lines_of(text) for text in given], names, neutral, word, needed)
 
 
+def twice(said: list[list[int]] | None, flip: bool) -> list[list[int]] | None:
+    """Which captions may be said, for photos that have their mirrored ones behind them if `flip`."""
+    return said * 2 if said is not None and flip else said
+
+
 def only(node: str, given: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """The one value of each input that takes no list, where the host gives every input as one.
 

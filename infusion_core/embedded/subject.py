@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..captions import CAPTION_SUFFIX, read_captions
 from ..errors import InfusionError
@@ -31,6 +31,12 @@ class SubjectPhotos:
     captions: tuple[tuple[str, ...], ...]
     masks: tuple[Image.Image | None, ...]
     names: tuple[str, ...]
+
+    def with_mirrored(self) -> SubjectPhotos:
+        """These, and each once more with left and right exchanged."""
+        pictures = (*self.pictures, *map(ImageOps.mirror, self.pictures))
+        masks = (*self.masks, *(mask and ImageOps.mirror(mask) for mask in self.masks))
+        return SubjectPhotos(pictures, self.captions * 2, masks, self.names * 2)
 
     @classmethod
     def of(cls, pictures: Sequence[Image.Image]) -> SubjectPhotos:

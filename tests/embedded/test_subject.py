@@ -163,3 +163,17 @@ def test_a_lora_learns_from_captions_and_masks_too(folder, tinyworld):
     assert shown.masks is not None
     wanted = tinyworld.text.encode("a big circle on pink").conditioning.context
     assert torch.equal(shown.captions([0]).context, wanted)
+
+
+def test_mirrored_photos_have_mirrored_masks_and_the_same_captions(folder, tinyworld):
+    half = Image.new("RGB", (EDGE, EDGE), "white")
+    half.paste("red", (0, 0, EDGE // 2, EDGE))
+    photos = SubjectPhotos((half,), (("a {} on pink",),), (left_half(),), ("a",)).with_mirrored()
+    first, second = (np.asarray(picture).astype(int) for picture in photos.pictures)
+    assert (second == first[:, ::-1]).all()
+    assert not (second == first).all()
+    assert (np.asarray(photos.masks[1]) == np.asarray(photos.masks[0])[:, ::-1]).all()
+    trainer = trainer_for(tinyworld, photos, "circle", SETTINGS)
+    assert len(trainer.objective.latents) == 2
+    assert len(trainer.objective.prompts) == 1
+    assert SubjectPhotos.of([half]).with_mirrored().masks == (None, None)

@@ -388,6 +388,20 @@ def test_training_ends_at_a_level_of_overfitting(server: Server, photos: list[st
         server.run(graph)
 
 
+def test_flipped_photos_are_shown_as_well(server: Server, photos: list[str]) -> None:
+    graph = Graph()
+    trained = train(graph, photos, flip=True, preview_every=0)
+    graph.add("InfusionSaveConcept", concept=trained, filename="flipped", storage="fp16")
+    server.run(graph)
+    learned = load_concept(server.output / "infusion" / "flipped.safetensors")
+    assert learned.training["images"] == "3"
+    pictures = SubjectPhotos.of(training_images(CONCEPTS["ember"])[:3]).with_mirrored()
+    trainer = trainer_for(load_model("tinyworld"), pictures, WORD, settings(snapshot_every=50))
+    for _ in trainer.run():
+        pass
+    assert_alike(learned, dict(trainer.learned().tensors))
+
+
 @pytest.mark.parametrize("layout", ["block", "value", "parts"])
 def test_with_less_memory_the_same_bits_are_learned(server: Server, photos: list[str], layout: str) -> None:
     graph = Graph()

@@ -14,6 +14,7 @@ from ..infusion_core.training.overfitting import TEMPERATURE
 from .apt_training import train
 from .host.compat import ADVANCED, schema
 from .sockets import LoraSocket
+from .training_inputs import shared_inputs
 from .widgets import only
 
 _DEFAULT = AptSettings()
@@ -153,15 +154,7 @@ class APTTrain(io.ComfyNode):  # type: ignore[misc]
                     "bars. 0: never.",
                     **ADVANCED,
                 ),
-                io.Boolean.Input(
-                    "checkpointing", default=False, optional=True,
-                    tooltip="Needs less memory and takes longer; what is learned is the same.", **ADVANCED,
-                ),
-                io.Boolean.Input(
-                    "flip", default=False, optional=True,
-                    tooltip="Show each photo mirrored as well. Not for a subject with letters, or another left and "
-                    "right.", **ADVANCED,
-                ),
+                *shared_inputs(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="With the LoRA in it."),

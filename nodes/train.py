@@ -30,6 +30,7 @@ from .resuming import hash_of
 from .runs import Run
 from .snapshots import RUNS_KEPT, concept_run
 from .sockets import ConceptSocket, Stack
+from .training_inputs import shared_inputs
 from .widgets import captions_of, only, twice
 
 _DEFAULT = ResidualSettings()
@@ -156,15 +157,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                     "accumulation", default=1, min=1, max=64, optional=True,
                     tooltip="Passes in each step: as a larger batch, without its memory.", **ADVANCED,
                 ),
-                io.Boolean.Input(
-                    "checkpointing", default=False, optional=True,
-                    tooltip="Needs less memory and takes longer; what is learned is the same.", **ADVANCED,
-                ),
-                io.Boolean.Input(
-                    "flip", default=False, optional=True,
-                    tooltip="Show each photo mirrored as well. Not for a subject with letters, or another left and "
-                    "right.", **ADVANCED,
-                ),
+                *shared_inputs(),
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept", tooltip="For Save Concept Residual or the patch."),

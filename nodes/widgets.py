@@ -39,9 +39,9 @@ def captions_of(
     Raises:
         InfusionError: another number of texts, or a caption does not say the word.
     """
-    neutral = fill(CAPTION_TEMPLATES, word)
-    if len(given) == 1 and photos != 1:
-        return list(fill(tuple(lines_of(given[0])), word) if lines_of(given[0]) else neutral), None
+    neutral, lines = fill(CAPTION_TEMPLATES, word), lines_of(given[0])
+    if len(given) == 1 and (photos != 1 or not all(word.casefold() in line.casefold() for line in lines)):
+        return list(fill(tuple(lines), word) if lines else neutral), None
     if len(given) != photos:
         raise InfusionError(
             f"{len(given)} captions for {photos} photos; connect one for each, as Load Subject Photos gives them, "

@@ -16,6 +16,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync")  # fmt: skip
 READY = "() => window.app?.graph && window.LiteGraph?.registered_node_types?.InfusionTrain"
+GREETED = "() => window.app.graph._nodes.length > 0"
 
 # What is on the canvas: titles stand above a node's place, and Nodes 2.0 takes its sizes from the page.
 CANVAS = """(modern) => {
@@ -47,13 +48,14 @@ def find_browser() -> str | None:
 
 @contextmanager
 def open_page(server: Server) -> Iterator[Page]:
-    """ComfyUI's page, loaded and empty."""
+    """ComfyUI's page, with the workflow that greets a new user: one that came later would take another's place."""
     server.post("/settings/Comfy.TutorialCompleted", True)  # a new user is greeted with a dialog
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_browser(), args=list(QUIET))
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
         page.goto(server.address)
         page.wait_for_function(READY, timeout=900_000)
+        page.wait_for_function(GREETED, timeout=300_000)
         yield page
         browser.close()
 

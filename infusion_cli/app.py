@@ -81,7 +81,7 @@ def train(
         Overfitting,
         typer.Option(
             help="measured: show how well the photos are known by heart. restrained: learn less where they are, and "
-            "show them smaller and turned."
+            "show them smaller and turned; it did not help where we measured it."
         ),
     ] = "ignored",
     template: Annotated[

@@ -144,7 +144,8 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                 io.Combo.Input(
                     "overfitting", options=list(OVERFITTING), default="ignored", optional=True,
                     tooltip="measured: show how well the photos are known by heart, for ten ranges of noise. "
-                    "restrained: learn less where they are, and show them smaller and turned. Both make a step slower.",
+                    "restrained: learn less where they are, and show them smaller and turned; it did not help where we "
+                    "measured it. Both make a step slower.",
                     **ADVANCED,
                 ),
                 io.Float.Input(

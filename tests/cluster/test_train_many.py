@@ -54,7 +54,6 @@ def finished(manifest, tmp_path_factory):
             found = re.search(r"given to worker (\d+) on", log.read_text())
             if found:
                 killed = int(found[1])
-                time.sleep(1)
                 os.kill(killed, signal.SIGKILL)
                 break
         time.sleep(0.05)

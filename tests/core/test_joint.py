@@ -10,6 +10,7 @@ import torch
 from infusion_core.errors import InfusionError
 from infusion_core.training.engine import Trainer
 from infusion_core.training.joint import JointObjective, joint_trainer
+from infusion_core.training.looks import errors_of
 from infusion_core.training.overfitting import RESTRAINED
 from infusion_core.training.residual import ResidualObjective, ResidualSettings
 
@@ -53,6 +54,17 @@ def test_together_is_alone(changed):
             torch.testing.assert_close(found.tensors[name], tensor, rtol=1e-4, atol=1e-6)
     assert [r.loss for r in reports] == pytest.approx([sum(r.loss for r in row) for row in zip(*apart, strict=True)])
     assert reports[1].validation_loss is not None
+
+
+def test_before_anything_is_learned_both_streams_err_alike():
+    """Masks weigh the base model's errors as they weigh the concept stream's."""
+    looks = [member.look(torch.Generator().manual_seed(7)) for member in members()]
+    assert looks[1].masks is not None
+    found = errors_of(ToyDenoiser(), looks, SETTINGS.map_window, compared=True)
+    for errors, reference in found:
+        torch.testing.assert_close(errors, reference)
+    masked = errors_of(ToyDenoiser(), [replace(looks[1], masks=None)], SETTINGS.map_window, compared=True)
+    assert not torch.allclose(masked[0][1], found[1][1])
 
 
 def test_a_resumed_run_is_the_uninterrupted_one():

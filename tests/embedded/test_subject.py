@@ -15,6 +15,7 @@ from infusion_core.errors import InfusionError
 from infusion_core.training.apt import AptSettings
 from infusion_core.training.overfitting import RESTRAINED
 from infusion_core.training.residual import ResidualSettings
+from infusion_core.training.shown import captions_in_turn, require_said
 
 EDGE = 64
 
@@ -127,6 +128,17 @@ def test_every_photo_is_shown_with_its_own_captions_alone(folder, tinyworld):
     assert {(is_first, is_own) for is_first, is_own, _ in shown} == {(True, True), (False, False)}
     assert len({caption for is_first, _, caption in shown if is_first}) == 2
     assert trainer.validation_loss() > 0
+
+
+def test_captions_take_turns_within_each_photo():
+    pictures, turns = torch.tensor([0, 1, 0, 1, 0]), torch.arange(5)
+    assert captions_in_turn([[0, 3], [2]], pictures, turns, 4).tolist() == [0, 2, 0, 2, 0]
+    assert captions_in_turn([[0, 3], [2]], pictures, turns + 1, 4).tolist() == [3, 2, 3, 2, 3]
+    assert captions_in_turn(None, pictures, turns, 4).tolist() == [0, 1, 2, 3, 0]
+    with pytest.raises(InfusionError, match="1 sets of captions for 2 photos"):
+        require_said([[0]], 2, 4)
+    with pytest.raises(InfusionError, match="at least one caption"):
+        require_said([[0], []], 2, 4)
 
 
 def test_photos_without_anything_beside_them_are_trained_on_as_ever(tinyworld):

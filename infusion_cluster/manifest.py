@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from infusion_core.captions import CAPTION_TEMPLATES, class_word
+from infusion_core.captions import CAPTION_TEMPLATES, class_word, read_captions
 from infusion_core.errors import InfusionError
 from infusion_core.residuals import Layout, Where
 from infusion_core.schedule import RateSchedule
@@ -114,13 +114,9 @@ def _apart(jobs: list[Job], refused: list[Refused]) -> tuple[list[Job], list[Ref
 
 
 def _folders(manifest: Path) -> Iterator[Mapping[str, Any]]:
-    """A folder's folders, each with the class word in a file or the folder's own name for it."""
+    """A folder's folders."""
     for folder in sorted(path for path in manifest.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        entry: dict[str, Any] = {PHOTOS: folder.name}
-        told = folder / WORD_FILE
-        if told.is_file():
-            entry[WORD] = told.read_text(encoding="utf-8").strip()
-        yield entry
+        yield {PHOTOS: folder.name}
 
 
 def _lines(manifest: Path) -> Iterator[Mapping[str, Any]]:
@@ -159,7 +155,9 @@ def _job(name: str, entry: Mapping[str, Any], manifest: Path, defaults: Defaults
     photos = beside / str(entry[PHOTOS])
     if not photos.is_dir():
         raise InfusionError(f"there is no folder {photos}; correct {PHOTOS!r}")
-    word = class_word(str(entry.get(WORD) or defaults.word or photos.name))
+    word = class_word(
+        str(entry.get(WORD) or " ".join(read_captions(photos / WORD_FILE)) or defaults.word or photos.name)
+    )
     out = defaults.out / str(entry.get(OUT) or f"{name}{SUFFIX}")
     if out.suffix != SUFFIX:
         raise InfusionError(f"{OUT!r} names the concept file and must end in {SUFFIX}, got {out.name}")

@@ -22,7 +22,7 @@ from infusion_core.photos import Skipped, by_name
 from infusion_core.residual_file import Storage
 
 from .manifest import WORD_FILE, Defaults, Job, read_manifest
-from .worker import Outcome, Task
+from .worker import Outcome, Task, stamped
 
 LOGS = "logs"
 TRAINED, FAILED, DONE = "trained", "failed", "already there"
@@ -105,11 +105,12 @@ class _Run:
 
     def __init__(self, request: ManyRequest, rows: list[_Row]) -> None:
         self.request, self.rows = request, rows
+        self._given: dict[str, dict[str, Any]] = {}
 
     def is_new(self, job: Job) -> bool:
         """Whether a job is to be done; one that cannot be, or whose file is there, of the same input, has its row."""
         try:
-            given = self.given(job)
+            given = self._given[job.name] = self.given(job)
         except (InfusionError, OSError) as error:
             self._ended(job, Outcome(job.name, why=str(error)))
             return False
@@ -169,9 +170,7 @@ class _Run:
 
     def _begun(self, pack: Sequence[Task], who: str) -> None:
         for task in pack:
-            outcome = Outcome(task.name)
-            outcome.say(f"given to {who}, with {len(pack) - 1} others")
-            self._log(task.name, outcome.log)
+            self._log(task.name, [stamped(f"given to {who}, with {len(pack) - 1} others")])
 
     def _ended(self, job: Job, outcome: Outcome) -> None:
         """Write what a job came to."""
@@ -180,7 +179,7 @@ class _Run:
         row = _Row(job.name, job.word, str(job.out), TRAINED if outcome.data else FAILED, outcome.why, told)
         if outcome.data:
             write_atomic(job.out, outcome.data)
-            write_report(_report_of(job), {"given": self.given(job), "word": job.word, **outcome.told})
+            write_report(_report_of(job), {"given": self._given[job.name], "word": job.word, **outcome.told})
         self.rows.append(row)
 
     def _log(self, name: str, lines: Sequence[str]) -> None:

@@ -67,7 +67,7 @@ class Outcome:
 
     def say(self, line: str) -> None:
         """Add a line to the log."""
-        self.log.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
+        self.log.append(stamped(line))
 
 
 def train_pack(model: EmbeddedModel, pack: Sequence[Task], at: Callable[[int], None]) -> list[Outcome]:
@@ -93,6 +93,11 @@ def train_pack(model: EmbeddedModel, pack: Sequence[Task], at: Callable[[int], N
             with _kept(member.outcome):
                 _learn([Member.of(model, member.task, member.outcome)], at)
     return list(outcomes.values())
+
+
+def stamped(line: str) -> str:
+    """A line of a log, with the time."""
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}"
 
 
 def whoami() -> str:

@@ -79,8 +79,7 @@ def files(folder: str, uploads: Sequence[str]) -> list[Path]:
 
 def fingerprint(paths: Sequence[Path]) -> str:
     """Changes when a file is added, taken away, renamed or has another content, whatever the dates say."""
-    found = [(path.name, _content(path), read_captions(path.with_suffix(CAPTION_SUFFIX))) for path in paths]
-    return hashlib.sha256(repr(found).encode()).hexdigest()
+    return hashlib.sha256(repr([(path.name, _content(path)) for path in paths]).encode()).hexdigest()
 
 
 def take(paths: Sequence[Path], edge: int, masks: Given, boxes: Given, follow: bool) -> Taken:
@@ -181,8 +180,9 @@ def _is_below_input(path: Path) -> bool:
 
 
 def _content(path: Path) -> str:
-    """A digest of a file, or why there is none."""
+    """A digest of a photo and its captions, or why there is none."""
     try:
-        return hashlib.sha256(photo_bytes(path)).hexdigest()
+        digest = hashlib.sha256(photo_bytes(path)).hexdigest()
+        return f"{digest} {read_captions(path.with_suffix(CAPTION_SUFFIX))}"
     except InfusionError as error:
         return str(error)

@@ -29,7 +29,7 @@ class JointObjective:
         members: of one denoiser and one set of settings; latents of one size, captions of one length.
 
     Attributes:
-        last: mean loss of each concept's last batch.
+        last: loss of each concept in the last step.
         validated: mean validation loss of each concept, as it was last measured; empty before.
 
     Raises:
@@ -68,11 +68,13 @@ class JointObjective:
         if generator is not self._step:  # the first pass of a step; further ones draw on
             self._step, state = generator, generator.get_state()
             self._generators = [torch.Generator().set_state(state) for _ in self.members]
+            self.last = [0.0] * len(self.members)
         first = self.members[0]
         looks = [member.look(own) for member, own in zip(self.members, self._generators, strict=True)]
         errors = errors_of(first.denoiser, looks, first.settings.map_window, first.compares)
         losses = [m.weighed(look.times, *found) for m, look, found in zip(self.members, looks, errors, strict=True)]
-        self.last = [loss.mean().item() for loss in losses]
+        means = (torch.stack([loss.detach().mean() for loss in losses]) / first.settings.accumulation).tolist()
+        self.last = [before + mean for before, mean in zip(self.last, means, strict=True)]
         return {f"{number}{_JOIN}denoising": loss for number, loss in enumerate(losses)}
 
     def validation(self, draws: int, seed: int) -> Tensor:

@@ -197,8 +197,9 @@ def apart(latents: tuple[Tensor, Tensor], seen: tuple[Tensor, Tensor]) -> dict[s
 def _kept(path: Path, made: Callable[[], Tensor]) -> Tensor:
     """A tensor that is made once."""
     if not path.exists():
-        write_atomic(path, safetensors.torch.save({"made": made()}))
-    found: Tensor = safetensors.torch.load_file(path)["made"]
+        write_atomic(path, safetensors.torch.save({"latents": made()}))
+    found: Tensor
+    (found,) = safetensors.torch.load_file(path).values()
     return found
 
 

@@ -119,3 +119,11 @@ def test_a_manifest_that_cannot_be_read_is_refused(tmp_path, defaults, name, tex
         read_manifest(tmp_path / name, defaults)
     with pytest.raises(InfusionError, match="cannot be read"):
         read_manifest(tmp_path / "gone.csv", defaults)
+
+
+def test_a_word_that_cannot_be_read_is_one_jobs_fault(folder, defaults):
+    (folder / "tom" / "word.txt").write_bytes(b"\xff\xfe\xff")
+    jobs, (refused,) = read_manifest(folder, defaults)
+    assert [job.name for job in jobs] == ["rex 2"]
+    assert refused.name == "tom"
+    assert "word.txt cannot be read" in refused.why

@@ -54,6 +54,8 @@ def test_together_is_alone(changed):
             torch.testing.assert_close(found.tensors[name], tensor, rtol=1e-4, atol=1e-6)
     assert [r.loss for r in reports] == pytest.approx([sum(r.loss for r in row) for row in zip(*apart, strict=True)])
     assert reports[1].validation_loss is not None
+    assert together.objective.last == pytest.approx([row[-1].loss for row in apart])
+    assert together.objective.validated == pytest.approx([row[-1].validation_loss for row in apart])
 
 
 def test_before_anything_is_learned_both_streams_err_alike():

@@ -76,12 +76,14 @@ class Server:
     def stop(self) -> None:
         """End the process."""
         self._process.terminate()
-        self._process.wait(300)
-        self._file.close()
+        self._ended()
 
     def kill(self) -> None:
         """End the process as a power cut would."""
         self._process.kill()
+        self._ended()
+
+    def _ended(self) -> None:
         self._process.wait(300)
         self._file.close()
 

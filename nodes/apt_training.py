@@ -31,7 +31,7 @@ from .plot import loss_plot, overfitting_plot
 from .resuming import hash_of
 from .runs import Run
 from .snapshots import lora_run
-from .widgets import captions_of, lines_of, twice
+from .widgets import captions_of, lines_of
 
 _SNAPSHOT_EVERY = AptSettings().snapshot_every
 
@@ -55,7 +55,7 @@ def train(
     folder = lora_run(phrase)
     folder.check()
     squares = squares_of(images, resolution)
-    of_photos, said = captions_of(captions, len(squares), phrase, needed=False)
+    of_photos, said = captions_of(captions, len(squares), phrase, flip, needed=False)
     of_class = fill((tuple(lines_of(captions[0])) if said is None else ()) or CAPTION_TEMPLATES, word)
     encode = Encoding(model, vae)
     latents, weights = encode.photos(squares, masks, settings.restraint, settings.seed, flip)
@@ -78,7 +78,7 @@ def train(
         if continue_from is not None:
             lora.load(continue_from)
         prior = None if others is None else shown(others, of_class, None, None)
-        objective = AptObjective(denoiser, lora, shown(latents, of_photos, weights, twice(said, flip)), settings, prior)
+        objective = AptObjective(denoiser, lora, shown(latents, of_photos, weights, said), settings, prior)
         trainer, record = Trainer(objective, settings), RunRecord(settings, len(squares), resolution)
         latent, thumbnail = latents[:1, 0].cpu(), thumbnail_of(squares)
 

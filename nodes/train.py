@@ -31,7 +31,7 @@ from .runs import Run
 from .snapshots import RUNS_KEPT, concept_run
 from .sockets import ConceptSocket, Stack
 from .training_inputs import shared_inputs
-from .widgets import captions_of, only, twice
+from .widgets import captions_of, only
 
 _DEFAULT = ResidualSettings()
 
@@ -207,16 +207,14 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
         folder = concept_run(word)
         folder.check()
         squares = squares_of(images, resolution)
-        captions_of_word, said = captions_of(captions, len(squares), word)
+        captions_of_word, said = captions_of(captions, len(squares), word, flip)
         latents, weights = Encoding(model, vae).photos(squares, masks, settings.restraint, seed, flip)
         with training(model, checkpointing) as denoiser:
             latents = latents.clone().to(denoiser.device, torch.float32)
             weights = None if weights is None else weights.clone().to(latents)
             prompts = encode_captions(model, clip, captions_of_word, word, latents[:, 0])
             start = continue_from[-1].residual if continue_from else None
-            trainer = residual_trainer(
-                denoiser, latents, prompts, word, settings, start, masks=weights, said=twice(said, flip)
-            )
+            trainer = residual_trainer(denoiser, latents, prompts, word, settings, start, masks=weights, said=said)
             record = RunRecord(settings, len(squares), resolution)
             preview, thumbnail = Preview(denoiser, model, clip, vae, latents[:1, 0].cpu()), thumbnail_of(squares)
 

@@ -26,7 +26,7 @@ def parts_of(text: str) -> list[str]:
 
 
 def captions_of(
-    given: Sequence[str], photos: int, word: str, needed: bool = True
+    given: Sequence[str], photos: int, word: str, flip: bool, needed: bool = True
 ) -> tuple[list[str], list[list[int]] | None]:
     """All captions, and which of them may be said of each photo; None where any may be said of any.
 
@@ -34,6 +34,7 @@ def captions_of(
         given: one text for all photos, or one for each; empty ones for neutral captions.
         photos: how many there are.
         word: what is said for the subject.
+        flip: photos have their mirrored ones behind them, of which the same is said.
         needed: each caption of a photo must say it.
 
     Raises:
@@ -48,12 +49,8 @@ def captions_of(
             "or one for all"
         )
     names = [f"photo {number}" for number in range(1, photos + 1)]
-    return said_of([lines_of(text) for text in given], names, neutral, word, needed)
-
-
-def twice(said: list[list[int]] | None, flip: bool) -> list[list[int]] | None:
-    """Which captions may be said, for photos that have their mirrored ones behind them if `flip`."""
-    return said * 2 if said is not None and flip else said
+    every, said = said_of([lines_of(text) for text in given], names, neutral, word, needed)
+    return every, said * 2 if said is not None and flip else said
 
 
 def only(node: str, given: Mapping[str, Sequence[Any]]) -> dict[str, Any]:

@@ -79,9 +79,7 @@ def apt_trainer(
     Raises:
         InfusionError: no photos or captions, pictures of the class without captions, or see `AptObjective`.
     """
-    given = photos if isinstance(photos, SubjectPhotos) else SubjectPhotos.of(photos)
-    if not given.pictures:
-        raise InfusionError("no photos to learn from; give at least one")
+    given = SubjectPhotos.of(photos)
     if not captions or (class_pictures and not class_captions):
         raise InfusionError("no captions; give at least one, such as 'a photo of sks cat'")
     settings = replace(settings, restraint=settings.restraint.on(model.temperature, model.augmentation))

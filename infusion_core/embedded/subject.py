@@ -39,9 +39,17 @@ class SubjectPhotos:
         return SubjectPhotos(pictures, self.captions * 2, masks, self.names * 2)
 
     @classmethod
-    def of(cls, pictures: Sequence[Image.Image]) -> SubjectPhotos:
-        """Photos of which nothing is known."""
+    def of(cls, pictures: Sequence[Image.Image] | SubjectPhotos) -> SubjectPhotos:
+        """Photos of which nothing is known, or as they are.
+
+        Raises:
+            InfusionError: none.
+        """
+        if isinstance(pictures, SubjectPhotos):
+            return pictures
         count = len(pictures)
+        if not count:
+            raise InfusionError("no photos to learn from; give at least one")
         names = tuple(f"photo {number}" for number in range(1, count + 1))
         return cls(tuple(pictures), ((),) * count, (None,) * count, names)
 

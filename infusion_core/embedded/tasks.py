@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..captions import CAPTION_TEMPLATES, class_word, fill, said_of
 from ..concepts import LoadedConcept, words_of
-from ..errors import InfusionError
 from ..residuals import ConceptResidual
 from ..tokens import bind_prompt
 from ..training.engine import Trainer
@@ -45,9 +44,7 @@ def trainer_for(
     Raises:
         InfusionError: no photos, a bad word, a bad template or caption, an empty mask, or `start` does not fit.
     """
-    given = photos if isinstance(photos, SubjectPhotos) else SubjectPhotos.of(photos)
-    if not given.pictures:
-        raise InfusionError("no photos to learn from; give at least one")
+    given = SubjectPhotos.of(photos)
     word = class_word(word)
     model.text.word_tokens(word)
     captions, said = said_of(given.captions, given.names, fill(tuple(templates), word), word)

@@ -80,12 +80,13 @@ class HostDenoiser:
     """
 
     def __init__(self, model: Any, checkpointing: bool = False) -> None:
-        self.base, self._checkpointing = base_of(model), checkpointing
+        self.base = base_of(model)
         self.prediction: Any = self.base.prediction
         self.model, self._inner = model, model.model
         self.sigmas = model.get_model_object("model_sampling").sigmas.detach().clone().float().cpu()
         self._layers = layers_of(self._inner.diffusion_model)
-        self._blocks = [m for m in self._inner.diffusion_model.modules() if type(m).__name__ in CHECKPOINTED]
+        blocks = self._inner.diffusion_model.modules() if checkpointing else ()
+        self._blocks = [block for block in blocks if type(block).__name__ in CHECKPOINTED]
         self._replacers = {slots_of(site)[0]: Replacer() for site in self.base.sites}
 
     def load(self) -> None:
@@ -111,7 +112,7 @@ class HostDenoiser:
                 "patches_replace": {"attn2": self._replacers},
             }
         options |= {"patches": patches} if patches else {}
-        with checkpointed(self._blocks if self._checkpointing else ()):
+        with checkpointed(self._blocks):
             denoised = self._inner.apply_model(
                 noised, sigma, **{_TEXT: conditioning.context}, transformer_options=options, **conditioning.extras
             )

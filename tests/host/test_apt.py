@@ -24,7 +24,7 @@ from infusion_core.training.overfitting import Restraint
 from . import graphs
 from .both import drawn, embedded
 from .test_families import small
-from .test_training import CAPTIONS, captioned_folder
+from .test_training_inputs import CAPTIONS, captioned_folder
 
 WORD, PHOTOS = "circle", 3
 WIDGETS: dict[str, Any] = {

@@ -1,0 +1,110 @@
+"""What Infusion Train takes beside photos: their own captions, mirrored ones, less memory, a level to end at."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+from comfyui_process.graph import Graph, PromptError
+from comfyui_process.server import Server
+from infusion_core.embedded.model import load_model
+from infusion_core.embedded.subject import SubjectPhotos
+from infusion_core.embedded.tasks import trainer_for
+from infusion_core.embedded.tinyworld import CONCEPTS, training_images
+from infusion_core.residual_file import load_concept
+
+from . import graphs
+from .test_training import WIDGETS, WORD, assert_alike, expected, settings, train
+
+
+def captioned_folder(server: Server, name: str) -> list[Image.Image]:
+    folder = server.base / "input" / name
+    folder.mkdir()
+    pictures = training_images(CONCEPTS["ember"])[:3]
+    for i, picture in enumerate(pictures):
+        picture.save(folder / f"{i}.png")
+    (folder / "0.txt").write_text("a {} on pink\na big circle at left")
+    (folder / "2.txt").write_text("one {}")
+    return pictures
+
+
+CAPTIONS = (("a {} on pink", "a big circle at left"), (), ("one {}",))
+
+
+def test_captions_beside_photos_are_said_of_their_photos_alone(server: Server) -> None:
+    pictures = captioned_folder(server, "captioned")
+    graph = Graph()
+    model, clip, vae = graphs.load(graph)
+    loaded = graph.add("InfusionLoadPhotos", folder="captioned", photos="", resolution=128, crop="center")
+    inputs = {**WIDGETS, "model": model, "clip": clip, "vae": vae, "images": loaded}
+    trained = graph.add("InfusionTrain", **{**inputs, "captions": loaded[3]})
+    graph.add("InfusionSaveConcept", concept=trained, filename="captioned", storage="fp16")
+    ran = server.run(graph)
+    assert ran.outputs[loaded.node]["text"] == ["3 photos: 0.png, 1.png, 2.png\n2 with captions: 0.png, 2.png"]
+    photos = SubjectPhotos(tuple(pictures), CAPTIONS, (None,) * 3, ("0", "1", "2"))
+    trainer = trainer_for(load_model("tinyworld"), photos, WORD, settings())
+    for _ in trainer.run():
+        pass
+    wanted = dict(trainer.learned().tensors)
+    assert_alike(load_concept(server.output / "infusion" / "captioned.safetensors"), wanted)
+    plain = expected(settings(), 3)
+    assert any((wanted[name] - tensor).norm() > 0.05 * tensor.norm() for name, tensor in plain.items())
+    (server.base / "input" / "captioned" / "2.txt").write_text("a square")
+    graph = Graph()
+    model, clip, vae = graphs.load(graph)
+    loaded = graph.add("InfusionLoadPhotos", folder="captioned", photos="", resolution=128, crop="center")
+    inputs |= {"model": model, "clip": clip, "vae": vae, "images": loaded, "captions": loaded[3]}
+    graph.add("PreviewImage", images=graph.add("InfusionTrain", **inputs)[1])
+    with pytest.raises(PromptError, match=r"a caption of photo 3, 'a square', says neither \{\} nor 'circle'"):
+        server.run(graph)
+    graph = Graph()
+    model, clip, vae = graphs.load(graph)
+    inputs |= {"model": model, "clip": clip, "vae": vae, "images": graphs.images(graph, ["captioned/0.png"] * 2)}
+    loaded = graph.add("InfusionLoadPhotos", folder="captioned", photos="", resolution=128, crop="center")
+    graph.add("PreviewImage", images=graph.add("InfusionTrain", **{**inputs, "captions": loaded[3]})[1])
+    with pytest.raises(PromptError, match="3 captions for 2 photos"):
+        server.run(graph)
+
+
+def test_training_ends_at_a_level_of_overfitting(server: Server, photos: list[str]) -> None:
+    graph = Graph()
+    asked = {"overfitting": "measured", "stop_at": 0.05, "steps": 200, "learning_rate": 0.1, "seed": 41}
+    graph.add("InfusionSaveConcept", concept=train(graph, photos, **asked), filename="early", storage="fp16")
+    ran = server.run(graph)
+    steps = int(load_concept(server.output / "infusion" / "early.safetensors").training["steps"])
+    assert 1 < steps < 200
+    assert f"ended at step {steps} of 200: overfitted 0.05 (stop_at)" in ran.texts
+    graph = Graph()
+    graph.add("PreviewImage", images=train(graph, photos, stop_at=0.5)[1])
+    with pytest.raises(PromptError, match="stop_at needs to know how overfitted the run is"):
+        server.run(graph)
+
+
+def test_flipped_photos_are_shown_as_well(server: Server, photos: list[str]) -> None:
+    graph = Graph()
+    trained = train(graph, photos, flip=True, preview_every=0)
+    graph.add("InfusionSaveConcept", concept=trained, filename="flipped", storage="fp16")
+    server.run(graph)
+    learned = load_concept(server.output / "infusion" / "flipped.safetensors")
+    assert learned.training["images"] == "3"
+    pictures = SubjectPhotos.of(training_images(CONCEPTS["ember"])[:3]).with_mirrored()
+    trainer = trainer_for(load_model("tinyworld"), pictures, WORD, settings(snapshot_every=50))
+    for _ in trainer.run():
+        pass
+    assert_alike(learned, dict(trainer.learned().tensors))
+
+
+@pytest.mark.parametrize("layout", ["block", "value", "parts"])
+def test_with_less_memory_the_same_bits_are_learned(server: Server, photos: list[str], layout: str) -> None:
+    graph = Graph()
+    for name, more in (("kept", {}), ("again", {"checkpointing": True})):
+        asked = {"layout": layout, "accumulation": 2, "steps": 3, "preview_every": 0, "seed": 61, **more}
+        graph.add("InfusionSaveConcept", concept=train(graph, photos, **asked), filename=f"less/{layout}-{name}",
+                  storage="fp16")  # fmt: skip
+    server.run(graph)
+    kept, again = (load_concept(server.output / "infusion" / "less" / f"{layout}-{n}.safetensors")
+                   for n in ("kept", "again"))  # fmt: skip
+    assert kept.training["batch"] == "4"
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in kept.tensors.items())
+    assert_alike(kept, expected(settings(layout=layout, accumulation=2, steps=3, seed=61), len(photos)))

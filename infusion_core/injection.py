@@ -184,7 +184,7 @@ def inject(
     each = zip(rows, spans, bins, strict=True)
     entries = [entry for row, occurrences, bin_ in each for entry in _entries(concept.residual, row, occurrences, bin_)]
     index = torch.tensor(entries, dtype=torch.long, device=device).reshape(-1, 4)
-    return ConceptInjection(*index.unbind(1), concept)
+    return ConceptInjection(index[:, 0], index[:, 1], index[:, 2], index[:, 3], concept)
 
 
 def _entries(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,7 +11,6 @@ import torch
 
 from .concepts import LoadedConcept
 from .errors import InfusionError
-from .photos import Skipped, by_name
 from .residual_file import load_concept
 from .residual_table import Kind, ResidualTable
 from .residuals import Base, ConceptResidual
@@ -66,40 +65,56 @@ class ConceptLibrary:
             alike = rows.setdefault(kind := Kind.of(residual), [])
             head = replace(residual, tensors={}, thumbnail=None)
             shelved[name] = Shelved(head, list(rows).index(kind), len(alike))
-            alike.append(ResidualTable.of([residual], torch.float16).numbers[0])
+            alike.append(ResidualTable.of([residual], "cpu", torch.float16).numbers[0])
         tables = [ResidualTable(kind, torch.stack(alike)) for kind, alike in rows.items()]
         return cls(tables, dict(sorted(shelved.items())))
 
     @classmethod
-    def read(cls, folder: Path, base: Base) -> tuple[ConceptLibrary, list[Skipped]]:
-        """The concepts in a folder, called as their files, and the files that cannot be used, with the reason.
+    def read(cls, folder: Path) -> tuple[ConceptLibrary, list[str]]:
+        """The concepts in a folder, called as their files; and of each file that cannot be read, why not.
 
         Args:
             folder: its own files alone.
-            base: that they must be made for.
 
         Raises:
-            InfusionError: the folder is missing, or no concept in it can be used.
+            InfusionError: the folder is missing, or no concept in it can be read.
         """
         try:
             files = sorted(path for path in folder.iterdir() if path.suffix == SUFFIX)
         except OSError as error:
-            raise InfusionError(
-                f"cannot read {folder}: {error.strerror or error}; give a folder of concepts"
-            ) from error
-        read, skipped = list[tuple[str, ConceptResidual]](), list[Skipped]()
-        for file in files:
+            reason = error.strerror or error
+            raise InfusionError(f"cannot read {folder}: {reason}; give a folder of concepts") from error
+        refused: list[str] = []
+
+        def read() -> Iterator[tuple[str, ConceptResidual]]:
+            for file in files:
+                try:
+                    yield file.stem, load_concept(file)
+                except InfusionError as error:
+                    refused.append(f"skipped {file.name}: {error}")
+
+        library = cls.of(read())
+        if not library:
+            raise InfusionError(f"no concept in {folder} can be read; give a folder of {SUFFIX} concept files")
+        return library, refused
+
+    def fitting(self, base: Base) -> tuple[ConceptLibrary, list[str]]:
+        """The concepts that were made for a base model; and of each other one, why it does not fit.
+
+        Raises:
+            InfusionError: none was.
+        """
+        fit, refused = dict[str, Shelved](), list[str]()
+        for name, shelved in self.shelved.items():
             try:
-                residual = load_concept(file)
-                residual.check_fits(base)
+                self.concept(name).residual.check_fits(base)
             except InfusionError as error:
-                skipped.append(Skipped(file.name, str(error)))
+                refused.append(f"skipped {name}: {error}")
             else:
-                read.append((file.stem, residual))
-        if not read:
-            told = f" ({'; '.join(str(s) for s in by_name(skipped)[:NEAR])})" if skipped else ""
-            raise InfusionError(f"no concept in {folder} can be used{told}; give a folder of {SUFFIX} concept files")
-        return cls.of(read), skipped
+                fit[name] = shelved
+        if not fit:
+            raise InfusionError(f"none of {len(self)} concepts fits this base model; {refused[0]}")
+        return replace(self, shelved=fit), refused
 
     @property
     def bytes(self) -> int:
@@ -132,6 +147,6 @@ class ConceptLibrary:
         found = self.shelved.get(name)
         if found is None:
             near = difflib.get_close_matches(name, self.shelved, NEAR, 0.5)
-            remedy = f"did you mean {' or '.join(map(repr, near))}?" if near else "ask /concepts for the names"
+            remedy = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {len(self)} others"
             raise UnknownConceptError(f"there is no concept {name!r}; {remedy}")
         return found

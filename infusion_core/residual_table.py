@@ -58,16 +58,16 @@ class ResidualTable:
     numbers: Tensor
 
     @classmethod
-    def of(cls, residuals: Sequence[ConceptResidual], dtype: torch.dtype | None = None) -> ResidualTable:
+    def of(cls, residuals: Sequence[ConceptResidual], device: torch.device | str, dtype: torch.dtype) -> ResidualTable:
         """A table of concepts of one kind, in their order.
 
         Args:
             residuals: one or more.
-            dtype: of the numbers; None for the concepts' own.
+            device, dtype: of the table.
         """
         kind = Kind.of(residuals[0])
-        rows = [torch.cat([r.tensors[place].flatten() for place, _ in kind.widths]).to(dtype=dtype) for r in residuals]
-        return cls(kind, torch.stack(rows))
+        rows = [torch.cat([r.tensors[place].flatten() for place, _ in kind.widths]) for r in residuals]
+        return cls(kind, torch.stack([row.to(device, dtype) for row in rows]))
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -85,20 +85,22 @@ class ResidualTable:
         """One concept's residuals by place, (bins, tokens, width) each; no copies."""
         return dict(self._by_place(self.numbers[index]))
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> ResidualTable:
-        """The table on another device and in another precision."""
-        return ResidualTable(self.kind, self.numbers.to(device, dtype))
-
     def _by_place(self, numbers: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Numbers (..., numbers) cut into places."""
         shape = (*numbers.shape[:-1], self.kind.bins, self.kind.tokens)
         sizes = [self.kind.bins * self.kind.tokens * width for _, width in self.kind.widths]
-        for (place, width), part in zip(self.kind.widths, numbers.split(sizes, -1), strict=True):
+        for (place, width), part in zip(self.kind.widths, torch.split(numbers, sizes, -1), strict=True):
             yield place, part.unflatten(-1, (*shape[-2:], width))
 
 
-def tables_of(residuals: Sequence[ConceptResidual]) -> tuple[list[ResidualTable], list[tuple[int, int]]]:
+def tables_of(
+    residuals: Sequence[ConceptResidual], device: torch.device | str, dtype: torch.dtype
+) -> tuple[list[ResidualTable], list[tuple[int, int]]]:
     """Concepts of any kinds in as many tables as there are kinds.
+
+    Args:
+        residuals: from wherever they are.
+        device, dtype: of the tables.
 
     Returns:
         The tables, and for each concept the number of its table and its row there.
@@ -109,4 +111,4 @@ def tables_of(residuals: Sequence[ConceptResidual]) -> tuple[list[ResidualTable]
         alike = by_kind.setdefault(kind := Kind.of(residual), [])
         places.append((list(by_kind).index(kind), len(alike)))
         alike.append(residual)
-    return [ResidualTable.of(alike) for alike in by_kind.values()], places
+    return [ResidualTable.of(alike, device, dtype) for alike in by_kind.values()], places

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from ..attention import MapsOfRows, Plan, QueryKey, SuppliedMaps
+from ..attention import MapsOfRows, OwnMaps, Plan, QueryKey, SuppliedMaps
 from ..concepts import LARGEST_SCALE, LoadedConcept
 from ..denoiser import Conditioning, EncodedPrompt, Named, common_length, stack
 from ..errors import InfusionError
@@ -153,9 +153,8 @@ class Sampler:
         self._uncond = [picture.negative.lengthened(length) for picture in pictures]
         self._named = [prompt.named(picture.concepts) for prompt, picture in zip(prompts, pictures, strict=True)]
         residuals = {id(c.residual): c.residual for named in self._named for c, _ in named}
-        tables, places = tables_of(list(residuals.values()))
         dtype = self._cond[0].context.dtype
-        self._tables = [table.to(denoiser.device, dtype) for table in tables]
+        self._tables, places = tables_of(list(residuals.values()), denoiser.device, dtype)
         self._places = dict(zip(residuals, places, strict=True))
 
     @torch.no_grad()
@@ -242,8 +241,8 @@ class Sampler:
         if not further or all(self._named):
             every = len(first) * count
             at |= {picture: every + after + place for place, picture in enumerate(mapped)}
-            maps = [MapsOfRows([*range(every + own), *sources])] if further else []
-            out = self.predict_rows([*first, *further], moment, Plan(*maps, injections=self.injections(moment, at)))
+            maps = MapsOfRows([*range(every + own), *sources]) if further else OwnMaps()
+            out = self.predict_rows([*first, *further], moment, Plan(maps, injections=self.injections(moment, at)))
             return list(out[:every].chunk(len(first))), list(out[every:].chunk(len(further))) if further else []
         recorded: dict[str, QueryKey] = {}
         plan = Plan(readers=[Recorder(recorded, sources)], injections=self.injections(moment, at))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import serve
 from starlette.requests import Request
@@ -17,7 +18,7 @@ from infusion_cli.generate import sampling_of
 from infusion_core.embedded.model import load_model
 from infusion_core.embedded.tasks import Wish
 from infusion_core.errors import InfusionError
-from infusion_core.library import ConceptLibrary, UnknownConceptError
+from infusion_core.library import UnknownConceptError
 
 from .artist import Artist, Drawn
 from .asked import Limits, read_asked
@@ -63,17 +64,22 @@ class StatusError(Exception):
 
 
 class Replica:
-    """What is one actor: an artist, and those who wait for it."""
+    """What is one actor: an artist, and those who wait for it.
 
-    def __init__(self, service: Service, library: ConceptLibrary) -> None:
+    Args:
+        service: how it serves.
+        library: Ray's reference to a `ConceptLibrary`, which is sent to each machine once.
+    """
+
+    def __init__(self, service: Service, library: Any) -> None:
         torch.set_num_threads(service.threads)
         self._service, self._waiting, self._refused, self._why = service, 0, list[str](), ""
         self._draw.set_max_batch_size(service.batch)
         self._draw.set_batch_wait_timeout_s(service.wait)
         try:
             model = load_model(service.model, config=service.config)
-            library, self._refused = library.fitting(model.denoiser.base)
-            self._artist = Artist(model, library, sampling_of(model, service.sampling))
+            fit, self._refused = ray.get(library).fitting(model.denoiser.base)
+            self._artist = Artist(model, fit, sampling_of(model, service.sampling))
         except InfusionError as error:  # told when it is asked for: Ray would try again and again
             self._why = str(error)
 

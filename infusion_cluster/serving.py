@@ -76,13 +76,13 @@ def run_serve(request: ServeRequest) -> None:
             raise InfusionError(why)
         for sentence in (*refused, *unfit):
             say(sentence)
-        say(f"{count} concepts, {library.bytes / 1e6:.1f} MB; http://{request.host}:{request.port}: POST {DRAW}, "
+        say(f"{count} concepts, {library.bytes:,} bytes; http://{request.host}:{request.port}: POST {DRAW}, "
             f"GET {HEALTH}, GET {CONCEPTS}; Ctrl-C stops")  # fmt: skip
         while not stop.asked:
             time.sleep(LOOK_EVERY)
         say("stopping, once the pictures that are begun are done")
         serve.delete(APP)
-        if not serve.status().applications:  # else it is somebody else's too
+        if request.address and not serve.status().applications:  # else it is somebody else's too, or ends with Ray
             serve.shutdown()
 
 

@@ -87,10 +87,10 @@ class ResidualTable:
 
     def _by_place(self, numbers: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Numbers (..., numbers) cut into places."""
-        shape = (*numbers.shape[:-1], self.kind.bins, self.kind.tokens)
-        sizes = [self.kind.bins * self.kind.tokens * width for _, width in self.kind.widths]
-        for (place, width), part in zip(self.kind.widths, torch.split(numbers, sizes, -1), strict=True):
-            yield place, part.unflatten(-1, (*shape[-2:], width))
+        bins, tokens = self.kind.bins, self.kind.tokens
+        parts = torch.split(numbers, [bins * tokens * width for _, width in self.kind.widths], -1)
+        for (place, width), part in zip(self.kind.widths, parts, strict=True):
+            yield place, part.reshape(*numbers.shape[:-1], bins, tokens, width)
 
 
 def tables_of(

@@ -73,7 +73,7 @@ class Pool:
         try:
             return int(ray.get(self.workers[0].resolution.remote()))
         except RayError as error:
-            raise InfusionError(f"the workers do not start: {_reason(error)}") from error
+            raise InfusionError(f"the workers do not start: {reason_of(error)}") from error
 
     def run(
         self, packs: Iterator[Sequence[Task]], begun: Callable[[Sequence[Task], str], None], at: Callable[[int], None]
@@ -113,7 +113,7 @@ def workers(model: str, config: Path | None, count: int, address: str) -> Iterat
     Raises:
         InfusionError: there is no such cluster.
     """
-    with _cluster(address):
+    with cluster(address):
         there = ray.cluster_resources()
         gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 1))
         count = count or gpus or max(1, cpus // CPUS_EACH)
@@ -126,8 +126,15 @@ def workers(model: str, config: Path | None, count: int, address: str) -> Iterat
 
 
 @contextmanager
-def _cluster(address: str) -> Iterator[None]:
-    """Raises InfusionError: there is no such cluster."""
+def cluster(address: str) -> Iterator[None]:
+    """Ray, on this machine or on a cluster that is there, for as long as the block.
+
+    Args:
+        address: of a cluster; empty for this machine alone.
+
+    Raises:
+        InfusionError: there is no such cluster.
+    """
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     try:
         if address:
@@ -138,8 +145,8 @@ def _cluster(address: str) -> Iterator[None]:
             ray.init(address="local", include_dashboard=False, **quiet)
     except (OSError, RayError, RuntimeError, ValueError) as error:
         raise InfusionError(
-            f"there is no Ray cluster at {printable(address)} ({_reason(error)}); start one (docs/cluster.md), or leave"
-            " --address out to use this machine"
+            f"there is no Ray cluster at {printable(address)} ({reason_of(error)}); start one (docs/cluster.md), or "
+            "leave --address out to use this machine"
         ) from error
     try:
         yield
@@ -173,13 +180,13 @@ def _outcomes(future: Any, pack: Sequence[Task]) -> list[Outcome]:
         found: list[Outcome] = ray.get(future)
         return found
     except RayError as error:
-        failed = [Outcome(task.name, why=f"its worker ended {RETRIES + 1} times: {_reason(error)}") for task in pack]
+        failed = [Outcome(task.name, why=f"its worker ended {RETRIES + 1} times: {reason_of(error)}") for task in pack]
         for outcome in failed:
             outcome.say(outcome.why)
         return failed
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """The last line of what Ray says that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return printable(lines[-1] if lines else type(error).__name__, 300)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -35,6 +36,18 @@ class Conditioning:
             {k: v.repeat_interleave(times, 0) for k, v in self.extras.items()},
         )
 
+    def of(self, rows: Sequence[int]) -> Conditioning:
+        """Some of the rows."""
+        picked = list(rows)
+        return Conditioning(self.context[picked], {k: v[picked] for k, v in self.extras.items()})
+
+    def lengthened(self, length: int) -> Conditioning:
+        """The text said over again, to a length that is a multiple of its own.
+
+        Attention pays each copy of a token an equal part of what it pays the one, so what it gives stays the same.
+        """
+        return replace(self, context=self.context.repeat(1, length // self.context.shape[1], 1))
+
 
 Named = tuple[LoadedConcept, tuple[Span, ...]]  # a concept that a prompt names, and where
 
@@ -50,6 +63,20 @@ class EncodedPrompt:
         """The concepts that the prompt names, each with its spans; none at strength 0. All are in the spans' order."""
         found = zip(concepts, self.spans, strict=True)
         return [(concept, spans) for concept, spans in found if spans and concept.strength]
+
+    def lengthened(self, length: int) -> EncodedPrompt:
+        """The prompt said over again with all its words, see `Conditioning.lengthened`."""
+        own = self.conditioning.context.shape[1]
+        spans = tuple(
+            tuple(tuple(p + first for p in span) for first in range(0, length, own) for span in found)
+            for found in self.spans
+        )
+        return EncodedPrompt(self.conditioning.lengthened(length), spans)
+
+
+def common_length(conditionings: Sequence[Conditioning]) -> int:
+    """The least length that all texts can be lengthened to."""
+    return math.lcm(*(c.context.shape[1] for c in conditionings))
 
 
 def stack(conditionings: Sequence[Conditioning]) -> Conditioning:

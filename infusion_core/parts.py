@@ -47,15 +47,16 @@ def additions(injections: Iterable[Injection], site: Site, layer: Layer) -> Iter
         Rows (M,) and what is added to each, (M, heads, N, head width); a row may stand there several times.
     """
     for injection in injections:
-        concept = injection.concept
-        tensor = concept.residual.at(site)
-        if injection.space != "output" or tensor is None or not len(injection.rows):
+        if injection.space != "output" or not len(injection.rows):
+            continue
+        numbers = injection.numbers(site)
+        if numbers is None:
             continue
         query, key = layer.query(injection.rows), layer.key(injection.rows)
-        numbers = tensor[injection.bin, injection.token].to(query.dtype)  # (M, 2 * parts * D)
-        residuals, keys = numbers.reshape(len(numbers), 2, -1, concept.residual.context_width).unbind(1)
+        numbers = numbers.to(query.dtype)  # (M, 2 * parts * D)
+        residuals, keys = numbers.reshape(len(numbers), 2, -1, injection.context_width).unbind(1)
         mark = torch.zeros(len(key), 1, *key.shape[2:], dtype=key.dtype, device=key.device)
         mark[torch.arange(len(key), device=key.device), :, injection.positions] = 1
         paid = F.scaled_dot_product_attention(query, key, mark.expand_as(key))[..., :1]
         shared = F.scaled_dot_product_attention(query, layer.to_k(keys), layer.to_v(residuals))
-        yield injection.rows, paid * shared * concept.strength_at(site)
+        yield injection.rows, injection.scaled(paid * shared, site)

@@ -26,7 +26,7 @@ class Recorder:
     """
 
     maps: MutableMapping[str, QueryKey]
-    rows: slice = field(default_factory=lambda: slice(None))
+    rows: slice | Sequence[int] = field(default_factory=lambda: slice(None))
 
     def __call__(self, site: Site, query: Tensor, key: Tensor) -> None:
         """Keep the rows."""

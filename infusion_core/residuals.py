@@ -105,7 +105,7 @@ class ConceptResidual:
     @property
     def space(self) -> Space:
         """What it is added to: the context, before the value projection; the value; or the output of attention."""
-        return _SPACES[self.layout]
+        return space_of(self.layout)
 
     @property
     def parts(self) -> int:
@@ -129,7 +129,7 @@ class ConceptResidual:
 
     def at(self, site: Site) -> Tensor | None:
         """The residual that acts at a site, (bins, tokens, width), or None."""
-        return self.tensors.get(site.block if self.layout in BY_BLOCK else site.name)
+        return self.tensors.get(place_of(self.layout, site))
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> ConceptResidual:
         """A copy on another device and in another precision."""
@@ -155,6 +155,16 @@ class ConceptResidual:
                 raise InfusionError(f"{made} a UNet with {name}, which this model lacks; {remedy}")
             if tensor.shape[-1] != places[name]:
                 raise InfusionError(f"{made} width {tensor.shape[-1]} at {name}, not {places[name]}; {remedy}")
+
+
+def place_of(layout: Layout, site: Site) -> str:
+    """The name of the residual that acts at a site: its block's or its own."""
+    return site.block if layout in BY_BLOCK else site.name
+
+
+def space_of(layout: Layout) -> Space:
+    """What residuals of a layout are added to, see `ConceptResidual.space`."""
+    return _SPACES[layout]
 
 
 def zero_residual(

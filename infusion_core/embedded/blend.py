@@ -98,7 +98,8 @@ class BlendSampler:
         rows = self.late.rows(x, moment)
         first = (len(rows) - 1) * len(x)
         source = SuppliedMaps(maps, slice(first, None))
-        plan = Plan(source, injections=self.late.injections(moment, first, len(x)), share=self.settings.alpha)
+        injections = self.late.injections(moment, dict(enumerate(range(first, first + len(x)))))
+        plan = Plan(source, injections=injections, share=self.settings.alpha)
         return self.late.advance(self.late.predict(rows, moment, plan), moment, x)
 
 

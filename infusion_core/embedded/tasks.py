@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from ..training.engine import Trainer
 from ..training.residual import ResidualSettings, residual_trainer
 from ..training.state import TrainState
 from .model import EmbeddedModel
-from .sampling import Sampler, SampleSettings, SampleStep
+from .sampling import Picture, Sampler, SampleSettings, SampleStep
 from .subject import SubjectPhotos
 from .variants import encoded
 
@@ -111,10 +112,76 @@ def draw_latents(
 def sampler_for(
     model: EmbeddedModel, prompt: str, concepts: Sequence[LoadedConcept], settings: SampleSettings, negative: str = ""
 ) -> Sampler:
-    """A sampler of a prompt; both halves are encoded to one length.
+    """A sampler of a prompt.
 
     Raises:
         InfusionError: see `draw`.
+    """
+    picture = picture_of(model, prompt, concepts, negative)
+    return Sampler(model.denoiser, model.scheduler, picture.prompt, picture.negative, concepts, settings)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A picture that somebody wants.
+
+    Attributes:
+        picture: what it is drawn from, see `picture_of`.
+        seed: of its noise.
+    """
+
+    picture: Picture
+    seed: int = 0
+
+
+def draw_each(
+    model: EmbeddedModel,
+    wishes: Sequence[Wish],
+    settings: SampleSettings,
+    batch: int = 8,
+    on_step: Callable[[SampleStep], None] | None = None,
+) -> list[Image.Image]:
+    """Draw a picture of each wish: prompts, concepts and seeds may differ from one to the next.
+
+    Each is what `draw` gives of it, up to rounding: pictures that share a pass do not know of each other.
+
+    Args:
+        model: the base model.
+        wishes: in any number.
+        settings: how to sample.
+        batch: pictures per pass.
+        on_step: called after each sampling step of each batch.
+
+    Raises:
+        InfusionError: more steps than the model has noise levels.
+    """
+    pictures: list[Image.Image] = []
+    for first in range(0, len(wishes), batch):
+        some = wishes[first : first + batch]
+        sampler = Sampler.of_each(model.denoiser, model.scheduler, [wish.picture for wish in some], settings)
+        noise = torch.cat([model.noise(1, wish.seed) for wish in some])
+        steps: list[SampleStep] = []
+        for step in sampler.run(noise):
+            steps = [step]
+            if on_step:
+                on_step(step)
+        pictures += model.decode(steps[0].latents)
+    return pictures
+
+
+def picture_of(
+    model: EmbeddedModel, prompt: str, concepts: Sequence[LoadedConcept] = (), negative: str = ""
+) -> Picture:
+    """What a picture is drawn from; both halves are encoded to one length.
+
+    Args:
+        model: the base model.
+        prompt: names concepts by their word or as ``<name>``.
+        concepts: what is loaded.
+        negative: prompt of the unconditional half.
+
+    Raises:
+        InfusionError: the prompt cannot be bound, or a concept was made for another base.
     """
     for concept in concepts:
         concept.residual.check_fits(model.denoiser.base)
@@ -125,7 +192,7 @@ def sampler_for(
     longer = model.text.chunks_of(uncond)
     if longer > chunks:
         encoded = model.text.encode(prompt, words, chunks=longer)
-    return Sampler(model.denoiser, model.scheduler, encoded, uncond.conditioning, concepts, settings)
+    return Picture(encoded, uncond.conditioning, concepts)
 
 
 def unmentioned(prompt: str, concepts: Sequence[LoadedConcept]) -> list[LoadedConcept]:

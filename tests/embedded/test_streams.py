@@ -128,13 +128,13 @@ class Count:
     ("settings", "windows", "rows"),
     [
         (SampleSettings(2, 4.0), {}, [3, 3]),
-        (SampleSettings(2, 4.0, "own"), {}, [3, 1, 3, 1]),
+        (SampleSettings(2, 4.0, "own"), {}, [4, 4]),
         (SampleSettings(2, 4.0), {"replacement": Window(0, 0.5)}, [3, 2]),
-        (SampleSettings(2, 4.0, "own"), {"replacement": Window(0, 0.5)}, [3, 1, 2]),
+        (SampleSettings(2, 4.0, "own"), {"replacement": Window(0, 0.5)}, [4, 2]),
         (SampleSettings(2, 4.0), {"window": Window(0.5, 1)}, [2, 3]),
         (SampleSettings(2, 4.0), {"curve": Curve(((0, 0), (0.1, 0), (0.1, 1)))}, [2, 3]),
         (SampleSettings(2, 1.0), {}, [2, 2]),
-        (SampleSettings(2, 4.0, "own", replace_unconditional=True), {}, [2, 2, 2, 2]),
+        (SampleSettings(2, 4.0, "own", replace_unconditional=True), {}, [4, 4]),
     ],
 )
 def test_cost_in_rows(tinyworld, settings, windows, rows):

@@ -1,0 +1,120 @@
+"""What the command `serve` does: replicas under Ray Serve until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+
+from infusion_cli.console import Interrupt, say
+from infusion_core.errors import InfusionError
+from infusion_core.library import ConceptLibrary
+
+from .asked import LIMITS, Limits
+from .pool import CPUS_EACH, cluster, reason_of
+from .replica import CONCEPTS, DRAW, HEALTH, Replica, Service
+
+APP = "infusion"
+SPARE = 32  # requests beyond the limit that a replica takes on, so that it can say why it turns them away
+FINISH_WITHIN = 60.0  # seconds, for pictures that are begun when the server is stopped
+LOOK_EVERY = 0.2  # seconds between two looks at whether it is to stop
+
+
+@dataclass(frozen=True)
+class ServeRequest:
+    """What `infusion serve` was asked for.
+
+    Attributes:
+        concepts: folder of concept files.
+        model, config: the base model.
+        host, port: where it listens.
+        address: of a Ray cluster; empty for this machine.
+        replicas: how many; 0 for one per GPU, or one per four processors.
+        batch: pictures per pass at most.
+        wait: seconds that a picture waits for others to share its pass.
+        limits: of requests.
+        sampling: fields of `SampleSettings`; None leaves the model's own.
+    """
+
+    concepts: Path
+    model: str
+    config: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    address: str = ""
+    replicas: int = 0
+    batch: int = 8
+    wait: float = 0.02
+    limits: Limits = LIMITS
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_serve(request: ServeRequest) -> None:
+    """Serve pictures over HTTP until Ctrl-C or SIGTERM; those that are begun then are finished.
+
+    Raises:
+        InfusionError: the concepts, the model, the port or the cluster cannot be used.
+    """
+    library, refused = ConceptLibrary.read(request.concepts)
+    _check_free(request)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    with Interrupt() as stop, cluster(request.address):
+        try:
+            handle = _started(request, library)
+            why, unfit, count = handle.told.remote().result()
+        except (RayError, RuntimeError) as error:
+            raise InfusionError(f"the server does not start: {reason_of(error)}; see Ray's logs") from error
+        if why:
+            raise InfusionError(why)
+        for sentence in (*refused, *unfit):
+            say(sentence)
+        say(f"{count} concepts, {library.bytes:,} bytes; http://{request.host}:{request.port}: POST {DRAW}, "
+            f"GET {HEALTH}, GET {CONCEPTS}; Ctrl-C stops")  # fmt: skip
+        while not stop.asked:
+            time.sleep(LOOK_EVERY)
+        say("stopping, once the pictures that are begun are done")
+        serve.delete(APP)
+        if request.address and not serve.status().applications:  # else it is somebody else's too, or ends with Ray
+            serve.shutdown()
+
+
+def _started(request: ServeRequest, library: ConceptLibrary) -> Any:
+    """A handle of replicas that are there."""
+    there = ray.cluster_resources()
+    gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 1))
+    count = request.replicas or gpus or max(1, cpus // CPUS_EACH)
+    threads = max(1, cpus // count) if not gpus else 1
+    quiet = {"log_level": "ERROR", "enable_access_log": False}
+    limits = request.limits
+    service = Service(
+        request.model, request.config, threads, request.batch, request.wait, limits, dict(request.sampling)
+    )
+    deployment = serve.deployment(
+        Replica, name=APP, num_replicas=count, max_ongoing_requests=limits.waiting + SPARE,
+        max_queued_requests=limits.waiting * count, graceful_shutdown_timeout_s=FINISH_WITHIN,
+        ray_actor_options={"num_cpus": threads, "num_gpus": min(1.0, gpus / count)}, logging_config=quiet,
+    )  # fmt: skip
+    serve.start(http_options={"host": request.host, "port": request.port}, logging_config=quiet)
+    return serve.run(deployment.bind(service, ray.put(library)), name=APP, route_prefix="/")
+
+
+def _check_free(request: ServeRequest) -> None:
+    """Raises InfusionError: it cannot be listened at that address."""
+    try:
+        family = socket.getaddrinfo(request.host, request.port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as knock:
+            knock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            knock.bind((request.host, request.port))
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InfusionError(
+            f"cannot listen at {request.host}:{request.port}: {reason}; choose another --host or --port"
+        ) from error

@@ -31,6 +31,8 @@ from .options import (
     LayoutOption,
     Masks,
     Model,
+    PreviewEvery,
+    PreviewPrompt,
     Seed,
     Steps,
     StopAt,
@@ -94,6 +96,8 @@ def train(
     masks: Masks = None,
     flip: Flip = False,
     stop_at: StopAt = 0.0,
+    preview_prompt: PreviewPrompt = None,
+    preview_every: PreviewEvery = None,
     checkpointing: Checkpointing = False,
     continue_from: Annotated[
         Optional[Path], place("--continue", help="A concept file to continue from.")  # noqa: UP045
@@ -107,8 +111,9 @@ def train(
 ) -> None:
     """Learn a concept from photos; write NAME.safetensors, and beside it NAME.report.json and report.json.
 
-    Both reports say the same; report.json is the newest run's in the folder. Snapshots, and the state that --resume
-    goes on from, are in the folder NAME.snapshots.
+    Both reports say the same; report.json is the newest run's in the folder. The page NAME.html shows the run while it
+    goes on, with pictures where --preview-prompt or --preview-every asks for them. These, snapshots, and the state that
+    --resume goes on from are in the folder NAME.snapshots.
     """
     from .train import TrainRequest, run_train
 
@@ -134,7 +139,7 @@ def train(
     run_train(
         TrainRequest(
             model, images, word, out, settings, templates, continue_from, resume, storage, config, stop_at, masks,
-            checkpointing, flip,
+            checkpointing, flip, tuple(preview_prompt or ()), preview_every,
         )
     )  # fmt: skip
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from infusion_core.atomic import write_atomic
-from infusion_core.captions import CAPTION_TEMPLATES, class_word, fill
+from infusion_core.captions import CAPTION_TEMPLATES, class_word, fill, preview_prompts
 from infusion_core.embedded.lora import apt_trainer
 from infusion_core.embedded.model import EmbeddedModel, load_model
 from infusion_core.embedded.photos import find_photos, thumbnail
@@ -27,6 +28,7 @@ from .alone import alone
 from .console import progress, say
 from .course import Course, former, photos_in
 from .given import given_class, given_model, given_photos, require_same
+from .live import Live, Previews, chosen_every, draw_quickly
 from .output import peak_rss_mb, save_picture
 from .places import Places
 from .scoring import FIGURES, JUDGES, draw_with
@@ -55,6 +57,8 @@ class AptRequest:
         masks: folder of the photos' masks, or None.
         checkpointing: see `checkpointed`.
         flip: show each photo mirrored as well.
+        previews: templates with ``{}`` for the subject, drawn while training.
+        preview_every: steps between two times; None for every snapshot where there are `previews`.
     """
 
     model: str
@@ -73,6 +77,14 @@ class AptRequest:
     masks: Path | None = None
     checkpointing: bool = False
     flip: bool = False
+    previews: tuple[str, ...] = ()
+    preview_every: int | None = None
+
+    @property
+    def drawn(self) -> Previews:
+        """What is drawn while training."""
+        every = chosen_every(self.preview_every, self.previews, self.settings.snapshot_every)
+        return Previews(preview_prompts(self.previews, self.phrase), every)
 
     @property
     def phrase(self) -> str:
@@ -93,6 +105,7 @@ class AptRequest:
         class_word(self.word)
         checked_level(self.stop_at, self.settings.compares)
         fill(self.templates, self.phrase)
+        _ = self.drawn
         if self.prior_count and self.prior is None:
             raise InfusionError("--prior-count needs --prior, the folder where pictures of the class are kept")
         self.places.check()
@@ -141,9 +154,10 @@ class _Run:
         self.objective = objective
         self.record = RunRecord(settings, len(self.photos), self.model.resolution)
         indicator = objective.indicator if settings.compares else None
-        title = f"learning {request.phrase!r}"
+        drawn = partial(draw_quickly, self.model)
+        live = Live(f"learning {request.phrase!r}", request.drawn, drawn, self.record, request.places)
         self.course = Course(
-            self.trainer, self.record, request.places, given, self.write, "LoRA", title, indicator, request.stop_at
+            self.trainer, self.record, request.places, given, self.write, "LoRA", live, indicator, request.stop_at
         )
         self.course.begin(state)
 
@@ -167,6 +181,7 @@ class _Run:
                 report.update(judge(self.model, self.photos, request.word, request.phrase, ours, self.lora.off))
                 request.places.write_reports(report)
         say(f"Wrote {request.out} ({size:,} bytes) and report.json beside it; prompts say {request.phrase!r}")
+        say(f"How it went: {request.places.page}")
         return report
 
     def write(self, path: Path) -> int:

@@ -65,4 +65,14 @@ Flip = Annotated[
 StopAt = Annotated[
     float, typer.Option(help="End when the photos are known by heart so far, 0 to 1, the mean over noise; 0 for never.")
 ]
+PreviewPrompt = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(help="Drawn while training, with {} for the subject; repeat for several. 'a photo of a {}' without."),
+]
+PreviewEvery = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        min=0, max=1_000_000, help="Steps between such pictures; with --preview-prompt every snapshot's, else never."
+    ),
+]
 LayoutOption = Annotated[Layout, typer.Option(help="Where the residual lives; block is the smallest.")]

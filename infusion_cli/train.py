@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from infusion_core.captions import CAPTION_TEMPLATES, class_word, fill
+from infusion_core.captions import CAPTION_TEMPLATES, class_word, fill, preview_prompts
 from infusion_core.concepts import LoadedConcept
 from infusion_core.embedded.model import EmbeddedModel, load_model
 from infusion_core.embedded.photos import find_photos, thumbnail
@@ -24,6 +24,7 @@ from .alone import alone
 from .console import say
 from .course import Course, former, photos_in
 from .given import given_before_loading, given_model, given_photos, require_same
+from .live import Live, Previews, chosen_every, draw_quickly
 from .output import peak_rss_mb
 from .places import Places
 from .scoring import FIGURES, JUDGES, draw_with
@@ -47,6 +48,14 @@ class TrainRequest:
     masks: Path | None = None
     checkpointing: bool = False
     flip: bool = False
+    previews: tuple[str, ...] = ()
+    preview_every: int | None = None
+
+    @property
+    def drawn(self) -> Previews:
+        """What is drawn while training."""
+        every = chosen_every(self.preview_every, self.previews, self.settings.snapshot_every)
+        return Previews(preview_prompts(self.previews, class_word(self.word)), every)
 
     @property
     def places(self) -> Places:
@@ -57,20 +66,22 @@ class TrainRequest:
         """See what can be seen without reading or writing anything.
 
         Raises:
-            InfusionError: the word, a template or the place cannot be.
+            InfusionError: the word, a template, a preview prompt or the place cannot be.
         """
         fill(self.templates, class_word(self.word))
         checked_level(self.stop_at, self.settings.restraint.measures)
+        _ = self.drawn
         self.places.check()
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What training left: the concept, its report so far, and the photos it saw."""
+    """What training left: the concept, its report so far, the photos it saw, and its course."""
 
     concept: ConceptResidual
     report: dict[str, Any]
     photos: list[Image.Image]
+    record: RunRecord
 
 
 def run_train(request: TrainRequest, model: EmbeddedModel | None = None) -> Trained:
@@ -100,8 +111,8 @@ def train_alone(request: TrainRequest, model: EmbeddedModel | None = None, score
         ours = draw_with(run.model, LoadedConcept(request.out.stem, concept))
         report.update(judge(run.model, run.photos, request.word, request.word, ours))
         request.places.write_reports(report)
-    say(f"Wrote {request.out} ({size:,} bytes) and report.json beside it")
-    return Trained(concept, report, run.photos)
+    say(f"Wrote {request.out} ({size:,} bytes); beside it report.json and, how it went, {request.places.page.name}")
+    return Trained(concept, report, run.photos, run.course.record)
 
 
 @dataclass
@@ -145,8 +156,12 @@ class _Run:
         objective = trainer.objective
         assert isinstance(objective, ResidualObjective)
         indicator = objective.indicator if request.settings.restraint.measures else None
-        title = f"learning {request.word!r}"
-        course = Course(trainer, record, request.places, given, write, "concept", title, indicator, request.stop_at)
+
+        def drawn(prompt: str, seed: int) -> Image.Image:
+            return draw_quickly(model, prompt, seed, LoadedConcept(request.out.stem, trainer.learned()))
+
+        live = Live(f"learning {request.word!r}", request.drawn, drawn, record, request.places)
+        course = Course(trainer, record, request.places, given, write, "concept", live, indicator, request.stop_at)
         course.begin(state)
         run = cls(request, model, pictures, course, started)
         return run

@@ -12,10 +12,10 @@ import comfy.model_management
 import comfy.utils
 from PIL import Image
 
+from ..infusion_core.training.clock import Clock
 from ..infusion_core.training.engine import StepReport, Trainer
 from ..infusion_core.training.overfitting import Indicator
 from ..infusion_core.training.record import RunRecord
-from .clock import Clock
 from .host.page import tell
 from .plot import stacked, standing
 from .resuming import Given

@@ -85,8 +85,10 @@ class Course:
         self.record.add(report, None if indicator is None else indicator.gamma.tolist())
         if report.validation_loss is not None:
             self.snapshot()
-        if self.live.look(report.step) or report.validation_loss is not None:
+        if self.live.look(report.step):
             self.live.write()
+        elif report.validation_loss is not None:
+            self.live.show()
         return f"loss {report.loss:.4f}" + ("" if indicator is None else f", overfitted {indicator.overall:.2f}")
 
     @contextmanager

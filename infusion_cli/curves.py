@@ -41,6 +41,16 @@ def on_page(drawing: Drawing, record: RunRecord) -> Markup:
     return Markup(svg[svg.index("<svg") :].replace(_INK, "currentColor"))
 
 
+def curves_of(record: RunRecord) -> list[tuple[str, Markup]]:
+    """Title and curve of all that a run can show so far."""
+    curves = [("Loss", losses)] if record.losses else []
+    if record.indicator:
+        curves.append(("Known by heart, by noise level", overfitting))
+    if len({*record.rates}) > 1:
+        curves.append(("Learning rate", rates))
+    return [(title, on_page(curve, record)) for title, curve in curves]
+
+
 def losses(axes: Axes, record: RunRecord) -> None:
     """Loss of each step, a running mean, and the validation loss of the snapshots."""
     window, means = record.means

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -21,6 +22,7 @@ from infusion_core.training.record import RunRecord
 from .places import Places
 
 PREVIEW_STEPS = 25  # of sampling, at most
+LEAST_GAP = 3.0  # seconds between two pages, where no new picture is to be seen
 REFRESH = 10  # seconds between two looks of a browser at a page of a living run
 SHOWN_PX = 192  # edge of a picture in the page; the file has all of it
 Draw = Callable[[str, int], Image.Image]  # a prompt, and the seed of its noise
@@ -74,6 +76,7 @@ class Live:
     places: Places
     strips: list[Strip] = field(default_factory=list)
     _clock: Clock = field(default_factory=lambda: Clock(0), init=False)
+    _written: float = field(default=0.0, init=False)
 
     def begin(self, step: int) -> None:
         """A run starts, or goes on after a step."""
@@ -91,22 +94,22 @@ class Live:
         self.strips.append(strip.small)
         return True
 
+    def show(self) -> None:
+        """Write the page of a run that goes on, unless that was only just done."""
+        if time.monotonic() - self._written >= LEAST_GAP:
+            self.write()
+
     def write(self, became: str = "") -> None:
         """Write the page, atomically.
 
         Args:
             became: what the run came to; empty while it goes on, and the page looks again by itself.
         """
-        from .curves import losses, on_page, overfitting, rates  # matplotlib takes its time
+        from .curves import curves_of  # matplotlib takes its time, and --help need not wait for it
         from .pages import render_page
 
         record = self.record
         step, steps = len(record.losses), record.settings.steps
-        curves = [("Loss", losses)]
-        if record.indicator:
-            curves.append(("Known by heart, by noise level", overfitting))
-        if len({*record.rates}) > 1:
-            curves.append(("Learning rate", rates))
         page = render_page(
             "train.html.j2",
             title=self.title,
@@ -116,10 +119,11 @@ class Live:
             done=step / steps,
             prompts=self.previews.prompts,
             strips=[(s.step, list(map(_inline, s.pictures))) for s in reversed(spread(self.strips, MOST_ROWS))],
-            curves=[(name, on_page(curve, record)) for name, curve in curves] if step else [],
+            curves=curves_of(record),
             snapshots=list(reversed(record.snapshots)),
         )
         write_atomic(self.places.page, page.encode())
+        self._written = time.monotonic()
 
     def _facts(self, step: int, steps: int, became: str) -> dict[str, str]:
         record = self.record

@@ -10,7 +10,6 @@ from typing import Any
 import comfy.sd
 import torch
 from comfy_api.latest import io
-from PIL import Image
 from torch import Tensor
 
 from ..infusion_core.atomic import write_atomic
@@ -26,8 +25,9 @@ from .encoding import Encoding
 from .host.denoiser import training
 from .host.lora import captions_for, layers_of, text_training
 from .host.preview import draw_as_is
-from .pictures import first_of, squares_of, thumbnail_of
+from .pictures import squares_of, thumbnail_of
 from .plot import loss_plot, overfitting_plot
+from .previews import Previews, prompts_of
 from .resuming import hash_of
 from .runs import Run
 from .snapshots import lora_run
@@ -41,7 +41,7 @@ def train(
     resolution: int, preview_every: int, restrain: bool, augment: bool, reweight: bool, temperature: float,
     masks: Sequence[Tensor] | None = None,
     prior_images: Sequence[Tensor] | None = None, captions: Sequence[str] = ("",), continue_from: Any = None,
-    stop_at: float = 0.0, checkpointing: bool = False, flip: bool = False, **given: Any,
+    stop_at: float = 0.0, checkpointing: bool = False, flip: bool = False, preview_prompts: str = "", **given: Any,
 ) -> io.NodeOutput:  # fmt: skip
     """Train with a progress bar and previews; an interrupt keeps the last snapshot."""
     settings = AptSettings(
@@ -52,6 +52,7 @@ def train(
     settings = settings if restrain else settings.unrestrained
     checked_level(stop_at, settings.compares)
     phrase = f"{identifier.strip()} {class_word(word)}".strip()
+    asked = prompts_of(preview_prompts, phrase)
     folder = lora_run(phrase)
     folder.check()
     squares = squares_of(images, resolution)
@@ -86,11 +87,11 @@ def train(
             facts = record.facts(trainer.step, phrase)
             return TrainedLora(trainer.learned(), lora.alpha, denoiser.base, phrase, facts, thumbnail)
 
-        def drawn() -> Image.Image:
-            """A picture of the subject; the network stands ready for training again afterwards."""
-            picture = first_of(draw_as_is(denoiser.model, clip, vae, f"a photo of a {phrase}", latent))
+        def drawn(prompts: Sequence[str]) -> list[Tensor]:
+            """A picture of each prompt; the network stands ready for training again afterwards."""
+            pictures = draw_as_is(denoiser.model, clip, vae, prompts, latent)
             denoiser.load()
-            return picture
+            return pictures
 
         def write(path: Path) -> None:
             write_atomic(path, lora_bytes(trained()))
@@ -101,8 +102,9 @@ def train(
         }  # fmt: skip
         indicator = objective.indicator if settings.compares else None
         with lora.installed():
-            Run(trainer, record, drawn if preview_every else None, write, folder, told, indicator, stop_at).train()
+            previews = Previews(asked, drawn if preview_every else None)
+            Run(trainer, record, previews, write, folder, told, indicator, stop_at).train()
         state = lora_tensors(trained())
     patched, infused = comfy.sd.load_lora_for_models(model, clip, state, 1.0, 1.0)
-    curves = overfitting_plot(record.indicator), loss_plot(record.losses, record.validation)
-    return io.NodeOutput(patched, infused, state, *curves, phrase)
+    curves = overfitting_plot(record.indicator), loss_plot(record)
+    return io.NodeOutput(patched, infused, state, *curves, phrase, previews.output)

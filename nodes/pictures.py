@@ -23,6 +23,11 @@ def first_of(images: Tensor) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
+def image_of(picture: Image.Image) -> Tensor:
+    """A picture as IMAGE (1, H, W, 3)."""
+    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
+
+
 def thumbnail_of(images: Tensor) -> bytes:
     """A small JPEG of the first picture of IMAGE (B, H, W, C)."""
     small = ImageOps.fit(first_of(images), (THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from comfy_api.latest import io
-from PIL import Image
 from torch import Tensor
 
 from ..infusion_core.captions import class_word
@@ -24,13 +23,14 @@ from .encoding import Encoding
 from .host.compat import ADVANCED, schema
 from .host.denoiser import HostDenoiser, encode_captions, training
 from .host.preview import draw
-from .pictures import first_of, squares_of, thumbnail_of
+from .pictures import squares_of, thumbnail_of
 from .plot import loss_plot, overfitting_plot
+from .previews import Previews, prompts_of
 from .resuming import hash_of
 from .runs import Run
 from .snapshots import RUNS_KEPT, concept_run
 from .sockets import ConceptSocket, Stack
-from .training_inputs import shared_inputs
+from .training_inputs import previews_output, shared_inputs
 from .widgets import captions_of, only
 
 _DEFAULT = ResidualSettings()
@@ -167,6 +167,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                 io.Image.Output(
                     display_name="overfitting", tooltip="How much was known by heart, by noise level and step."
                 ),
+                previews_output(),
             ],
         )  # fmt: skip
 
@@ -193,7 +194,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
         masks: Sequence[Tensor] | None = None, captions: Sequence[str] = ("",), continue_from: Stack = (),
         replace_maps: bool = _DEFAULT.replace_maps, maps_end: float = _DEFAULT.replacement_end,
         overfitting: Overfitting = "ignored", stop_at: float = 0.0,
-        accumulation: int = 1, checkpointing: bool = False, flip: bool = False,
+        accumulation: int = 1, checkpointing: bool = False, flip: bool = False, preview_prompts: str = "",
     ) -> io.NodeOutput:  # fmt: skip
         """Train with a progress bar and previews; an interrupt keeps the last snapshot."""
         word = class_word(word)
@@ -204,6 +205,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             replacement_end=maps_end, restraint=OVERFITTING[overfitting],
         )  # fmt: skip
         checked_level(stop_at, settings.restraint.measures)
+        drawn = prompts_of(preview_prompts, word)
         folder = concept_run(word)
         folder.check()
         squares = squares_of(images, resolution)
@@ -217,12 +219,12 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             trainer = residual_trainer(denoiser, latents, prompts, word, settings, start, masks=weights, said=said)
             record = RunRecord(settings, len(squares), resolution)
             preview, thumbnail = Preview(denoiser, model, clip, vae, latents[:1, 0].cpu()), thumbnail_of(squares)
+            previews = Previews(
+                drawn, (lambda asked: preview.draw(trainer.learned(), asked)) if preview_every else None
+            )
 
             def described() -> ConceptResidual:
                 return record.described(trainer.learned(), trainer.step, word, thumbnail)
-
-            def shown() -> Image.Image:
-                return preview.draw(trainer.learned())
 
             def write(path: Path) -> object:
                 return save_concept(path, described())
@@ -234,10 +236,9 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                 **settings.told, "node": "InfusionTrain", "word": word, "captions": captions_of_word, "said": said,
                 "photos": hash_of(squares), "masks": hash_of(masks), "flip": flip,
             }  # fmt: skip
-            Run(trainer, record, shown if preview_every else None, write, folder, told, indicator, stop_at).train()
+            Run(trainer, record, previews, write, folder, told, indicator, stop_at).train()
         learned = (LoadedConcept(word, described()),)
-        curves = loss_plot(record.losses, record.validation), overfitting_plot(record.indicator)
-        return io.NodeOutput(learned, curves[0], word, curves[1])
+        return io.NodeOutput(learned, loss_plot(record), word, overfitting_plot(record.indicator), previews.output)
 
 
 @dataclass(frozen=True)
@@ -256,9 +257,9 @@ class Preview:
     vae: Any
     latent: Tensor
 
-    def draw(self, concept: ConceptResidual) -> Image.Image:
-        """A picture of the word; the network stands ready for training again afterwards."""
-        loaded, prompt = LoadedConcept("preview", concept), f"a photo of a {concept.word}"
-        picture = first_of(draw(self.model, self.clip, self.vae, loaded, prompt, self.latent))
+    def draw(self, concept: ConceptResidual, prompts: Sequence[str]) -> list[Tensor]:
+        """A picture of each prompt; the network stands ready for training again afterwards."""
+        loaded = LoadedConcept("preview", concept)
+        pictures = draw(self.model, self.clip, self.vae, loaded, prompts, self.latent)
         self.denoiser.load()
-        return picture
+        return pictures

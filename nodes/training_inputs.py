@@ -10,7 +10,7 @@ from .host.compat import ADVANCED
 
 
 def shared_inputs() -> list[Any]:
-    """``checkpointing`` and ``flip``."""
+    """``checkpointing``, ``flip`` and ``preview_prompts``."""
     return [
         io.Boolean.Input(
             "checkpointing", default=False, optional=True,
@@ -21,4 +21,16 @@ def shared_inputs() -> list[Any]:
             tooltip="Show each photo mirrored as well. Not for a subject with letters, or another left and right.",
             **ADVANCED,
         ),
+        io.String.Input(
+            "preview_prompts", default="", multiline=True, optional=True,
+            tooltip="What previews draw, one prompt per line, with a pair of curly brackets for the subject. Empty: a "
+            "photo of it. Each line always has the same noise.", **ADVANCED,
+        ),
     ]  # fmt: skip
+
+
+def previews_output() -> Any:
+    """The output ``previews``."""
+    return io.Image.Output(
+        display_name="previews", tooltip="What was drawn while training: a row for each step, a column for each prompt."
+    )

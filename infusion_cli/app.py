@@ -36,6 +36,7 @@ from .options import (
     Seed,
     Steps,
     StopAt,
+    Transparency,
     checked_path,
     place,
 )
@@ -94,6 +95,7 @@ def train(
         int, typer.Option(help="Fixed draws that the validation loss of a snapshot is the mean of.")
     ] = _DEFAULT.validation_draws,
     masks: Masks = None,
+    transparency: Transparency = True,
     flip: Flip = False,
     stop_at: StopAt = 0.0,
     preview_prompt: PreviewPrompt = None,
@@ -140,6 +142,7 @@ def train(
         TrainRequest(
             model, images, word, out, settings, templates, continue_from, resume, storage, config, stop_at, masks,
             checkpointing, flip, tuple(preview_prompt or ()), preview_every,
+            transparency,
         )
     )  # fmt: skip
 

@@ -59,6 +59,7 @@ class AptRequest:
         flip: show each photo mirrored as well.
         previews: templates with ``{}`` for the subject, drawn while training.
         preview_every: steps between two times; None for every snapshot where there are `previews`.
+        transparency: take it for a mask.
     """
 
     model: str
@@ -79,6 +80,7 @@ class AptRequest:
     flip: bool = False
     previews: tuple[str, ...] = ()
     preview_every: int | None = None
+    transparency: bool = True
 
     @property
     def drawn(self) -> Previews:
@@ -140,7 +142,7 @@ class _Run:
             require_same(state.told["given"], given)
         self.model = model or load_model(request.model, config=request.config)
         self.model.denoiser.checkpointing = request.checkpointing
-        photos = photos_in(request.images, self.model.resolution, request.masks)
+        photos = photos_in(request.images, self.model.resolution, request.masks, request.transparency)
         self.photos = list(photos.pictures)
         pictures = _prior(request, self.model)
         given |= given_photos(photos, request.flip) | given_class(pictures) | given_model(self.model)
@@ -226,4 +228,4 @@ def _prior(request: AptRequest, model: EmbeddedModel) -> list[Image.Image]:
             drawn = draw(model, prompt, (), len(missing), seed, settings, on_step=lambda _: advance())
         for number, picture in zip(missing, drawn, strict=True):
             save_picture(folder / f"{number:05d}.png", picture)
-    return list(photos_in(folder, model.resolution).pictures)
+    return list(photos_in(folder, model.resolution, transparency=False).pictures)

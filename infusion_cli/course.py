@@ -149,10 +149,14 @@ def former(places: Places) -> TrainState:
     return state
 
 
-def photos_in(folder: Path, edge: int, masks: Path | None = None) -> SubjectPhotos:
-    """The photos of a folder, as large as training needs them, with captions and masks; what is skipped is said."""
+def photos_in(folder: Path, edge: int, masks: Path | None = None, transparency: bool = True) -> SubjectPhotos:
+    """The photos of a folder, as large as training needs them, with captions and masks; says what is skipped, and
+    whose transparency is taken for a mask."""
     skipped: list[Skipped] = []
-    photos = load_subject(folder, edge, skipped, masks)
+    photos = load_subject(folder, edge, skipped, masks, transparency)
     for file in by_name(skipped):
         say(f"Skipped {file}")
+    if photos.cut_out:
+        names = ", ".join(photos.cut_out)
+        say(f"Transparency is the mask of {names}: what is not seen there is not learned (--no-transparency: off)")
     return photos

@@ -28,6 +28,7 @@ from .options import (
     Seed,
     Steps,
     StopAt,
+    Transparency,
     place,
 )
 
@@ -93,6 +94,7 @@ def apt(
     ] = None,
     snapshot_every: Annotated[int, typer.Option(help="Steps between snapshots.")] = _APT.snapshot_every,
     masks: Masks = None,
+    transparency: Transparency = True,
     flip: Flip = False,
     stop_at: StopAt = 0.0,
     preview_prompt: PreviewPrompt = None,
@@ -126,6 +128,7 @@ def apt(
         AptRequest(
             model, images, word, identifier, out, settings, templates, prior, prior_count, resume, storage, config,
             stop_at, masks, checkpointing, flip, tuple(preview_prompt or ()), preview_every,
+            transparency,
         )
     )  # fmt: skip
 

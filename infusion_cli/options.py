@@ -57,6 +57,12 @@ Masks = Annotated[
         help="Folder of masks, white where the subject is, each named as its photo; else NAME-masklabel.png beside it."
     ),
 ]
+Transparency = Annotated[
+    bool,
+    typer.Option(
+        help="Where a photo without a mask is transparent, its transparency is the mask; else it turns white."
+    ),
+]
 Checkpointing = Annotated[bool, typer.Option(help="Needs less memory and takes longer; what is learned is the same.")]
 Flip = Annotated[
     bool,

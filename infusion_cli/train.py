@@ -50,6 +50,7 @@ class TrainRequest:
     flip: bool = False
     previews: tuple[str, ...] = ()
     preview_every: int | None = None
+    transparency: bool = True
 
     @property
     def drawn(self) -> Previews:
@@ -141,7 +142,7 @@ class _Run:
             require_same(state.told["given"], given)
         model = model or load_model(request.model, config=request.config)
         model.denoiser.checkpointing = request.checkpointing
-        photos = photos_in(request.images, model.resolution, request.masks)
+        photos = photos_in(request.images, model.resolution, request.masks, request.transparency)
         given |= given_photos(photos, request.flip) | given_model(model)
         if state:
             require_same(state.told["given"], given)

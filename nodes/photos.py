@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..infusion_core.errors import InfusionError
 from . import photo_files
-from .host.compat import schema
+from .host.compat import ADVANCED, schema
 from .sockets import BoxSocket
 from .subject import boxes_of
 from .widgets import lines_of
@@ -55,11 +55,17 @@ class InfusionLoadPhotos(io.ComfyNode):  # type: ignore[misc]
                     "box", optional=True, extra_dict={"forceInput": True},
                     tooltip="Where the subject is, in pixels of the photo: a box per photo, or one for all.",
                 ),
+                io.Boolean.Input(
+                    "transparency", default=True, optional=True,
+                    tooltip="Where neither mask nor box says where the subject is and a photo is transparent around "
+                    "it, its transparency is the mask. Off: what is transparent is white, and counts.", **ADVANCED,
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="The squares, as one batch, for Infusion Train."),
                 io.Mask.Output(
-                    display_name="mask", tooltip="Where the subject is in each square. All white without box and mask."
+                    display_name="mask", tooltip="Where the subject is in each square. All white without box, mask and "
+                    "transparency.",
                 ),
                 io.String.Output(display_name="names", tooltip="The files that were taken, one per line."),
                 io.String.Output(
@@ -85,13 +91,14 @@ class InfusionLoadPhotos(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def execute(
-        cls, folder: str, photos: str, resolution: int, crop: str, mask: Tensor | None = None, box: Any = None
-    ) -> io.NodeOutput:
+        cls, folder: str, photos: str, resolution: int, crop: str, mask: Tensor | None = None, box: Any = None,
+        transparency: bool = True,
+    ) -> io.NodeOutput:  # fmt: skip
         """Read the files and show what was taken."""
-        if crop == "subject" and mask is None and box is None:
-            raise InfusionError("crop is 'subject' without a mask or box; connect one, or set crop to 'center'")
         paths = photo_files.files(folder, lines_of(photos))
-        taken = photo_files.take(paths, resolution, mask, boxes_of(box), crop == "subject")
+        taken = photo_files.take(paths, resolution, mask, boxes_of(box), crop == "subject", transparency)
+        if crop == "subject" and mask is None and box is None and not taken.cut_out:
+            raise InfusionError("crop is 'subject' without a mask or box; connect one, or set crop to 'center'")
         images = torch.stack([square.pixels for square in taken.squares])
         masks = torch.stack([square.mask for square in taken.squares])
         shown = {**ui.PreviewImage(images, cls=cls).as_dict(), **ui.PreviewText(taken.told()).as_dict()}

@@ -55,6 +55,11 @@ def square_of(name: str, photo: Image.Image, edge: int, mask: Tensor | None, box
     return Square(pixels, torch.ones(edge, edge) if inside is None else _filled(inside, region, edge))
 
 
+def to_mask(alpha: Image.Image) -> Tensor:
+    """A greyscale picture as MASK (H, W)."""
+    return _tensor(alpha)
+
+
 def boxes_of(given: Any) -> list[Box | None] | None:
     """Boxes per photo of what the host's nodes give: one box, a box per photo, or a list of boxes per photo.
 

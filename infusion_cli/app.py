@@ -24,6 +24,7 @@ from infusion_core.training.residual import ResidualSettings
 from .console import fail, show_anything
 from .lora_commands import advise, apt, blend
 from .options import (
+    Aspect,
     Checkpointing,
     Config,
     Flip,
@@ -96,6 +97,7 @@ def train(
     ] = _DEFAULT.validation_draws,
     masks: Masks = None,
     transparency: Transparency = True,
+    aspect: Aspect = False,
     flip: Flip = False,
     stop_at: StopAt = 0.0,
     preview_prompt: PreviewPrompt = None,
@@ -142,7 +144,7 @@ def train(
         TrainRequest(
             model, images, word, out, settings, templates, continue_from, resume, storage, config, stop_at, masks,
             checkpointing, flip, tuple(preview_prompt or ()), preview_every,
-            transparency,
+            transparency, aspect,
         )
     )  # fmt: skip
 

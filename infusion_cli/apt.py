@@ -23,6 +23,7 @@ from infusion_core.lora_output import LoraStorage, TrainedLora, lora_bytes
 from infusion_core.training.apt import AptObjective, AptSettings
 from infusion_core.training.overfitting import checked_level
 from infusion_core.training.record import RunRecord
+from infusion_core.training.shapes import first_member
 
 from .alone import alone
 from .console import progress, say
@@ -60,6 +61,7 @@ class AptRequest:
         previews: templates with ``{}`` for the subject, drawn while training.
         preview_every: steps between two times; None for every snapshot where there are `previews`.
         transparency: take it for a mask.
+        aspect: photos keep their shape.
     """
 
     model: str
@@ -81,6 +83,7 @@ class AptRequest:
     previews: tuple[str, ...] = ()
     preview_every: int | None = None
     transparency: bool = True
+    aspect: bool = False
 
     @property
     def drawn(self) -> Previews:
@@ -142,16 +145,19 @@ class _Run:
             require_same(state.told["given"], given)
         self.model = model or load_model(request.model, config=request.config)
         self.model.denoiser.checkpointing = request.checkpointing
-        photos = photos_in(request.images, self.model.resolution, request.masks, request.transparency)
+        photos = photos_in(request.images, self.model.resolution, request.masks, request.transparency, request.aspect)
         self.photos = list(photos.pictures)
         pictures = _prior(request, self.model)
-        given |= given_photos(photos, request.flip) | given_class(pictures) | given_model(self.model)
+        given |= given_photos(photos, request.flip, request.aspect) | given_class(pictures) | given_model(self.model)
         if state:
             require_same(state.told["given"], given)
         captions, of_class = (fill(request.templates, words) for words in (request.phrase, request.word))
         shown = photos.with_mirrored() if request.flip else photos
-        self.trainer = apt_trainer(self.model, shown, captions, settings, pictures, of_class, request.phrase, state)
-        objective = self.trainer.objective
+        self.trainer = apt_trainer(
+            self.model, shown, captions, settings, pictures, of_class, request.phrase, state,
+            request.aspect,
+        )  # fmt: skip
+        objective = first_member(self.trainer.objective)
         assert isinstance(objective, AptObjective)
         self.objective = objective
         self.record = RunRecord(settings, len(self.photos), self.model.resolution)

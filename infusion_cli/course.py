@@ -149,11 +149,13 @@ def former(places: Places) -> TrainState:
     return state
 
 
-def photos_in(folder: Path, edge: int, masks: Path | None = None, transparency: bool = True) -> SubjectPhotos:
+def photos_in(
+    folder: Path, edge: int, masks: Path | None = None, transparency: bool = True, aspect: bool = False
+) -> SubjectPhotos:
     """The photos of a folder, as large as training needs them, with captions and masks; says what is skipped, and
     whose transparency is taken for a mask."""
     skipped: list[Skipped] = []
-    photos = load_subject(folder, edge, skipped, masks, transparency)
+    photos = load_subject(folder, edge, skipped, masks, transparency, aspect)
     for file in by_name(skipped):
         say(f"Skipped {file}")
     if photos.cut_out:

@@ -17,6 +17,7 @@ from infusion_core.training.objective import Weighting
 from infusion_core.training.overfitting import Restraint
 
 from .options import (
+    Aspect,
     Checkpointing,
     Config,
     Flip,
@@ -95,6 +96,7 @@ def apt(
     snapshot_every: Annotated[int, typer.Option(help="Steps between snapshots.")] = _APT.snapshot_every,
     masks: Masks = None,
     transparency: Transparency = True,
+    aspect: Aspect = False,
     flip: Flip = False,
     stop_at: StopAt = 0.0,
     preview_prompt: PreviewPrompt = None,
@@ -128,7 +130,7 @@ def apt(
         AptRequest(
             model, images, word, identifier, out, settings, templates, prior, prior_count, resume, storage, config,
             stop_at, masks, checkpointing, flip, tuple(preview_prompt or ()), preview_every,
-            transparency,
+            transparency, aspect,
         )
     )  # fmt: skip
 

@@ -63,6 +63,12 @@ Transparency = Annotated[
         help="Where a photo without a mask is transparent, its transparency is the mask; else it turns white."
     ),
 ]
+Aspect = Annotated[
+    bool,
+    typer.Option(
+        help="Photos keep their shape, at about the size of the square; else the middle square of each is used."
+    ),
+]
 Checkpointing = Annotated[bool, typer.Option(help="Needs less memory and takes longer; what is learned is the same.")]
 Flip = Annotated[
     bool,

@@ -19,6 +19,7 @@ from infusion_core.residuals import ConceptResidual
 from infusion_core.training.overfitting import checked_level
 from infusion_core.training.record import RunRecord
 from infusion_core.training.residual import ResidualObjective, ResidualSettings
+from infusion_core.training.shapes import first_member
 
 from .alone import alone
 from .console import say
@@ -51,6 +52,7 @@ class TrainRequest:
     previews: tuple[str, ...] = ()
     preview_every: int | None = None
     transparency: bool = True
+    aspect: bool = False
 
     @property
     def drawn(self) -> Previews:
@@ -142,19 +144,21 @@ class _Run:
             require_same(state.told["given"], given)
         model = model or load_model(request.model, config=request.config)
         model.denoiser.checkpointing = request.checkpointing
-        photos = photos_in(request.images, model.resolution, request.masks, request.transparency)
-        given |= given_photos(photos, request.flip) | given_model(model)
+        photos = photos_in(request.images, model.resolution, request.masks, request.transparency, request.aspect)
+        given |= given_photos(photos, request.flip, request.aspect) | given_model(model)
         if state:
             require_same(state.told["given"], given)
         shown = photos.with_mirrored() if request.flip else photos
-        trainer = trainer_for(model, shown, request.word, request.settings, request.templates, first, state)
+        trainer = trainer_for(
+            model, shown, request.word, request.settings, request.templates, first, state, request.aspect
+        )
         pictures = list(photos.pictures)
         record = RunRecord(request.settings, len(pictures), model.resolution)
 
         def write(path: Path) -> int:
             return save_concept(path, run.concept(), request.storage)
 
-        objective = trainer.objective
+        objective = first_member(trainer.objective)
         assert isinstance(objective, ResidualObjective)
         indicator = objective.indicator if request.settings.restraint.measures else None
 

@@ -20,17 +20,19 @@ from ..infusion_core.training.apt import AptObjective, AptSettings
 from ..infusion_core.training.engine import Trainer
 from ..infusion_core.training.overfitting import Restraint, checked_level
 from ..infusion_core.training.record import RunRecord
+from ..infusion_core.training.shapes import on_shapes
 from ..infusion_core.training.shown import Said, Shown
 from .encoding import Encoding
 from .host.denoiser import training
 from .host.lora import captions_for, layers_of, text_training
 from .host.preview import draw_as_is
-from .pictures import squares_of, thumbnail_of
+from .pictures import groups_of, squares_of, thumbnail_of
 from .plot import loss_plot, overfitting_plot
 from .previews import Previews, prompts_of
 from .resuming import hash_of
 from .runs import Run
 from .snapshots import lora_run
+from .training_inputs import CROPS
 from .widgets import captions_of, lines_of
 
 _SNAPSHOT_EVERY = AptSettings().snapshot_every
@@ -41,7 +43,8 @@ def train(
     resolution: int, preview_every: int, restrain: bool, augment: bool, reweight: bool, temperature: float,
     masks: Sequence[Tensor] | None = None,
     prior_images: Sequence[Tensor] | None = None, captions: Sequence[str] = ("",), continue_from: Any = None,
-    stop_at: float = 0.0, checkpointing: bool = False, flip: bool = False, preview_prompts: str = "", **given: Any,
+    stop_at: float = 0.0, checkpointing: bool = False, flip: bool = False, preview_prompts: str = "",
+    crop: str = CROPS[0], **given: Any,
 ) -> io.NodeOutput:  # fmt: skip
     """Train with a progress bar and previews; an interrupt keeps the last snapshot."""
     settings = AptSettings(
@@ -55,11 +58,12 @@ def train(
     asked = prompts_of(preview_prompts, phrase)
     folder = lora_run(phrase)
     folder.check()
-    squares = squares_of(images, resolution)
-    of_photos, said = captions_of(captions, len(squares), phrase, flip, needed=False)
-    of_class = fill((tuple(lines_of(captions[0])) if said is None else ()) or CAPTION_TEMPLATES, word)
     encode = Encoding(model, vae)
-    latents, weights = encode.photos(squares, masks, settings.restraint, settings.seed, flip)
+    groups = groups_of(images, resolution, encode.step(resolution), crop == CROPS[1])
+    photos = [picture for group in groups for picture in group.pictures]
+    of_photos, said = captions_of(captions, len(photos), phrase, flip, needed=False)
+    of_class = fill((tuple(lines_of(captions[0])) if said is None else ()) or CAPTION_TEMPLATES, word)
+    seen = encode.seen(groups, masks, said, settings.restraint, settings.seed, flip)
     class_squares = None if prior_images is None else squares_of(prior_images, resolution)
     others = None if class_squares is None else encode.pictures(class_squares)[:, None]
     live = settings.text_rate > 0
@@ -79,9 +83,12 @@ def train(
         if continue_from is not None:
             lora.load(continue_from)
         prior = None if others is None else shown(others, of_class, None, None)
-        objective = AptObjective(denoiser, lora, shown(latents, of_photos, weights, said), settings, prior)
-        trainer, record = Trainer(objective, settings), RunRecord(settings, len(squares), resolution)
-        latent, thumbnail = latents[:1, 0].cpu(), thumbnail_of(squares)
+        one, *others_seen = [shown(some.latents, of_photos, some.weights, some.said) for some in seen]
+        first = AptObjective(denoiser, lora, one, settings, prior)
+        members = [first, *map(first.on, others_seen)]
+        trainer = Trainer(on_shapes(members, [len(some.latents) for some in seen]), settings)
+        record = RunRecord(settings, len(photos), resolution)
+        latent, thumbnail = seen[0].latents[:1, 0].cpu(), thumbnail_of(groups[0].pictures)
 
         def trained() -> TrainedLora:
             facts = record.facts(trainer.step, phrase)
@@ -98,9 +105,9 @@ def train(
 
         told = {
             **settings.told, "node": "APTTrain", "phrase": phrase, "captions": of_photos, "said": said, "word": word,
-            "photos": hash_of(squares), "masks": hash_of(masks), "flip": flip, "prior": hash_of(class_squares),
+            "photos": hash_of(photos), "masks": hash_of(masks), "flip": flip, "prior": hash_of(class_squares),
         }  # fmt: skip
-        indicator = objective.indicator if settings.compares else None
+        indicator = first.indicator if settings.compares else None
         with lora.installed():
             previews = Previews(asked, drawn if preview_every else None)
             Run(trainer, record, previews, write, folder, told, indicator, stop_at).train()

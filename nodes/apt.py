@@ -44,7 +44,7 @@ class APTTrain(io.ComfyNode):  # type: ignore[misc]
                 io.Image.Input(
                     "images",
                     tooltip="3-6 photos of the subject, as a batch or a list of any sizes, from Load Subject Photos "
-                    "for one. See crop.",
+                    "for one. The centre square is used.",
                 ),
                 io.String.Input(
                     "identifier", default="sks",

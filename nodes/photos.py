@@ -67,8 +67,8 @@ class InfusionLoadPhotos(io.ComfyNode):  # type: ignore[misc]
                     tooltip="The squares, as one batch, for Infusion Train; whole photos one by one.",
                 ),
                 io.Mask.Output(
-                    display_name="mask", is_output_list=True, tooltip="Where the subject is in each square. All white without box, mask and "
-                    "transparency.",
+                    display_name="mask", is_output_list=True,
+                    tooltip="Where the subject is in each photo. All white without box, mask and transparency.",
                 ),
                 io.String.Output(display_name="names", tooltip="The files that were taken, one per line."),
                 io.String.Output(

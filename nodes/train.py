@@ -66,7 +66,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                     "images",
                     tooltip="3-6 photos of the subject, as a batch or a list of any sizes, from Load Subject Photos "
                     "for one. With other angles and backgrounds in each, more of the subject and less of what is "
-                    "around it is learned. See crop.",
+                    "around it is learned. The centre square is used.",
                 ),
                 io.String.Input(
                     "word", default="cat",

@@ -43,7 +43,7 @@ def photos():
     pictures = tuple(photo(size, seed) for seed, size in enumerate(SIZES))
     mask = Image.new("L", SIZES[2], 0)
     mask.paste(255, (0, 0, SIZES[2][0], SIZES[2][1] // 2))
-    captions = ((), (), ("a tall {}",), ())
+    captions = ((), (), ("a big {}",), ())
     return SubjectPhotos(pictures, captions, (None, None, mask, None), ("a", "b", "c", "d"))
 
 
@@ -78,8 +78,8 @@ def test_masks_and_captions_stay_with_their_photos(tinyworld, photos):
     assert wide._masks is None
     assert square._masks is None
     assert [m._said for m in (wide, square, high)] == [[[0, 1], [0, 1]], [[0, 1]], [[2]]]
-    tall = tinyworld.text.encode("a tall circle").conditioning.context
-    assert torch.equal(high.prompts[2].conditioning.context, tall)
+    big = tinyworld.text.encode("a big circle").conditioning.context
+    assert torch.equal(high.prompts[2].conditioning.context, big)
 
 
 @pytest.mark.parametrize("augmented", [False, True])

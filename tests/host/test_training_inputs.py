@@ -111,7 +111,7 @@ def test_with_less_memory_the_same_bits_are_learned(server: Server, photos: list
 
 
 def test_photos_keep_their_shape_as_in_the_embedded_host(server: Server) -> None:
-    """Whole photos of three shapes, one of them cut out: sizes, masks, draws and captions are those of the other host."""
+    """Whole photos of three shapes, one of them cut out: sizes, masks, draws and captions are the other host's."""
     folder = server.base / "input" / "shapes"
     folder.mkdir()
     pictures = training_images(CONCEPTS["ember"])[:4]

@@ -26,7 +26,7 @@ from .encoding import Encoding
 from .host.denoiser import training
 from .host.lora import captions_for, layers_of, text_training
 from .host.preview import draw_as_is
-from .pictures import groups_of, squares_of, thumbnail_of
+from .pictures import groups_of, in_order, squares_of, thumbnail_of
 from .plot import loss_plot, overfitting_plot
 from .previews import Previews, prompts_of
 from .resuming import hash_of
@@ -60,7 +60,7 @@ def train(
     folder.check()
     encode = Encoding(model, vae)
     groups = groups_of(images, resolution, encode.step(resolution), crop == CROPS[1])
-    photos = [picture for group in groups for picture in group.pictures]
+    photos = in_order(groups)
     of_photos, said = captions_of(captions, len(photos), phrase, flip, needed=False)
     of_class = fill((tuple(lines_of(captions[0])) if said is None else ()) or CAPTION_TEMPLATES, word)
     seen = encode.seen(groups, masks, said, settings.restraint, settings.seed, flip)
@@ -83,9 +83,9 @@ def train(
         if continue_from is not None:
             lora.load(continue_from)
         prior = None if others is None else shown(others, of_class, None, None)
-        one, *others_seen = [shown(some.latents, of_photos, some.weights, some.said) for some in seen]
+        one, *more = [shown(some.latents, of_photos, some.weights, some.said) for some in seen]
         first = AptObjective(denoiser, lora, one, settings, prior)
-        members = [first, *map(first.on, others_seen)]
+        members = [first, *map(first.on, more)]
         trainer = Trainer(on_shapes(members, [len(some.latents) for some in seen]), settings)
         record = RunRecord(settings, len(photos), resolution)
         latent, thumbnail = seen[0].latents[:1, 0].cpu(), thumbnail_of(groups[0].pictures)

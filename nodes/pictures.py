@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from operator import itemgetter
 
 import comfy.utils
 import numpy as np
@@ -92,6 +93,12 @@ def groups_of(photos: Sequence[Tensor], resolution: int, step: int, keep: bool) 
         Group(numbers, torch.cat([_fitted(whole[number], size) for number in numbers]))
         for size, numbers in sizes.items()
     ]
+
+
+def in_order(groups: Sequence[Group]) -> list[Tensor]:
+    """All photos (H, W, 3) by number."""
+    pairs = (pair for group in groups for pair in zip(group.numbers, group.pictures, strict=True))
+    return [picture for _, picture in sorted(pairs, key=itemgetter(0))]
 
 
 def masks_of(masks: Sequence[Tensor] | None, photos: int) -> list[Tensor] | None:

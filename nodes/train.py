@@ -27,7 +27,7 @@ from .encoding import Encoding, Seen
 from .host.compat import ADVANCED, schema
 from .host.denoiser import HostDenoiser, encode_captions, training
 from .host.preview import draw
-from .pictures import groups_of, thumbnail_of
+from .pictures import groups_of, in_order, thumbnail_of
 from .plot import loss_plot, overfitting_plot
 from .previews import Previews, prompts_of
 from .resuming import hash_of
@@ -215,7 +215,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
         folder.check()
         encode = Encoding(model, vae)
         groups = groups_of(images, resolution, encode.step(resolution), crop == CROPS[1])
-        photos = [picture for group in groups for picture in group.pictures]
+        photos = in_order(groups)
         captions_of_word, said = captions_of(captions, len(photos), word, flip)
         seen = encode.seen(groups, masks, said, settings.restraint, seed, flip)
         with training(model, checkpointing) as denoiser:

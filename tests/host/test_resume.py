@@ -23,11 +23,11 @@ from .serving import serve
 from .test_apt import WIDGETS as APT
 from .test_training import WIDGETS as INFUSION
 
-STEPS, EVERY, STOP = 40, 4, 6
+STEPS, EVERY, STOP = 40, 8, 10
 PROMPTS = "a photo of a {}\n\na {} at left on pink"
 NODES: dict[str, dict[str, Any]] = {
     "InfusionTrain": {**INFUSION, "overfitting": "restrained", "preview_prompts": PROMPTS},
-    "APTTrain": {**APT, "augment": True, "identifier": "sks", "preview_prompts": PROMPTS},
+    "APTTrain": {**APT, "augment": True, "identifier": "sks", "preview_prompts": "a {} on pink"},
 }
 OUTPUTS = {"InfusionTrain": 5, "APTTrain": 7}
 

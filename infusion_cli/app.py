@@ -24,6 +24,7 @@ from infusion_core.training.residual import ResidualSettings
 from .console import fail, show_anything
 from .lora_commands import advise, apt, blend
 from .options import (
+    Aspect,
     Checkpointing,
     Config,
     Flip,
@@ -31,9 +32,12 @@ from .options import (
     LayoutOption,
     Masks,
     Model,
+    PreviewEvery,
+    PreviewPrompt,
     Seed,
     Steps,
     StopAt,
+    Transparency,
     checked_path,
     place,
 )
@@ -92,8 +96,12 @@ def train(
         int, typer.Option(help="Fixed draws that the validation loss of a snapshot is the mean of.")
     ] = _DEFAULT.validation_draws,
     masks: Masks = None,
+    transparency: Transparency = True,
+    aspect: Aspect = False,
     flip: Flip = False,
     stop_at: StopAt = 0.0,
+    preview_prompt: PreviewPrompt = None,
+    preview_every: PreviewEvery = None,
     checkpointing: Checkpointing = False,
     continue_from: Annotated[
         Optional[Path], place("--continue", help="A concept file to continue from.")  # noqa: UP045
@@ -107,8 +115,9 @@ def train(
 ) -> None:
     """Learn a concept from photos; write NAME.safetensors, and beside it NAME.report.json and report.json.
 
-    Both reports say the same; report.json is the newest run's in the folder. Snapshots, and the state that --resume
-    goes on from, are in the folder NAME.snapshots.
+    Both reports say the same; report.json is the newest run's in the folder. The page NAME.html shows the run while it
+    goes on, with pictures where --preview-prompt or --preview-every asks for them. These, snapshots, and the state that
+    --resume goes on from are in the folder NAME.snapshots.
     """
     from .train import TrainRequest, run_train
 
@@ -134,7 +143,8 @@ def train(
     run_train(
         TrainRequest(
             model, images, word, out, settings, templates, continue_from, resume, storage, config, stop_at, masks,
-            checkpointing, flip,
+            checkpointing, flip, tuple(preview_prompt or ()), preview_every,
+            transparency, aspect,
         )
     )  # fmt: skip
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from infusion_core.atomic import write_atomic
-from infusion_core.captions import CAPTION_TEMPLATES, class_word, fill
+from infusion_core.captions import CAPTION_TEMPLATES, class_word, fill, preview_prompts
 from infusion_core.embedded.lora import apt_trainer
 from infusion_core.embedded.model import EmbeddedModel, load_model
 from infusion_core.embedded.photos import find_photos, thumbnail
@@ -22,11 +23,13 @@ from infusion_core.lora_output import LoraStorage, TrainedLora, lora_bytes
 from infusion_core.training.apt import AptObjective, AptSettings
 from infusion_core.training.overfitting import checked_level
 from infusion_core.training.record import RunRecord
+from infusion_core.training.shapes import first_member
 
 from .alone import alone
 from .console import progress, say
 from .course import Course, former, photos_in
 from .given import given_class, given_model, given_photos, require_same
+from .live import Live, Previews, chosen_every, draw_quickly
 from .output import peak_rss_mb, save_picture
 from .places import Places
 from .scoring import FIGURES, JUDGES, draw_with
@@ -55,6 +58,10 @@ class AptRequest:
         masks: folder of the photos' masks, or None.
         checkpointing: see `checkpointed`.
         flip: show each photo mirrored as well.
+        previews: templates with ``{}`` for the subject, drawn while training.
+        preview_every: steps between two times; None for every snapshot where there are `previews`.
+        transparency: take it for a mask.
+        aspect: photos keep their shape.
     """
 
     model: str
@@ -73,6 +80,16 @@ class AptRequest:
     masks: Path | None = None
     checkpointing: bool = False
     flip: bool = False
+    previews: tuple[str, ...] = ()
+    preview_every: int | None = None
+    transparency: bool = True
+    aspect: bool = False
+
+    @property
+    def drawn(self) -> Previews:
+        """What is drawn while training."""
+        every = chosen_every(self.preview_every, self.previews, self.settings.snapshot_every)
+        return Previews(preview_prompts(self.previews, self.phrase), every)
 
     @property
     def phrase(self) -> str:
@@ -93,6 +110,7 @@ class AptRequest:
         class_word(self.word)
         checked_level(self.stop_at, self.settings.compares)
         fill(self.templates, self.phrase)
+        _ = self.drawn
         if self.prior_count and self.prior is None:
             raise InfusionError("--prior-count needs --prior, the folder where pictures of the class are kept")
         self.places.check()
@@ -127,23 +145,27 @@ class _Run:
             require_same(state.told["given"], given)
         self.model = model or load_model(request.model, config=request.config)
         self.model.denoiser.checkpointing = request.checkpointing
-        photos = photos_in(request.images, self.model.resolution, request.masks)
+        photos = photos_in(request.images, self.model.resolution, request.masks, request.transparency, request.aspect)
         self.photos = list(photos.pictures)
         pictures = _prior(request, self.model)
-        given |= given_photos(photos, request.flip) | given_class(pictures) | given_model(self.model)
+        given |= given_photos(photos, request.flip, request.aspect) | given_class(pictures) | given_model(self.model)
         if state:
             require_same(state.told["given"], given)
         captions, of_class = (fill(request.templates, words) for words in (request.phrase, request.word))
         shown = photos.with_mirrored() if request.flip else photos
-        self.trainer = apt_trainer(self.model, shown, captions, settings, pictures, of_class, request.phrase, state)
-        objective = self.trainer.objective
+        self.trainer = apt_trainer(
+            self.model, shown, captions, settings, pictures, of_class, request.phrase, state,
+            request.aspect,
+        )  # fmt: skip
+        objective = first_member(self.trainer.objective)
         assert isinstance(objective, AptObjective)
         self.objective = objective
         self.record = RunRecord(settings, len(self.photos), self.model.resolution)
         indicator = objective.indicator if settings.compares else None
-        title = f"learning {request.phrase!r}"
+        drawn = partial(draw_quickly, self.model)
+        live = Live(f"learning {request.phrase!r}", request.drawn, drawn, self.record, request.places)
         self.course = Course(
-            self.trainer, self.record, request.places, given, self.write, "LoRA", title, indicator, request.stop_at
+            self.trainer, self.record, request.places, given, self.write, "LoRA", live, indicator, request.stop_at
         )
         self.course.begin(state)
 
@@ -167,6 +189,7 @@ class _Run:
                 report.update(judge(self.model, self.photos, request.word, request.phrase, ours, self.lora.off))
                 request.places.write_reports(report)
         say(f"Wrote {request.out} ({size:,} bytes) and report.json beside it; prompts say {request.phrase!r}")
+        say(f"How it went: {request.places.page}")
         return report
 
     def write(self, path: Path) -> int:
@@ -211,4 +234,4 @@ def _prior(request: AptRequest, model: EmbeddedModel) -> list[Image.Image]:
             drawn = draw(model, prompt, (), len(missing), seed, settings, on_step=lambda _: advance())
         for number, picture in zip(missing, drawn, strict=True):
             save_picture(folder / f"{number:05d}.png", picture)
-    return list(photos_in(folder, model.resolution).pictures)
+    return list(photos_in(folder, model.resolution, transparency=False).pictures)

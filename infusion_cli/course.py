@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from infusion_core.atomic import write_atomic
 from infusion_core.embedded.subject import SubjectPhotos, load_subject
 from infusion_core.errors import InfusionError
 from infusion_core.photos import Skipped, by_name
-from infusion_core.training.engine import Trainer
+from infusion_core.training.engine import StepReport, Trainer
 from infusion_core.training.overfitting import Indicator
 from infusion_core.training.record import RunRecord
 from infusion_core.training.state import TrainState, load_state, save_state
 
 from .console import Interrupt, progress, say
+from .live import Live
 from .places import Places
 
 
@@ -32,7 +34,7 @@ class Course:
         given: what decides what is learned, see `given`.
         write: writes what has been learned so far to a file; returns its size in bytes.
         what: is learned, for people: ``concept``.
-        title: of the progress bar.
+        live: what the run shows; its title is that of the progress bar.
         indicator: of overfitting, where the run takes one.
         stop_at: level of it at which the run ends; 0 for never.
     """
@@ -43,7 +45,7 @@ class Course:
     given: dict[str, Any]
     write: Callable[[Path], int]
     what: str
-    title: str
+    live: Live
     indicator: Indicator | None = None
     stop_at: float = 0.0
 
@@ -53,6 +55,7 @@ class Course:
             self.record.restore(state.told["course"])
         else:
             self.places.clear()
+        self.live.begin(self.trainer.step)
 
     def train(self) -> None:
         """Train to the last step.
@@ -61,25 +64,53 @@ class Course:
             SystemExit: Ctrl-C or SIGTERM stopped it; what was learned is kept.
         """
         steps = self.record.settings.steps
-        with Interrupt() as interrupt, progress(self.title, steps) as advance:
+        with Interrupt() as interrupt, self._shown(), progress(self.live.title, steps) as advance:
             advance(steps=self.trainer.step)
             for report in self.trainer.run():
-                note = f"loss {report.loss:.4f}"
-                gamma = None if self.indicator is None else self.indicator.gamma.tolist()
-                if self.indicator is not None:
-                    note += f", overfitted {self.indicator.overall:.2f}"
-                self.record.add(report, gamma)
-                advance(note=note)
-                if report.validation_loss is not None:
-                    self.snapshot()
+                advance(note=self._after(report))
                 if interrupt.asked or self._enough:
                     break
-        if self._enough and self.trainer.step < steps:
-            say(f"Ended at step {self.trainer.step} of {steps}: overfitted {self.stop_at:g} (--stop-at)")
-        elif self.trainer.step < steps:
-            say(f"Stopped at step {self.trainer.step}. A usable {self.what} is in {self.snapshot()}")
+            stopped = self.trainer.step < steps and not self._enough
+            kept = self.snapshot() if stopped else None
+        if stopped:
+            say(f"Stopped at step {self.trainer.step}. A usable {self.what} is in {kept}")
             say("Give the same command with --resume to go on.")
             sys.exit(interrupt.exit_code)
+        if self.trainer.step < steps:
+            say(self._became)
+
+    def _after(self, report: StepReport) -> str:
+        """Note a step, and keep and show what is due; what the progress bar says of it."""
+        indicator = self.indicator
+        self.record.add(report, None if indicator is None else indicator.gamma.tolist())
+        if report.validation_loss is not None:
+            self.snapshot()
+        if self.live.look(report.step):
+            self.live.write()
+        elif report.validation_loss is not None:
+            self.live.show()
+        return f"loss {report.loss:.4f}" + ("" if indicator is None else f", overfitted {indicator.overall:.2f}")
+
+    @contextmanager
+    def _shown(self) -> Iterator[None]:
+        """Have a page from the first step on; at the end it says what became of the run."""
+        self.live.write()
+        try:
+            yield
+        except BaseException:
+            self.live.write(f"Broken off after step {self.trainer.step}.")
+            raise
+        self.live.write(self._became)
+
+    @property
+    def _became(self) -> str:
+        """What became of the run, in words."""
+        step, steps = self.trainer.step, self.record.settings.steps
+        if step == steps:
+            return f"Ended after {steps} steps."
+        if self._enough:
+            return f"Ended at step {step} of {steps}: overfitted {self.stop_at:g} (--stop-at)"
+        return f"Stopped at step {step}; --resume goes on."
 
     @property
     def _enough(self) -> bool:
@@ -118,10 +149,16 @@ def former(places: Places) -> TrainState:
     return state
 
 
-def photos_in(folder: Path, edge: int, masks: Path | None = None) -> SubjectPhotos:
-    """The photos of a folder, as large as training needs them, with captions and masks; what is skipped is said."""
+def photos_in(
+    folder: Path, edge: int, masks: Path | None = None, transparency: bool = True, aspect: bool = False
+) -> SubjectPhotos:
+    """The photos of a folder, as large as training needs them, with captions and masks; says what is skipped, and
+    whose transparency is taken for a mask."""
     skipped: list[Skipped] = []
-    photos = load_subject(folder, edge, skipped, masks)
+    photos = load_subject(folder, edge, skipped, masks, transparency, aspect)
     for file in by_name(skipped):
         say(f"Skipped {file}")
+    if photos.cut_out:
+        names = ", ".join(photos.cut_out)
+        say(f"Transparency is the mask of {names}: what is not seen there is not learned (--no-transparency: off)")
     return photos

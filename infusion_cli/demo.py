@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
 from infusion_core.atomic import write_atomic
@@ -24,10 +22,11 @@ from infusion_core.training.residual import ResidualSettings
 
 from .alone import alone
 from .console import say
+from .curves import losses, on_page
 from .output import peak_rss_mb, save_picture
-from .pages import inline_figure, inline_picture, render_page
+from .pages import inline_picture, render_page
 from .scoring import SEEDS, Comparison, compare, draw_with
-from .train import TrainRequest, train_alone
+from .train import Trained, TrainRequest, train_alone
 
 TITLES = ("base model", "with the concept", "base model, look in words")  # of a comparison's three parts
 
@@ -58,7 +57,7 @@ def _learn_and_show(request: TrainRequest, name: str, concept: Concept) -> None:
     report |= {"seconds": time.monotonic() - started, "peak_rss_mb": peak_rss_mb()}
     request.places.write_reports(report)
     save_picture(out / "overview.png", _overview(trained.photos, comparison))
-    write_atomic(out / "index.html", _page(concept, trained.photos, comparison, report).encode())
+    write_atomic(out / "index.html", _page(concept, trained, comparison, report).encode())
     say(
         f"Concept error {report['base_concept_error']:.3f} -> {report['concept_error']:.3f}: "
         f"{report['gap_closed']:.0%} of the gap to describing the look in words."
@@ -100,7 +99,7 @@ def _overview(photos: Sequence[Image.Image], comparison: Comparison) -> Image.Im
     return sheet
 
 
-def _page(concept: Concept, photos: Sequence[Image.Image], comparison: Comparison, report: dict[str, Any]) -> str:
+def _page(concept: Concept, trained: Trained, comparison: Comparison, report: dict[str, Any]) -> str:
     """The self-contained page."""
     rows = [
         {
@@ -123,29 +122,11 @@ def _page(concept: Concept, photos: Sequence[Image.Image], comparison: Compariso
     return render_page(
         "demo.html.j2",
         concept=concept,
-        photos=[inline_picture(p) for p in photos],
+        photos=[inline_picture(p) for p in trained.photos],
         rows=rows,
         scores=scores,
         count=len(comparison.learned),
         measures=[m.replace("_", " ") + (" (px)" if m == "position_error" else "") for m in ERRORS],
         report=report,
-        curve=_curve(report["losses"], report["snapshots"]),
+        curve=on_page(losses, trained.record),
     )
-
-
-def _curve(losses: Sequence[float], snapshots: Sequence[dict[str, Any]]) -> str:
-    """Loss against step: each step, a running mean, and the validation loss of the snapshots."""
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    steps = np.arange(1, len(losses) + 1)
-    axes.plot(steps, losses, color="#9aa5b1", linewidth=0.6, label="each step")
-    width = max(1, min(25, len(losses)))
-    smooth = np.convolve(losses, np.ones(width) / width, "valid")
-    axes.plot(steps[width - 1 :], smooth, color="#1f6feb", linewidth=1.5, label=f"mean of {width}")
-    seen = [s for s in snapshots if s["validation_loss"] is not None]
-    axes.plot([s["step"] for s in seen], [s["validation_loss"] for s in seen], "o-", color="#d1491b",
-              label="fixed validation noise")  # fmt: skip
-    axes.set(xlabel="step", ylabel="loss")
-    axes.set_ylim(0, float(np.percentile(losses, 99)) * 1.1)
-    axes.legend(frameon=False)
-    return inline_figure(figure)

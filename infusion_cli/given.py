@@ -17,9 +17,15 @@ from infusion_core.errors import InfusionError, printable
 from infusion_core.training.residual import ResidualSettings
 
 MODEL, PHOTOS, CLASS_PICTURES = "model", "photos", "class pictures"
-CAPTIONS, MASKS, FLIP = "photos' own captions", "masks", "flip"
+CAPTIONS, MASKS, FLIP, ASPECT = "photos' own captions", "masks", "flip", "aspect"
 # What a run that does not tell a setting had: the setting is younger than it. Maps were replaced throughout.
-_DEFAULTS: dict[str, Any] = {**asdict(ResidualSettings(replacement_end=1.0)), CAPTIONS: [], MASKS: [], FLIP: False}
+_DEFAULTS: dict[str, Any] = {
+    **asdict(ResidualSettings(replacement_end=1.0)),
+    CAPTIONS: [],
+    MASKS: [],
+    FLIP: False,
+    ASPECT: False,
+}
 
 
 def given_before_loading(
@@ -34,14 +40,15 @@ def given_before_loading(
     }
 
 
-def given_photos(photos: SubjectPhotos, flip: bool = False) -> dict[str, Any]:
-    """The photos as they were read, what is known of them and whether they are mirrored too, as JSON."""
+def given_photos(photos: SubjectPhotos, flip: bool = False, aspect: bool = False) -> dict[str, Any]:
+    """The photos as they were read, what is known of them, and how they are shown, as JSON."""
     masks = [mask and hash_of_photo(mask.convert("RGB")) for mask in photos.masks]
     return {
         PHOTOS: [hash_of_photo(photo) for photo in photos.pictures],
         CAPTIONS: [list(lines) for lines in photos.captions] if any(photos.captions) else [],
         MASKS: masks if any(masks) else [],
         FLIP: flip,
+        ASPECT: aspect,
     }
 
 

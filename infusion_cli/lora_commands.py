@@ -16,7 +16,22 @@ from infusion_core.training.apt import AptSettings
 from infusion_core.training.objective import Weighting
 from infusion_core.training.overfitting import Restraint
 
-from .options import Checkpointing, Config, Flip, Guidance, Masks, Model, Seed, Steps, StopAt, place
+from .options import (
+    Aspect,
+    Checkpointing,
+    Config,
+    Flip,
+    Guidance,
+    Masks,
+    Model,
+    PreviewEvery,
+    PreviewPrompt,
+    Seed,
+    Steps,
+    StopAt,
+    Transparency,
+    place,
+)
 
 _BLEND, _APT = BlendSettings(), AptSettings()
 
@@ -80,8 +95,12 @@ def apt(
     ] = None,
     snapshot_every: Annotated[int, typer.Option(help="Steps between snapshots.")] = _APT.snapshot_every,
     masks: Masks = None,
+    transparency: Transparency = True,
+    aspect: Aspect = False,
     flip: Flip = False,
     stop_at: StopAt = 0.0,
+    preview_prompt: PreviewPrompt = None,
+    preview_every: PreviewEvery = None,
     checkpointing: Checkpointing = False,
     resume: Annotated[
         bool,
@@ -92,8 +111,9 @@ def apt(
 ) -> None:
     """Train a LoRA that measures its own overfitting and is restrained by it (APT); any LoRA loader reads the file.
 
-    NAME.report.json and report.json say how it went, NAME.overfitting.png how overfitted it is step by step. Snapshots,
-    and the state that --resume goes on from, are in the folder NAME.snapshots: epochs for `blend` and `advise`.
+    NAME.report.json and report.json say how it went, NAME.html shows it while it goes on, NAME.overfitting.png how
+    overfitted it is step by step. Snapshots, pictures that --preview-prompt or --preview-every asks for, and the state
+    that --resume goes on from, are in the folder NAME.snapshots: epochs for `blend` and `advise`.
     """
     from .apt import AptRequest, run_apt
 
@@ -109,7 +129,8 @@ def apt(
     run_apt(
         AptRequest(
             model, images, word, identifier, out, settings, templates, prior, prior_count, resume, storage, config,
-            stop_at, masks, checkpointing, flip,
+            stop_at, masks, checkpointing, flip, tuple(preview_prompt or ()), preview_every,
+            transparency, aspect,
         )
     )  # fmt: skip
 

@@ -57,6 +57,18 @@ Masks = Annotated[
         help="Folder of masks, white where the subject is, each named as its photo; else NAME-masklabel.png beside it."
     ),
 ]
+Transparency = Annotated[
+    bool,
+    typer.Option(
+        help="Where a photo without a mask is transparent, its transparency is the mask; else it turns white."
+    ),
+]
+Aspect = Annotated[
+    bool,
+    typer.Option(
+        help="Photos keep their shape, at about the size of the square; else the middle square of each is used."
+    ),
+]
 Checkpointing = Annotated[bool, typer.Option(help="Needs less memory and takes longer; what is learned is the same.")]
 Flip = Annotated[
     bool,
@@ -64,5 +76,15 @@ Flip = Annotated[
 ]
 StopAt = Annotated[
     float, typer.Option(help="End when the photos are known by heart so far, 0 to 1, the mean over noise; 0 for never.")
+]
+PreviewPrompt = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(help="Drawn while training, with {} for the subject; repeat for several. 'a photo of a {}' without."),
+]
+PreviewEvery = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        min=0, max=1_000_000, help="Steps between such pictures; with --preview-prompt every snapshot's, else never."
+    ),
 ]
 LayoutOption = Annotated[Layout, typer.Option(help="Where the residual lives; block is the smallest.")]

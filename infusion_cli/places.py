@@ -9,6 +9,7 @@ from typing import Any
 
 from infusion_core.atomic import check_writable
 from infusion_core.errors import InfusionError
+from infusion_core.previews import clear_strips
 
 from .output import write_report
 
@@ -41,6 +42,11 @@ class Places:
         return self.out.with_suffix(".overfitting.png")
 
     @property
+    def page(self) -> Path:
+        """The page that shows the run."""
+        return self.out.with_suffix(".html")
+
+    @property
     def reports(self) -> tuple[Path, Path]:
         """The concept's own report, and the report of the newest run in the folder."""
         return self.out.with_suffix(".report.json"), self.out.with_name("report.json")
@@ -58,7 +64,7 @@ class Places:
         if self.out.suffix != SUFFIX:
             raise InfusionError(f"--out names the concept file and must end in {SUFFIX}, got {self.out}")
         try:
-            folders = [path for path in (self.out, *self.reports) if _is_folder(path)]
+            folders = [path for path in (self.out, self.page, *self.reports) if _is_folder(path)]
             kept = _is_folder(self.snapshots)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -71,15 +77,18 @@ class Places:
             check_writable(folder)
 
     def clear(self) -> None:
-        """Remove the state of an earlier run, so that none goes on with it; snapshots stay until they are replaced.
+        """Remove an earlier run's state, so that none goes on with it, and its pictures; snapshots stay until they are
+        replaced.
 
         Raises:
             InfusionError: it cannot be removed.
         """
         try:
             self.state.unlink(missing_ok=True)
+            clear_strips(self.snapshots)
         except OSError as error:
-            raise InfusionError(f"cannot remove {self.state}: {error.strerror or error}; remove it yourself") from error
+            what = error.filename or self.state
+            raise InfusionError(f"cannot remove {what}: {error.strerror or error}; remove it yourself") from error
 
     def write_reports(self, report: dict[str, Any]) -> None:
         """Write the report in both places: another concept in the folder keeps its own."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from infusion_core.captions import CAPTION_TEMPLATES, class_word, fill
+from infusion_core.captions import CAPTION_TEMPLATES, class_word, fill, preview_prompts
 from infusion_core.concepts import LoadedConcept
 from infusion_core.embedded.model import EmbeddedModel, load_model
 from infusion_core.embedded.photos import find_photos, thumbnail
@@ -19,11 +19,13 @@ from infusion_core.residuals import ConceptResidual
 from infusion_core.training.overfitting import checked_level
 from infusion_core.training.record import RunRecord
 from infusion_core.training.residual import ResidualObjective, ResidualSettings
+from infusion_core.training.shapes import first_member
 
 from .alone import alone
 from .console import say
 from .course import Course, former, photos_in
 from .given import given_before_loading, given_model, given_photos, require_same
+from .live import Live, Previews, chosen_every, draw_quickly
 from .output import peak_rss_mb
 from .places import Places
 from .scoring import FIGURES, JUDGES, draw_with
@@ -47,6 +49,16 @@ class TrainRequest:
     masks: Path | None = None
     checkpointing: bool = False
     flip: bool = False
+    previews: tuple[str, ...] = ()
+    preview_every: int | None = None
+    transparency: bool = True
+    aspect: bool = False
+
+    @property
+    def drawn(self) -> Previews:
+        """What is drawn while training."""
+        every = chosen_every(self.preview_every, self.previews, self.settings.snapshot_every)
+        return Previews(preview_prompts(self.previews, class_word(self.word)), every)
 
     @property
     def places(self) -> Places:
@@ -57,20 +69,22 @@ class TrainRequest:
         """See what can be seen without reading or writing anything.
 
         Raises:
-            InfusionError: the word, a template or the place cannot be.
+            InfusionError: the word, a template, a preview prompt or the place cannot be.
         """
         fill(self.templates, class_word(self.word))
         checked_level(self.stop_at, self.settings.restraint.measures)
+        _ = self.drawn
         self.places.check()
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What training left: the concept, its report so far, and the photos it saw."""
+    """What training left: the concept, its report so far, the photos it saw, and its course."""
 
     concept: ConceptResidual
     report: dict[str, Any]
     photos: list[Image.Image]
+    record: RunRecord
 
 
 def run_train(request: TrainRequest, model: EmbeddedModel | None = None) -> Trained:
@@ -100,8 +114,8 @@ def train_alone(request: TrainRequest, model: EmbeddedModel | None = None, score
         ours = draw_with(run.model, LoadedConcept(request.out.stem, concept))
         report.update(judge(run.model, run.photos, request.word, request.word, ours))
         request.places.write_reports(report)
-    say(f"Wrote {request.out} ({size:,} bytes) and report.json beside it")
-    return Trained(concept, report, run.photos)
+    say(f"Wrote {request.out} ({size:,} bytes); beside it report.json and, how it went, {request.places.page.name}")
+    return Trained(concept, report, run.photos, run.course.record)
 
 
 @dataclass
@@ -130,23 +144,29 @@ class _Run:
             require_same(state.told["given"], given)
         model = model or load_model(request.model, config=request.config)
         model.denoiser.checkpointing = request.checkpointing
-        photos = photos_in(request.images, model.resolution, request.masks)
-        given |= given_photos(photos, request.flip) | given_model(model)
+        photos = photos_in(request.images, model.resolution, request.masks, request.transparency, request.aspect)
+        given |= given_photos(photos, request.flip, request.aspect) | given_model(model)
         if state:
             require_same(state.told["given"], given)
         shown = photos.with_mirrored() if request.flip else photos
-        trainer = trainer_for(model, shown, request.word, request.settings, request.templates, first, state)
+        trainer = trainer_for(
+            model, shown, request.word, request.settings, request.templates, first, state, request.aspect
+        )
         pictures = list(photos.pictures)
         record = RunRecord(request.settings, len(pictures), model.resolution)
 
         def write(path: Path) -> int:
             return save_concept(path, run.concept(), request.storage)
 
-        objective = trainer.objective
+        objective = first_member(trainer.objective)
         assert isinstance(objective, ResidualObjective)
         indicator = objective.indicator if request.settings.restraint.measures else None
-        title = f"learning {request.word!r}"
-        course = Course(trainer, record, request.places, given, write, "concept", title, indicator, request.stop_at)
+
+        def drawn(prompt: str, seed: int) -> Image.Image:
+            return draw_quickly(model, prompt, seed, LoadedConcept(request.out.stem, trainer.learned()))
+
+        live = Live(f"learning {request.word!r}", request.drawn, drawn, record, request.places)
+        course = Course(trainer, record, request.places, given, write, "concept", live, indicator, request.stop_at)
         course.begin(state)
         run = cls(request, model, pictures, course, started)
         return run

@@ -163,6 +163,7 @@ class _Run:
                 bar.done(job.settings.steps, f"{job.name}: {FAILED}")
                 continue
             self._log(job.name, [f"skipped {file}" for file in by_name(skipped) if file.name != WORD_FILE])
+            self._log(job.name, [f"transparency masks {name}" for name in photos.cut_out])
             tasks.append(
                 Task(job.name, job.out.stem, job.word, photos, job.settings, job.templates, self.request.storage)
             )

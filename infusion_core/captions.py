@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from .errors import InfusionError
 
 CAPTION_SUFFIX = ".txt"  # of a caption file, beside its photo
 MOST_CAPTION = 100_000  # bytes of it
+MOST_PREVIEWS = 8  # prompts that are drawn while training
 LONGEST_WORD = 200  # letters; a concept file takes no more
 CAPTION_TEMPLATES: tuple[str, ...] = (
     "a photo of a {}",
@@ -28,18 +30,34 @@ CAPTION_TEMPLATES: tuple[str, ...] = (
 OTHER_PROMPTS = ("a photo of a dog", "a photo of a house by the sea", "a bowl of fruit on a table", "a street at night")
 
 
-def fill(templates: tuple[str, ...], word: str) -> tuple[str, ...]:
-    """The templates with a word in place of ``{}``.
+def fill(templates: tuple[str, ...], word: str, what: str = "caption template") -> tuple[str, ...]:
+    """The templates with a word in place of ``{}``; `what` they are, for errors.
 
     Raises:
         InfusionError: no templates, or one without ``{}``.
     """
     if not templates:
-        raise InfusionError("no caption templates; give at least one, such as 'a photo of a {}'")
+        raise InfusionError(f"no {what}s; give at least one, such as 'a photo of a {{}}'")
     for template in templates:
         if template.count("{}") != 1:
-            raise InfusionError(f"the caption template {template!r} must hold {{}} once, where the word goes")
+            raise InfusionError(f"the {what} {template!r} must hold {{}} once, where the word goes")
     return tuple(t.replace("{}", word) for t in templates)
+
+
+def preview_prompts(templates: Sequence[str], phrase: str) -> tuple[str, ...]:
+    """What is drawn of a subject while it is learned: templates with ``{}`` for it; of none a neutral one.
+
+    Raises:
+        InfusionError: a template without ``{}``, with a ``<name>`` that is nothing, or too many of them.
+    """
+    if len(templates) > MOST_PREVIEWS:
+        raise InfusionError(f"{len(templates)} preview prompts; give at most {MOST_PREVIEWS}, each takes time to draw")
+    prompts = fill(tuple(templates) or CAPTION_TEMPLATES[:1], phrase, "preview prompt")
+    for prompt in prompts:
+        placeholder = re.search(r"<[^<>]*>", prompt)
+        if placeholder:
+            raise InfusionError(f"the preview prompt {prompt!r} names {placeholder[0]}; write {{}} for the subject")
+    return prompts
 
 
 def said_of(

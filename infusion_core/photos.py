@@ -32,6 +32,8 @@ MOST_BYTES = 128 << 20  # of a file
 MOST_PIXELS = 200_000_000  # of a photo that can be decoded smaller; the largest telephones make so many
 MOST_AT_ONCE = 100_000_000  # pixels that are held in memory, 4 bytes each
 LONGEST_EDGE = 65_535  # px; JPEG has no longer one
+OPAQUE = 250  # alpha from which on a place is seen; a photo that has no less anywhere is not transparent
+LEAST_SEEN = 0.005  # share of a transparent photo that its subject takes
 _STRIP = 1 << 22  # pixels whose colours are seen to at once
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -71,12 +73,31 @@ class Photo(NamedTuple):
         picture: RGB.
         digest: SHA-256 of the file.
         path: of the file.
+        alpha: how much of each place is seen, greyscale of the picture's size; None where all of it is.
     """
 
     name: str
     picture: Image.Image
     digest: str
     path: Path
+    alpha: Image.Image | None = None
+
+    @property
+    def subject(self) -> Image.Image | None:
+        """Where the subject is, as the photo's own transparency tells: white; None where nothing is transparent.
+
+        Raises:
+            InfusionError: hardly anything is seen.
+        """
+        if self.alpha is None:
+            return None
+        seen = float(np.asarray(self.alpha, dtype=np.float64).mean()) / 255
+        if seen < LEAST_SEEN:
+            raise InfusionError(
+                f"{self.name} is almost wholly transparent ({seen:.2%} of it is seen); save it without transparency, "
+                "or set transparency off (--no-transparency)"
+            )
+        return self.alpha
 
 
 def list_photos(folder: Path) -> list[Path]:
@@ -129,13 +150,13 @@ def read_photos(paths: Sequence[Path], skipped: list[Skipped], shortest: int | N
             digest = hashlib.sha256(data).hexdigest()
             if digest in seen:
                 raise InfusionError(f"the same as {seen[digest]}")
-            picture = picture_of(data, shortest)
+            picture, alpha = picture_of(data, shortest)
         except InfusionError as error:
             skipped.append(Skipped(name, str(error)))
             continue
         seen[digest] = name
         del data  # the caller may be at work for long
-        yield Photo(name, picture, digest, path)
+        yield Photo(name, picture, digest, path, alpha)
 
 
 def photo_bytes(path: Path) -> bytes:
@@ -205,11 +226,11 @@ def read_photo(path: Path, shortest: int | None = None) -> Image.Image:
     Raises:
         InfusionError: why it cannot be read, without its name.
     """
-    return picture_of(photo_bytes(path), shortest)
+    return picture_of(photo_bytes(path), shortest)[0]
 
 
-def picture_of(data: bytes, shortest: int | None = None) -> Image.Image:
-    """`read_photo` of a file's content.
+def picture_of(data: bytes, shortest: int | None = None) -> tuple[Image.Image, Image.Image | None]:
+    """`read_photo` of a file's content, and its alpha, see `Photo`.
 
     Raises:
         InfusionError: why it is no photo.
@@ -217,9 +238,11 @@ def picture_of(data: bytes, shortest: int | None = None) -> Image.Image:
     file = picture_file(data)
     try:
         with _pillow_as_we_need_it():
-            photo = _in_rgb(_decoded(file, shortest), file.profile, shortest)
+            photo, alpha = _in_rgb(_decoded(file, shortest), file.profile, shortest)
         turn = _TURNS.get(file.orientation)
-        return photo if turn is None else photo.transpose(turn)
+        if turn is None:
+            return photo, alpha
+        return photo.transpose(turn), alpha and alpha.transpose(turn)
     except InfusionError:
         raise
     except Exception as error:  # on strange bytes decoders raise whatever their parsing trips over
@@ -259,19 +282,23 @@ def _pillow_as_we_need_it() -> Iterator[None]:
 # -- Colours --------------------------------------------------------------------------------------------------------
 
 
-def _in_rgb(photo: Image.Image, profile: bytes, shortest: int | None) -> Image.Image:
-    """A decoded photo in sRGB over white, smaller where it is large; by strips, which need little memory."""
+def _in_rgb(photo: Image.Image, profile: bytes, shortest: int | None) -> tuple[Image.Image, Image.Image | None]:
+    """A decoded photo in sRGB over white and its alpha, smaller where it is large; by strips, for want of memory."""
     factor = max(1, min(photo.size) // shortest) if shortest else 1
     width, height = photo.size
     brightest = _brightest(photo)
     out = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    alpha: Image.Image | None = None
     rows = max(1, _STRIP // (width * factor)) * factor
     for top in range(0, height, rows):
         strip = _plain(photo.crop((0, top, width, min(top + rows, height))), brightest)
         if factor > 1:
             strip = strip.reduce(factor)
+        if strip.mode == "RGBA":
+            alpha = alpha or Image.new("L", out.size, 255)
+            alpha.paste(strip.getchannel("A"), (0, top // factor))
         out.paste(_over_white(_to_srgb(strip, profile)), (0, top // factor))
-    return out
+    return out, None if alpha is None or alpha.getextrema()[0] >= OPAQUE else alpha  # type: ignore[operator]
 
 
 def _brightest(photo: Image.Image) -> float:

@@ -14,7 +14,7 @@ from ..infusion_core.training.overfitting import TEMPERATURE
 from .apt_training import train
 from .host.compat import ADVANCED, schema
 from .sockets import LoraSocket
-from .training_inputs import shared_inputs
+from .training_inputs import previews_output, shared_inputs
 from .widgets import only
 
 _DEFAULT = AptSettings()
@@ -165,6 +165,7 @@ class APTTrain(io.ComfyNode):  # type: ignore[misc]
                 ),
                 io.Image.Output(display_name="loss", tooltip="Loss curve."),
                 io.String.Output(display_name="subject", tooltip="What prompts say for it."),
+                previews_output(),
             ],
         )  # fmt: skip
 

@@ -10,7 +10,6 @@ from typing import Any
 import comfy.sd
 import torch
 from comfy_api.latest import io
-from PIL import Image
 from torch import Tensor
 
 from ..infusion_core.atomic import write_atomic
@@ -21,16 +20,19 @@ from ..infusion_core.training.apt import AptObjective, AptSettings
 from ..infusion_core.training.engine import Trainer
 from ..infusion_core.training.overfitting import Restraint, checked_level
 from ..infusion_core.training.record import RunRecord
+from ..infusion_core.training.shapes import on_shapes
 from ..infusion_core.training.shown import Said, Shown
 from .encoding import Encoding
 from .host.denoiser import training
 from .host.lora import captions_for, layers_of, text_training
 from .host.preview import draw_as_is
-from .pictures import first_of, squares_of, thumbnail_of
+from .pictures import groups_of, in_order, squares_of, thumbnail_of
 from .plot import loss_plot, overfitting_plot
+from .previews import Previews, prompts_of
 from .resuming import hash_of
 from .runs import Run
 from .snapshots import lora_run
+from .training_inputs import CROPS
 from .widgets import captions_of, lines_of
 
 _SNAPSHOT_EVERY = AptSettings().snapshot_every
@@ -41,7 +43,8 @@ def train(
     resolution: int, preview_every: int, restrain: bool, augment: bool, reweight: bool, temperature: float,
     masks: Sequence[Tensor] | None = None,
     prior_images: Sequence[Tensor] | None = None, captions: Sequence[str] = ("",), continue_from: Any = None,
-    stop_at: float = 0.0, checkpointing: bool = False, flip: bool = False, **given: Any,
+    stop_at: float = 0.0, checkpointing: bool = False, flip: bool = False, preview_prompts: str = "",
+    crop: str = CROPS[0], **given: Any,
 ) -> io.NodeOutput:  # fmt: skip
     """Train with a progress bar and previews; an interrupt keeps the last snapshot."""
     settings = AptSettings(
@@ -52,13 +55,15 @@ def train(
     settings = settings if restrain else settings.unrestrained
     checked_level(stop_at, settings.compares)
     phrase = f"{identifier.strip()} {class_word(word)}".strip()
+    asked = prompts_of(preview_prompts, phrase)
     folder = lora_run(phrase)
     folder.check()
-    squares = squares_of(images, resolution)
-    of_photos, said = captions_of(captions, len(squares), phrase, flip, needed=False)
-    of_class = fill((tuple(lines_of(captions[0])) if said is None else ()) or CAPTION_TEMPLATES, word)
     encode = Encoding(model, vae)
-    latents, weights = encode.photos(squares, masks, settings.restraint, settings.seed, flip)
+    groups = groups_of(images, resolution, encode.step(resolution), crop == CROPS[1])
+    photos = in_order(groups)
+    of_photos, said = captions_of(captions, len(photos), phrase, flip, needed=False)
+    of_class = fill((tuple(lines_of(captions[0])) if said is None else ()) or CAPTION_TEMPLATES, word)
+    seen = encode.seen(groups, masks, said, settings.restraint, settings.seed, flip)
     class_squares = None if prior_images is None else squares_of(prior_images, resolution)
     others = None if class_squares is None else encode.pictures(class_squares)[:, None]
     live = settings.text_rate > 0
@@ -78,31 +83,35 @@ def train(
         if continue_from is not None:
             lora.load(continue_from)
         prior = None if others is None else shown(others, of_class, None, None)
-        objective = AptObjective(denoiser, lora, shown(latents, of_photos, weights, said), settings, prior)
-        trainer, record = Trainer(objective, settings), RunRecord(settings, len(squares), resolution)
-        latent, thumbnail = latents[:1, 0].cpu(), thumbnail_of(squares)
+        one, *more = [shown(some.latents, of_photos, some.weights, some.said) for some in seen]
+        first = AptObjective(denoiser, lora, one, settings, prior)
+        members = [first, *map(first.on, more)]
+        trainer = Trainer(on_shapes(members, [len(some.latents) for some in seen]), settings)
+        record = RunRecord(settings, len(photos), resolution)
+        latent, thumbnail = seen[0].latents[:1, 0].cpu(), thumbnail_of(groups[0].pictures)
 
         def trained() -> TrainedLora:
             facts = record.facts(trainer.step, phrase)
             return TrainedLora(trainer.learned(), lora.alpha, denoiser.base, phrase, facts, thumbnail)
 
-        def drawn() -> Image.Image:
-            """A picture of the subject; the network stands ready for training again afterwards."""
-            picture = first_of(draw_as_is(denoiser.model, clip, vae, f"a photo of a {phrase}", latent))
+        def drawn(prompts: Sequence[str]) -> list[Tensor]:
+            """A picture of each prompt; the network stands ready for training again afterwards."""
+            pictures = draw_as_is(denoiser.model, clip, vae, prompts, latent)
             denoiser.load()
-            return picture
+            return pictures
 
         def write(path: Path) -> None:
             write_atomic(path, lora_bytes(trained()))
 
         told = {
             **settings.told, "node": "APTTrain", "phrase": phrase, "captions": of_photos, "said": said, "word": word,
-            "photos": hash_of(squares), "masks": hash_of(masks), "flip": flip, "prior": hash_of(class_squares),
+            "photos": hash_of(photos), "masks": hash_of(masks), "flip": flip, "prior": hash_of(class_squares),
         }  # fmt: skip
-        indicator = objective.indicator if settings.compares else None
+        indicator = first.indicator if settings.compares else None
         with lora.installed():
-            Run(trainer, record, drawn if preview_every else None, write, folder, told, indicator, stop_at).train()
+            previews = Previews(asked, drawn if preview_every else None)
+            Run(trainer, record, previews, write, folder, told, indicator, stop_at).train()
         state = lora_tensors(trained())
     patched, infused = comfy.sd.load_lora_for_models(model, clip, state, 1.0, 1.0)
-    curves = overfitting_plot(record.indicator), loss_plot(record.losses, record.validation)
-    return io.NodeOutput(patched, infused, state, *curves, phrase)
+    curves = overfitting_plot(record.indicator), loss_plot(record)
+    return io.NodeOutput(patched, infused, state, *curves, phrase, previews.output)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import folder_paths
@@ -19,8 +19,9 @@ from torch import Tensor
 from ..infusion_core.captions import CAPTION_SUFFIX, read_captions
 from ..infusion_core.errors import InfusionError
 from ..infusion_core.photos import MOST_FILES, Skipped, begins_as_photo, by_name, list_photos, photo_bytes, read_photos
-from .subject import Box, Square, square_of
+from .subject import Box, Square, square_of, to_mask, whole_of
 
+CROPS = CENTER, SUBJECT, WHOLE = "center", "subject", "whole"
 TOLD = 5  # skipped files that an error names
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".heic", ".heif", ".avif", ".tif", ".tiff")
 Given = Tensor | Sequence[Box | None] | None  # masks or boxes: one per photo, or one for all
@@ -32,8 +33,9 @@ class Taken:
 
     Attributes:
         names: of the files that were taken, in order.
-        squares: what was taken of each.
+        squares: what was taken of each, square or whole.
         captions: lines of the text beside each; none where there is no such file.
+        cut_out: names of those whose mask is their own transparency.
         skipped: the others, with the reason.
         unnamed: further files that are not taken, which a page need not know.
     """
@@ -41,6 +43,7 @@ class Taken:
     names: list[str] = field(default_factory=list)
     squares: list[Square] = field(default_factory=list)
     captions: list[tuple[str, ...]] = field(default_factory=list)
+    cut_out: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     unnamed: int = 0
 
@@ -50,6 +53,8 @@ class Taken:
         captioned = [name for name, own in zip(self.names, self.captions, strict=True) if own]
         if captioned:
             lines.append(f"{len(captioned)} with captions: {', '.join(captioned)}")
+        if self.cut_out:
+            lines.append(f"{len(self.cut_out)} with transparency as mask: {', '.join(self.cut_out)}")
         if self.skipped:
             lines.append(f"{len(self.skipped)} skipped: {'; '.join(map(str, self.skipped))}")
         if self.unnamed:
@@ -82,25 +87,34 @@ def fingerprint(paths: Sequence[Path]) -> str:
     return hashlib.sha256(repr([(path.name, _content(path)) for path in paths]).encode()).hexdigest()
 
 
-def take(paths: Sequence[Path], edge: int, masks: Given, boxes: Given, follow: bool) -> Taken:
+def take(paths: Sequence[Path], edge: int, masks: Given, boxes: Given, crop: str, transparency: bool = True) -> Taken:
     """Read files one after another; what cannot be used, or was there before, is skipped and named.
 
     Args:
         paths: of the files.
-        edge: of the squares, px.
+        edge: of the squares, px; whole photos are not much larger than twice that.
         masks: MASK (M, H, W) of whole photos.
         boxes: of the subject, px of the upright photo.
-        follow: take the square round the subject instead of the middle one.
+        crop: what is taken, one of `CROPS`.
+        transparency: where there are neither masks nor boxes, that of a photo is its mask.
 
     Raises:
-        InfusionError: nothing can be used, or there are other numbers of masks or boxes than photos.
+        InfusionError: nothing can be used, there are other numbers of masks or boxes than photos, or almost nothing of
+            a transparent photo is seen.
     """
-    taken = Taken()
+    taken, follow = Taken(), crop == SUBJECT
     for photo in read_photos(paths, taken.skipped, None if follow or boxes is not None else 2 * edge):
         mask, box = _each(masks, len(taken.names)), _each(boxes, len(taken.names))
+        own = photo.subject if transparency and masks is None and boxes is None else None
+        if own is not None:
+            mask = to_mask(own)
+            taken.cut_out.append(photo.name)
         taken.names.append(photo.name)
         taken.captions.append(read_captions(photo.path.with_suffix(CAPTION_SUFFIX)))
-        taken.squares.append(square_of(photo.name, photo.picture, edge, mask, box, follow))  # type: ignore[arg-type]
+        if crop == WHOLE:
+            taken.squares.append(whole_of(photo.name, photo.picture, mask, box))  # type: ignore[arg-type]
+        else:
+            taken.squares.append(square_of(photo.name, photo.picture, edge, mask, box, follow))  # type: ignore[arg-type]
     _check(taken, paths, masks, boxes)
     return _tellable(taken, paths)
 
@@ -126,7 +140,7 @@ def _tellable(taken: Taken, paths: Sequence[Path]) -> Taken:
     others = told = [skipped for skipped in by_name(taken.skipped) if skipped.name not in captions]
     if not all(_is_below_input(path) for path in paths):
         told = [skipped for skipped in told if skipped.name.lower().endswith(PICTURES)]
-    return Taken(taken.names, taken.squares, taken.captions, told, len(others) - len(told))
+    return replace(taken, skipped=told, unnamed=len(others) - len(told))
 
 
 def _each(given: Given, index: int) -> Tensor | Box | None:

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from ..infusion_core.errors import InfusionError
 from . import photo_files
-from .host.compat import schema
+from .host.compat import ADVANCED, schema
+from .pictures import squares_of
 from .sockets import BoxSocket
 from .subject import boxes_of
 from .widgets import lines_of
-
-CROPS = ("center", "subject")
 
 
 class InfusionLoadPhotos(io.ComfyNode):  # type: ignore[misc]
@@ -46,20 +45,30 @@ class InfusionLoadPhotos(io.ComfyNode):  # type: ignore[misc]
                     tooltip="Edge of the squares in pixels, as in Infusion Train: 512 for SD 1.x, 1024 for XL.",
                 ),
                 io.Combo.Input(
-                    "crop", options=list(CROPS), default=CROPS[0],
+                    "crop", options=list(photo_files.CROPS), default=photo_files.CENTER,
                     tooltip="center: the middle square of a photo. subject: the smallest square round the box or mask, "
-                    "for a subject that stands at the side.",
+                    "for a subject that stands at the side. whole: all of each photo, for crop 'keep shape' when "
+                    "training.",
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="Where the subject is: a mask per photo, or one for all."),
                 BoxSocket.Input(
                     "box", optional=True, extra_dict={"forceInput": True},
                     tooltip="Where the subject is, in pixels of the photo: a box per photo, or one for all.",
                 ),
+                io.Boolean.Input(
+                    "transparency", default=True, optional=True,
+                    tooltip="Where neither mask nor box says where the subject is and a photo is transparent around "
+                    "it, its transparency is the mask. Off: what is transparent is white, and counts.", **ADVANCED,
+                ),
             ],
             outputs=[
-                io.Image.Output(display_name="images", tooltip="The squares, as one batch, for Infusion Train."),
+                io.Image.Output(
+                    display_name="images", is_output_list=True,
+                    tooltip="The squares, as one batch, for Infusion Train; whole photos one by one.",
+                ),
                 io.Mask.Output(
-                    display_name="mask", tooltip="Where the subject is in each square. All white without box and mask."
+                    display_name="mask", is_output_list=True,
+                    tooltip="Where the subject is in each photo. All white without box, mask and transparency.",
                 ),
                 io.String.Output(display_name="names", tooltip="The files that were taken, one per line."),
                 io.String.Output(
@@ -85,16 +94,20 @@ class InfusionLoadPhotos(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def execute(
-        cls, folder: str, photos: str, resolution: int, crop: str, mask: Tensor | None = None, box: Any = None
-    ) -> io.NodeOutput:
+        cls, folder: str, photos: str, resolution: int, crop: str, mask: Tensor | None = None, box: Any = None,
+        transparency: bool = True,
+    ) -> io.NodeOutput:  # fmt: skip
         """Read the files and show what was taken."""
-        if crop == "subject" and mask is None and box is None:
-            raise InfusionError("crop is 'subject' without a mask or box; connect one, or set crop to 'center'")
         paths = photo_files.files(folder, lines_of(photos))
-        taken = photo_files.take(paths, resolution, mask, boxes_of(box), crop == "subject")
-        images = torch.stack([square.pixels for square in taken.squares])
-        masks = torch.stack([square.mask for square in taken.squares])
-        shown = {**ui.PreviewImage(images, cls=cls).as_dict(), **ui.PreviewText(taken.told()).as_dict()}
+        taken = photo_files.take(paths, resolution, mask, boxes_of(box), crop, transparency)
+        if crop == photo_files.SUBJECT and mask is None and box is None and not taken.cut_out:
+            raise InfusionError("crop is 'subject' without a mask or box; connect one, or set crop to 'center'")
+        pixels = [one.pixels[None] for one in taken.squares]
+        masks = [one.mask[None] for one in taken.squares]
+        previews = squares_of(pixels, resolution)
+        shown = {**ui.PreviewImage(previews, cls=cls).as_dict(), **ui.PreviewText(taken.told()).as_dict()}
+        if crop != photo_files.WHOLE:
+            pixels, masks = [torch.cat(pixels)], [torch.cat(masks)]
         return io.NodeOutput(
-            images, masks, "\n".join(taken.names), ["\n".join(own) for own in taken.captions], ui=shown
+            pixels, masks, "\n".join(taken.names), ["\n".join(own) for own in taken.captions], ui=shown
         )

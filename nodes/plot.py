@@ -1,17 +1,25 @@
-"""Curves and points as a picture. ComfyUI ships Pillow and no plotting library."""
+"""Curves and points as a picture. ComfyUI ships Pillow and no plotting library.
+
+A picture cannot know whether the canvas is dark or light, so it brings its own ground: a dark one, which does not glare
+on the dark canvas and stands out on the light one. Lines are told from it by a contrast of 3 at least, letters by 7.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
+
+from ..infusion_core.training.record import RunRecord
+from .pictures import image_of
 
 WIDTH, HEIGHT, BARS = 768, 384, 150
-LEFT, TOP, RIGHT, BOTTOM = 70, 40, 20, 40
-GREY, BLUE, ORANGE, INK = "#b9c2cc", "#1f6feb", "#d1491b", "#22272e"
+LEFT, TOP, RIGHT, BOTTOM = 78, 40, 20, 40
+GREY, BLUE, ORANGE, VIOLET = "#7d8793", "#58a6ff", "#ff8f50", "#b48ae8"
+INK, PAPER, RULE, EMPTY = "#e6edf3", "#1b1f24", "#363c44", "#2b3138"
+FONT = ImageFont.load_default(17)  # read at half its size
 
 Point = tuple[float, float]
 
@@ -42,7 +50,7 @@ def plot(series: Sequence[Series], bottom: float, top: float) -> torch.Tensor:
         series: with at least one point in all.
         bottom, top: of the y axis; higher points are drawn at the top.
     """
-    picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
+    picture = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     draw = ImageDraw.Draw(picture)
     every = [x for s in series for x, _ in s.points]
     first, last = int(min(every)), int(max(*every, min(every) + 1))
@@ -54,29 +62,30 @@ def plot(series: Sequence[Series], bottom: float, top: float) -> torch.Tensor:
     for part in range(5):
         value, tick = bottom + (top - bottom) * part / 4, first + (last - first) * part // 4
         y = at(first, value)[1]
-        draw.line([(LEFT, y), (WIDTH - RIGHT, y)], fill="#e6eaee")
-        draw.text((8, y - 6), f"{value:.4g}", fill=INK)
-        draw.text((at(tick, bottom)[0] - 8, HEIGHT - BOTTOM + 8), str(tick), fill=INK)
+        draw.line([(LEFT, y), (WIDTH - RIGHT, y)], fill=RULE)
+        draw.text((6, y - 11), f"{value:.3g}", INK, FONT)
+        draw.text((at(tick, bottom)[0] - 8, HEIGHT - BOTTOM + 10), str(tick), INK, FONT)
     for one in series:
         _draw(draw, one, [at(x, y) for x, y in one.points])
     _legend(draw, series)
-    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
+    return image_of(picture)
 
 
-def loss_plot(losses: Sequence[float], validation: Sequence[tuple[int, float]]) -> torch.Tensor:
-    """Loss of every step, its running mean, and the validation loss of the snapshots, as IMAGE (1, H, W, 3)."""
-    window = max(1, min(25, len(losses)))
-    means = np.convolve(losses, np.ones(window) / window, "valid")
-    top = float(np.percentile([*losses, *(v for _, v in validation)], 99)) * 1.1 or 1.0
-    return plot(
-        [
-            Series("loss of each step", GREY, [(i + 1, v) for i, v in enumerate(losses)], line=1),
-            Series(f"mean of {window}", BLUE, [(i + window, float(v)) for i, v in enumerate(means)], line=2),
-            Series("fixed validation noise", ORANGE, validation, line=2, dot=3),
-        ],
-        0.0,
-        top,
-    )
+def loss_plot(record: RunRecord) -> torch.Tensor:
+    """Losses of a run as IMAGE (1, H, W, 3): of every step, their running mean, and those of the snapshots on fixed
+    noise; where the learning rate changes, how, from 0 at the bottom to the highest at the top."""
+    window, means = record.means
+    top, rates = record.highest, record.rates
+    series = [
+        Series("each step's loss", GREY, list(enumerate(record.losses, 1)), line=1),
+        Series(f"mean of {window}", BLUE, list(enumerate(means, window)), line=2),
+        Series("on fixed noise", ORANGE, record.validation, line=2, dot=3),
+    ]
+    if len({*rates}) > 1:
+        highest = max(rates)
+        shares = [(step, top * rate / highest) for step, rate in enumerate(rates, 1)]
+        series.insert(0, Series(f"learning rate, up to {highest:g}", VIOLET, shares, line=1))
+    return plot(series, 0.0, top)
 
 
 def _draw(draw: ImageDraw.ImageDraw, series: Series, points: list[Point]) -> None:
@@ -90,20 +99,20 @@ def _draw(draw: ImageDraw.ImageDraw, series: Series, points: list[Point]) -> Non
 def _legend(draw: ImageDraw.ImageDraw, series: Sequence[Series]) -> None:
     x = float(LEFT)
     for one in (one for one in series if one.label):
-        draw.rectangle((x, 16, x + 14, 24), fill=one.colour)
-        draw.text((x + 20, 14), one.label, fill=INK)
-        x += 40 + draw.textlength(one.label)
+        draw.rectangle((x, 13, x + 14, 23), fill=one.colour)
+        draw.text((x + 20, 8), one.label, INK, FONT)
+        x += 40 + draw.textlength(one.label, FONT)
 
 
 def standing(gamma: Sequence[float]) -> Image.Image:
     """How overfitted a run is: a bar for each part of the noise levels, the least noise on the left."""
-    picture = Image.new("RGB", (WIDTH, BARS), "white")
+    picture = Image.new("RGB", (WIDTH, BARS), PAPER)
     draw = ImageDraw.Draw(picture)
-    draw.text((8, 6), f"overfitted, from least noise to most: {sum(gamma) / len(gamma):.0%}", fill=INK)
+    draw.text((8, 2), f"overfitted, from least noise to most: {sum(gamma) / len(gamma):.0%}", INK, FONT)
     wide, room = (WIDTH - 16) / len(gamma), BARS - 30
     for number, value in enumerate(gamma):
         left = 8 + number * wide
-        draw.rectangle((left, 24, left + wide - 4, BARS - 6), fill="#eef1f4")
+        draw.rectangle((left, 24, left + wide - 4, BARS - 6), fill=EMPTY)
         draw.rectangle((left, 24 + room * (1 - value), left + wide - 4, BARS - 6), fill=shade(number, len(gamma)))
     return picture
 
@@ -111,7 +120,7 @@ def standing(gamma: Sequence[float]) -> Image.Image:
 def overfitting_plot(indicator: Sequence[tuple[int, Sequence[float]]]) -> torch.Tensor:
     """How overfitted a run was over its steps, a line for each part of the noise levels, as IMAGE (1, H, W, 3)."""
     if not indicator:
-        return plot([Series("overfitting was not measured", GREY, [(0, 0)])], 0.0, 1.0)
+        return image_of(card("overfitting was not measured"))
     bins = len(indicator[0][1])
     labels = {0: "least noise", bins - 1: "most noise"}
     lines = [
@@ -119,6 +128,13 @@ def overfitting_plot(indicator: Sequence[tuple[int, Sequence[float]]]) -> torch.
         for bin_ in range(bins)
     ]
     return plot(lines, 0.0, 1.0)
+
+
+def card(text: str) -> Image.Image:
+    """A picture that says something."""
+    picture = Image.new("RGB", (WIDTH, BARS), PAPER)
+    ImageDraw.Draw(picture).text((WIDTH / 2, BARS / 2), text, INK, FONT, anchor="mm")
+    return picture
 
 
 def shade(number: int, count: int) -> str:
@@ -129,12 +145,12 @@ def shade(number: int, count: int) -> str:
 
 
 def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures below each other, as wide as the first; a single one as it is."""
+    """Pictures below each other, as wide as the widest; a single one as it is."""
     if len(pictures) == 1:
         return pictures[0]
-    width = pictures[0].width
+    width = max(picture.width for picture in pictures)
     scaled = [p if p.width == width else p.resize((width, round(p.height * width / p.width))) for p in pictures]
-    out = Image.new("RGB", (width, sum(p.height for p in scaled)))
+    out = Image.new("RGB", (width, sum(p.height for p in scaled)), PAPER)
     top = 0
     for picture in scaled:
         out.paste(picture, (0, top))

@@ -12,16 +12,17 @@ import comfy.model_management
 import comfy.utils
 from PIL import Image
 
+from ..infusion_core.training.clock import Clock
 from ..infusion_core.training.engine import StepReport, Trainer
 from ..infusion_core.training.overfitting import Indicator
 from ..infusion_core.training.record import RunRecord
-from .clock import Clock
 from .host.page import tell
 from .plot import stacked, standing
+from .previews import Previews
 from .resuming import Given
 from .snapshots import RunFolder
 
-SHOWN_PX = 512  # edge of what the node shows
+SHOWN_PX = 1024  # longest edge of what the node shows
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Run:
     Attributes:
         trainer: does the work.
         record: of the run.
-        draw: draws what has been learned so far; None for no previews.
+        previews: draw what has been learned so far.
         write: writes it to a file.
         snapshots: where the run's snapshots go.
         told: what decides what is learned, see `Given`.
@@ -41,7 +42,7 @@ class Run:
 
     trainer: Trainer[Any]
     record: RunRecord
-    draw: Callable[[], Image.Image] | None
+    previews: Previews
     write: Callable[[Path], object]
     snapshots: RunFolder
     told: Mapping[str, Any]
@@ -91,6 +92,7 @@ class Run:
             return
         self.trainer.resume(state)
         self.record.restore(state.told["course"])
+        self.previews.restore(state.step, self.snapshots)
         said = f"goes on after step {state.step} of the interrupted run {self.snapshots.name}"
         logging.info("Infusion: training %s", said)
         tell(said)
@@ -101,7 +103,7 @@ class Run:
         if report.validation_loss is None:
             return None
         self._snapshot()
-        return None if self.draw is None else self.draw()
+        return self.previews.take(report.step, self.snapshots)
 
     def _shown(self, picture: Image.Image | None, report: StepReport) -> tuple[str, Image.Image, int] | None:
         """What the node shows after a step."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from ..infusion_core.atomic import check_writable, clear_leftovers
 from ..infusion_core.concepts import LoadedConcept
 from ..infusion_core.errors import InfusionError
+from ..infusion_core.previews import Strip, strips_in
 from ..infusion_core.residual_file import load_concept
 from ..infusion_core.training.state import TrainState, load_state, save_state
 from . import library
@@ -23,7 +24,7 @@ from .resuming import Given
 RUNS_KEPT = 5
 _RUN = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-.+")  # date, time, word
 STATE = "training.state"  # beside the snapshots of a run that has not ended; no suffix that loaders list
-_STEP = re.compile(r"step-\d{5,}\.safetensors")
+_STEP = re.compile(r"step-\d{5,}\.(safetensors|png)")
 
 
 @dataclass
@@ -75,6 +76,19 @@ class RunFolder:
         """
         assert self._folder is not None
         save_state(self._folder / STATE, state)
+
+    def keep_strip(self, strip: Strip) -> None:
+        """Keep what was drawn after a step beside its snapshot, which has been saved.
+
+        Raises:
+            InfusionError: the disk is full.
+        """
+        assert self._folder is not None
+        strip.save(self._folder)
+
+    def strips(self, prompts: tuple[str, ...], last: int) -> list[Strip]:
+        """What was drawn of the same prompts up to a step."""
+        return [] if self._folder is None else strips_in(self._folder, prompts, last)
 
     def ended(self) -> None:
         """The run has ended, so none goes on from it."""

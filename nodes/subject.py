@@ -20,8 +20,8 @@ class Square:
     """What is taken of a photo.
 
     Attributes:
-        pixels: (edge, edge, 3) in [0, 1].
-        mask: (edge, edge), 1 where the subject is; all 1 where nobody said.
+        pixels: (H, W, 3) in [0, 1]; H and W are the edge, or those of the whole photo.
+        mask: (H, W), 1 where the subject is; all 1 where nobody said.
     """
 
     pixels: Tensor
@@ -42,7 +42,7 @@ def square_of(name: str, photo: Image.Image, edge: int, mask: Tensor | None, box
     Raises:
         InfusionError: the box lies outside the photo.
     """
-    drawn = None if mask is None else Image.fromarray((mask.cpu().numpy() * 255).clip(0, 255).astype(np.uint8))
+    drawn = None if mask is None else _picture(mask)
     inside = None if box is None else _inside(name, box, photo.size)
     if inside is None and drawn is not None and follow:
         inside = _bounds(drawn, photo.size)
@@ -52,7 +52,23 @@ def square_of(name: str, photo: Image.Image, edge: int, mask: Tensor | None, box
         scale = drawn.width / photo.width, drawn.height / photo.height
         part = drawn.resize((edge, edge), Image.Resampling.BILINEAR, box=_scaled(region, *scale))
         return Square(pixels, _tensor(part))
-    return Square(pixels, torch.ones(edge, edge) if inside is None else _filled(inside, region, edge))
+    return Square(pixels, torch.ones(edge, edge) if inside is None else _filled(inside, region, (edge, edge)))
+
+
+def whole_of(name: str, photo: Image.Image, mask: Tensor | None, box: Box | None) -> Square:
+    """All of a photo; arguments and errors as of `square_of`."""
+    if box is not None:
+        region = (0.0, 0.0, float(photo.width), float(photo.height))
+        return Square(_tensor(photo), _filled(_inside(name, box, photo.size), region, photo.size))
+    if mask is None:
+        return Square(_tensor(photo), torch.ones(photo.height, photo.width))
+    drawn = _picture(mask).resize(photo.size, Image.Resampling.BILINEAR)
+    return Square(_tensor(photo), _tensor(drawn))
+
+
+def to_mask(alpha: Image.Image) -> Tensor:
+    """A greyscale picture as MASK (H, W)."""
+    return _tensor(alpha)
 
 
 def boxes_of(given: Any) -> list[Box | None] | None:
@@ -101,13 +117,18 @@ def _scaled(box: Box, across: float, down: float) -> Box:
     return box[0] * across, box[1] * down, box[2] * across, box[3] * down
 
 
-def _filled(box: Box, region: Box, edge: int) -> Tensor:
-    """Where a box is in a square region of a photo, (edge, edge)."""
-    scale = edge / (region[2] - region[0])
-    places = torch.arange(edge) + 0.5
-    across = (places >= (box[0] - region[0]) * scale) & (places < (box[2] - region[0]) * scale)
-    down = (places >= (box[1] - region[1]) * scale) & (places < (box[3] - region[1]) * scale)
+def _filled(box: Box, region: Box, size: tuple[int, int]) -> Tensor:
+    """Where a box is in a region of a photo that is scaled to a size, (H, W)."""
+    scale = size[0] / (region[2] - region[0])
+    wide, high = (torch.arange(length) + 0.5 for length in size)
+    across = (wide >= (box[0] - region[0]) * scale) & (wide < (box[2] - region[0]) * scale)
+    down = (high >= (box[1] - region[1]) * scale) & (high < (box[3] - region[1]) * scale)
     return (down[:, None] & across[None]).float()
+
+
+def _picture(mask: Tensor) -> Image.Image:
+    """MASK (H, W) as a greyscale picture."""
+    return Image.fromarray((mask.cpu().numpy() * 255).clip(0, 255).astype(np.uint8))
 
 
 def _tensor(picture: Image.Image) -> Tensor:

@@ -9,28 +9,32 @@ from typing import Any
 
 import torch
 from comfy_api.latest import io
-from PIL import Image
 from torch import Tensor
 
 from ..infusion_core.captions import class_word
 from ..infusion_core.concepts import LoadedConcept
+from ..infusion_core.denoiser import EncodedPrompt
 from ..infusion_core.errors import InfusionError
 from ..infusion_core.residual_file import save_concept
 from ..infusion_core.residuals import LAYOUTS, ConceptResidual
+from ..infusion_core.training.engine import Trainer
 from ..infusion_core.training.overfitting import OVERFITTING, Overfitting, checked_level
 from ..infusion_core.training.record import RunRecord
-from ..infusion_core.training.residual import ResidualObjective, ResidualSettings, residual_trainer
-from .encoding import Encoding
+from ..infusion_core.training.residual import ResidualObjective, ResidualSettings
+from ..infusion_core.training.shapes import on_shapes
+from ..infusion_core.training.shown import Said
+from .encoding import Encoding, Seen
 from .host.compat import ADVANCED, schema
 from .host.denoiser import HostDenoiser, encode_captions, training
 from .host.preview import draw
-from .pictures import first_of, squares_of, thumbnail_of
+from .pictures import groups_of, in_order, thumbnail_of
 from .plot import loss_plot, overfitting_plot
+from .previews import Previews, prompts_of
 from .resuming import hash_of
 from .runs import Run
 from .snapshots import RUNS_KEPT, concept_run
 from .sockets import ConceptSocket, Stack
-from .training_inputs import shared_inputs
+from .training_inputs import CROPS, previews_output, shared_inputs
 from .widgets import captions_of, only
 
 _DEFAULT = ResidualSettings()
@@ -167,6 +171,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                 io.Image.Output(
                     display_name="overfitting", tooltip="How much was known by heart, by noise level and step."
                 ),
+                previews_output(),
             ],
         )  # fmt: skip
 
@@ -193,7 +198,8 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
         masks: Sequence[Tensor] | None = None, captions: Sequence[str] = ("",), continue_from: Stack = (),
         replace_maps: bool = _DEFAULT.replace_maps, maps_end: float = _DEFAULT.replacement_end,
         overfitting: Overfitting = "ignored", stop_at: float = 0.0,
-        accumulation: int = 1, checkpointing: bool = False, flip: bool = False,
+        accumulation: int = 1, checkpointing: bool = False, flip: bool = False, preview_prompts: str = "",
+        crop: str = CROPS[0],
     ) -> io.NodeOutput:  # fmt: skip
         """Train with a progress bar and previews; an interrupt keeps the last snapshot."""
         word = class_word(word)
@@ -204,40 +210,48 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             replacement_end=maps_end, restraint=OVERFITTING[overfitting],
         )  # fmt: skip
         checked_level(stop_at, settings.restraint.measures)
+        drawn = prompts_of(preview_prompts, word)
         folder = concept_run(word)
         folder.check()
-        squares = squares_of(images, resolution)
-        captions_of_word, said = captions_of(captions, len(squares), word, flip)
-        latents, weights = Encoding(model, vae).photos(squares, masks, settings.restraint, seed, flip)
+        encode = Encoding(model, vae)
+        groups = groups_of(images, resolution, encode.step(resolution), crop == CROPS[1])
+        photos = in_order(groups)
+        captions_of_word, said = captions_of(captions, len(photos), word, flip)
+        seen = encode.seen(groups, masks, said, settings.restraint, seed, flip)
         with training(model, checkpointing) as denoiser:
-            latents = latents.clone().to(denoiser.device, torch.float32)
-            weights = None if weights is None else weights.clone().to(latents)
-            prompts = encode_captions(model, clip, captions_of_word, word, latents[:, 0])
+
+            def looked_at(some: Seen) -> tuple[Tensor, list[EncodedPrompt], Tensor | None, Said | None]:
+                latents = some.latents.clone().to(denoiser.device, torch.float32)
+                weights = None if some.weights is None else some.weights.clone().to(latents)
+                prompts = encode_captions(model, clip, captions_of_word, word, latents[:, 0])
+                return latents, prompts, weights, some.said
+
             start = continue_from[-1].residual if continue_from else None
-            trainer = residual_trainer(denoiser, latents, prompts, word, settings, start, masks=weights, said=said)
-            record = RunRecord(settings, len(squares), resolution)
-            preview, thumbnail = Preview(denoiser, model, clip, vae, latents[:1, 0].cpu()), thumbnail_of(squares)
+            latents, prompts, weights, own = looked_at(seen[0])
+            first = ResidualObjective(denoiser, latents, prompts, word, settings, start, weights, own)
+            members = [first, *(first.on(*looked_at(other)) for other in seen[1:])]
+            trainer = Trainer(on_shapes(members, [len(some.latents) for some in seen]), settings)
+            record = RunRecord(settings, len(photos), resolution)
+            thumbnail = thumbnail_of(groups[0].pictures)
+            preview = Preview(denoiser, model, clip, vae, latents[:1, 0].cpu())
+            previews = Previews(
+                drawn, (lambda asked: preview.draw(trainer.learned(), asked)) if preview_every else None
+            )
 
             def described() -> ConceptResidual:
                 return record.described(trainer.learned(), trainer.step, word, thumbnail)
 
-            def shown() -> Image.Image:
-                return preview.draw(trainer.learned())
-
             def write(path: Path) -> object:
                 return save_concept(path, described())
 
-            objective = trainer.objective
-            assert isinstance(objective, ResidualObjective)
-            indicator = objective.indicator if settings.restraint.measures else None
+            indicator = first.indicator if settings.restraint.measures else None
             told = {
                 **settings.told, "node": "InfusionTrain", "word": word, "captions": captions_of_word, "said": said,
-                "photos": hash_of(squares), "masks": hash_of(masks), "flip": flip,
+                "photos": hash_of(photos), "masks": hash_of(masks), "flip": flip,
             }  # fmt: skip
-            Run(trainer, record, shown if preview_every else None, write, folder, told, indicator, stop_at).train()
+            Run(trainer, record, previews, write, folder, told, indicator, stop_at).train()
         learned = (LoadedConcept(word, described()),)
-        curves = loss_plot(record.losses, record.validation), overfitting_plot(record.indicator)
-        return io.NodeOutput(learned, curves[0], word, curves[1])
+        return io.NodeOutput(learned, loss_plot(record), word, overfitting_plot(record.indicator), previews.output)
 
 
 @dataclass(frozen=True)
@@ -256,9 +270,9 @@ class Preview:
     vae: Any
     latent: Tensor
 
-    def draw(self, concept: ConceptResidual) -> Image.Image:
-        """A picture of the word; the network stands ready for training again afterwards."""
-        loaded, prompt = LoadedConcept("preview", concept), f"a photo of a {concept.word}"
-        picture = first_of(draw(self.model, self.clip, self.vae, loaded, prompt, self.latent))
+    def draw(self, concept: ConceptResidual, prompts: Sequence[str]) -> list[Tensor]:
+        """A picture of each prompt; the network stands ready for training again afterwards."""
+        loaded = LoadedConcept("preview", concept)
+        pictures = draw(self.model, self.clip, self.vae, loaded, prompts, self.latent)
         self.denoiser.load()
-        return picture
+        return pictures

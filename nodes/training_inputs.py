@@ -8,9 +8,11 @@ from comfy_api.latest import io
 
 from .host.compat import ADVANCED
 
+CROPS = ("center square", "keep shape")
+
 
 def shared_inputs() -> list[Any]:
-    """``checkpointing`` and ``flip``."""
+    """``checkpointing``, ``flip``, ``preview_prompts`` and ``crop``."""
     return [
         io.Boolean.Input(
             "checkpointing", default=False, optional=True,
@@ -21,4 +23,22 @@ def shared_inputs() -> list[Any]:
             tooltip="Show each photo mirrored as well. Not for a subject with letters, or another left and right.",
             **ADVANCED,
         ),
+        io.String.Input(
+            "preview_prompts", default="", multiline=True, optional=True,
+            tooltip="What previews draw, one prompt per line, with a pair of curly brackets for the subject. Empty: a "
+            "photo of it. Each line always has the same noise.", **ADVANCED,
+        ),
+        io.Combo.Input(
+            "crop", options=list(CROPS), default=CROPS[0], optional=True,
+            tooltip="center square: the middle of each photo. keep shape: all of it, wide or high, at about as many "
+            "pixels; each pass has photos of one shape. Load Subject Photos gives such photos with crop whole.",
+            **ADVANCED,
+        ),
     ]  # fmt: skip
+
+
+def previews_output() -> Any:
+    """The output ``previews``."""
+    return io.Image.Output(
+        display_name="previews", tooltip="What was drawn while training: a row for each step, a column for each prompt."
+    )

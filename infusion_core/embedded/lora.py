@@ -14,12 +14,13 @@ from ..lora import LoraSet
 from ..lora_layers import Targets, text_layer, unet_layer
 from ..training.apt import AptObjective, AptSettings
 from ..training.engine import Trainer
+from ..training.shapes import Size, on_shapes
 from ..training.shown import Captions, EncodedCaptions, LiveCaptions, Shown
 from ..training.state import TrainState
-from .model import EmbeddedModel
+from .model import EmbeddedModel, sized
 from .subject import SubjectPhotos
 from .text import TextPath
-from .variants import encoded
+from .variants import encoded, sizes_of
 
 
 def layers_of(model: EmbeddedModel, targets: Targets, text: bool) -> dict[str, nn.Module]:
@@ -37,21 +38,22 @@ def layers_of(model: EmbeddedModel, targets: Targets, text: bool) -> dict[str, n
     return {name: module for name, module in found.items() if name is not None}
 
 
-def captions_for(text: TextPath, captions: Sequence[str], live: bool) -> Captions:
+def captions_for(text: TextPath, captions: Sequence[str], live: bool, size: Size | None = None) -> Captions:
     """Captions that are all of one context length.
 
     Args:
         text: the model's.
         captions: what is said.
         live: the text encoder is trained.
+        size: of the pictures that they are said of; None for the model's square.
     """
     read = text.encode_alike(captions)
     if live:
         chunks = text.chunks_of(read[0])
         return LiveCaptions(
-            len(captions), lambda row: text.encode(captions[row], chunks=chunks, live=True).conditioning
+            len(captions), lambda row: sized(text.encode(captions[row], chunks=chunks, live=True).conditioning, size)
         )
-    return EncodedCaptions([one.conditioning for one in read])
+    return EncodedCaptions([sized(one.conditioning, size) for one in read])
 
 
 def apt_trainer(
@@ -63,6 +65,7 @@ def apt_trainer(
     class_captions: Sequence[str] = (),
     phrase: str = "",
     state: TrainState | None = None,
+    aspect: bool = False,
 ) -> Trainer[dict[str, Tensor]]:
     """The engine on an `AptObjective`, whose `lora` must be installed while it runs.
 
@@ -75,6 +78,7 @@ def apt_trainer(
         class_captions: said of them.
         phrase: what is said for the subject where a photo's own caption has ``{}``.
         state: of an interrupted run with the same inputs.
+        aspect: photos keep their shape, and a batch is of one size, see `ShapedObjective`; else their middle squares.
 
     Raises:
         InfusionError: no photos or captions, pictures of the class without captions, or see `AptObjective`.
@@ -85,11 +89,20 @@ def apt_trainer(
     settings = replace(settings, restraint=settings.restraint.on(model.temperature, model.augmentation))
     live = settings.text_rate > 0
     lora = LoraSet(layers_of(model, settings.targets, live), settings.rank, settings.alpha, settings.seed)
-    latents, masks = encoded(model, given.pictures, settings.restraint, settings.seed, given.masks)
     every, said = said_of(given.captions, given.names, captions, phrase, needed=False)
-    shown = Shown(latents, captions_for(model.text, every, live), masks, said)
+
+    def seen(size: Size | None, numbers: Sequence[int]) -> Shown:
+        photos = given.some(numbers)
+        latents, masks = encoded(model, photos.pictures, settings.restraint, settings.seed, photos.masks, size)
+        own = said and [said[number] for number in numbers]
+        return Shown(latents, captions_for(model.text, every, live, size), masks, own)
+
+    groups = sizes_of(model, given, aspect)
+    one, *others = [seen(size, numbers) for size, numbers in groups.items()]
     prior = None
     if class_pictures:
-        others = model.encode(list(class_pictures))[:, None]
-        prior = Shown(others, captions_for(model.text, class_captions, live))
-    return Trainer(AptObjective(model.denoiser, lora, shown, settings, prior), settings, state)
+        of_class = model.encode(list(class_pictures))[:, None]
+        prior = Shown(of_class, captions_for(model.text, class_captions, live))
+    first = AptObjective(model.denoiser, lora, one, settings, prior)
+    members = [first, *map(first.on, others)]
+    return Trainer(on_shapes(members, list(map(len, groups.values()))), settings, state)

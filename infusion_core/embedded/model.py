@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..denoiser import Conditioning
 from ..errors import InfusionError, printable
 from ..noise import Prediction, seeded, sigmas_from_alphas
 from ..training.augmentation import PUBLISHED, Augmentation
 from ..training.overfitting import TEMPERATURE
+from ..training.shapes import Size
 from .clip_files import PROBES, clip_tokenizer
 from .model_json import AUTOENCODERS, SCHEDULER, TEXT, UNET, Rule, check, one_of, read_json
 from .model_json import WISHES as WISHES_RULES
@@ -28,6 +30,7 @@ from .weights import account, empty_network, fill, folder_files, weights_of
 BUILT_IN = {"tinyworld": Path(__file__).parent / "tinyworld" / "weights"}  # models that ship with the project, by name
 WISHES = "infusion.json"  # beside a model: what to sample it with, and where it belongs
 TIME_IDS = 6  # numbers that XL is told of a picture's size
+_SIZES = "time_ids"  # diffusers' name of them
 Load = Callable[[Any, str, Mapping[str, Rule]], Any]  # a network by its class, diffusers' name and its config's rules
 
 
@@ -64,13 +67,19 @@ class EmbeddedModel:
         config = self.denoiser.unet.config
         return config["in_channels"], config["sample_size"], config["sample_size"]
 
+    @property
+    def factor(self) -> int:
+        """By which the network makes pictures smaller, to latents and then within."""
+        halvings = len(self.denoiser.unet.config["block_out_channels"]) - 1
+        return self.resolution // self.latent_shape[1] << halvings
+
     def encode(self, photos: list[Image.Image]) -> Tensor:
         """Latents (N, C, h, w) of photos, each cropped to the centre square and scaled to the model's resolution."""
         return self.encode_pixels(to_tensor([square(p, self.resolution) for p in photos]))
 
     @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Latents (N, C, h, w) of squares (N, 3, H, W) in [-1, 1] of the model's resolution."""
+        """Latents (N, C, h, w) of pictures (N, 3, H, W) in [-1, 1]."""
         out = []
         for row in pixels.to(self.vae.device, self.vae.dtype):
             encoded = self.vae.encode(row[None])
@@ -280,8 +289,21 @@ def _check_width(folder: Path, texts: Sequence[Any], unet: Mapping[str, Any]) ->
         )
 
 
+def sized(read: Conditioning, size: Size | None) -> Conditioning:
+    """What a network reads beside latents of a size, None for its square: one that is told sizes (XL) is told this."""
+    if size is None or _SIZES not in read.extras:
+        return read
+    (width, height), told = size, read.extras[_SIZES]
+    return Conditioning(read.context, {**read.extras, _SIZES: told.new_tensor([_time_ids(width, height)])})
+
+
+def _time_ids(width: int, height: int) -> list[int]:
+    """Of a picture that is whole: its size, what was cut off at the top and left, and the size that is wanted."""
+    return [height, width, 0, 0, height, width]
+
+
 def _text_path(encoders: Sequence[Encoder], resolution: int, unet: Any) -> TextPath:
     if len(encoders) == 1:
         return TextPath(encoders)
-    time_ids = torch.tensor([[resolution, resolution, 0, 0, resolution, resolution]])
-    return TextPath(encoders, {"time_ids": time_ids.to(unet.device, unet.dtype)})
+    time_ids = torch.tensor([_time_ids(resolution, resolution)])
+    return TextPath(encoders, {_SIZES: time_ids.to(unet.device, unet.dtype)})

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import InfusionError
 from ..photos import Skipped, begins_as_photo, list_photos, read_photos
+from ..training.shapes import Size
 
 THUMBNAIL_PX = 96
 TOLD = 5  # skipped files that an error names
@@ -67,7 +68,12 @@ def none_in(folder: Path, skipped: Sequence[Skipped]) -> str:
 
 def square(photo: Image.Image, size: int) -> Image.Image:
     """The largest centred square of a photo, `size` px."""
-    return ImageOps.fit(photo, (size, size), Image.Resampling.LANCZOS)
+    return fitted(photo, (size, size))
+
+
+def fitted(photo: Image.Image, size: Size) -> Image.Image:
+    """The largest centred part of a photo that has the shape of a size, scaled to it."""
+    return ImageOps.fit(photo, size, Image.Resampling.LANCZOS)
 
 
 def to_tensor(photos: Sequence[Image.Image]) -> Tensor:

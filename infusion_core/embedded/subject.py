@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -25,18 +26,30 @@ class SubjectPhotos:
         captions: lines that are said of each; none where nothing lies beside it.
         masks: white where the subject is, greyscale, of the picture's size; None where there is none.
         names: of the files, for people.
+        cut_out: names of those whose mask is their own transparency.
     """
 
     pictures: tuple[Image.Image, ...]
     captions: tuple[tuple[str, ...], ...]
     masks: tuple[Image.Image | None, ...]
     names: tuple[str, ...]
+    cut_out: tuple[str, ...] = ()
 
     def with_mirrored(self) -> SubjectPhotos:
         """These, and each once more with left and right exchanged."""
         pictures = (*self.pictures, *map(ImageOps.mirror, self.pictures))
         masks = (*self.masks, *(mask and ImageOps.mirror(mask) for mask in self.masks))
-        return SubjectPhotos(pictures, self.captions * 2, masks, self.names * 2)
+        return SubjectPhotos(pictures, self.captions * 2, masks, self.names * 2, self.cut_out)
+
+    def some(self, numbers: Sequence[int]) -> SubjectPhotos:
+        """Those of some numbers."""
+        return SubjectPhotos(
+            tuple(self.pictures[number] for number in numbers),
+            tuple(self.captions[number] for number in numbers),
+            tuple(self.masks[number] for number in numbers),
+            tuple(self.names[number] for number in numbers),
+            self.cut_out,
+        )
 
     @classmethod
     def of(cls, pictures: Sequence[Image.Image] | SubjectPhotos) -> SubjectPhotos:
@@ -54,20 +67,26 @@ class SubjectPhotos:
         return cls(tuple(pictures), ((),) * count, (None,) * count, names)
 
 
-def load_subject(folder: Path, edge: int, skipped: list[Skipped], masks: Path | None = None) -> SubjectPhotos:
+def load_subject(
+    folder: Path, edge: int, skipped: list[Skipped], masks: Path | None = None, transparency: bool = True,
+    aspect: bool = False,
+) -> SubjectPhotos:  # fmt: skip
     """The photos of a folder (or the one file), in natural order.
 
     Beside ``cat.jpg`` may lie ``cat.txt`` with its captions, a line each, and ``cat-masklabel.png`` or ``cat.mask.png``
-    with its mask.
+    with its mask. A photo without one that is transparent around its subject is its own mask.
 
     Args:
         folder: of the photos.
         edge: px of the squares that are wanted, see `load_photos`.
         skipped: grows by the files that cannot be used, with the reason.
         masks: folder of masks, each of its photo's name; what lies beside the photos counts where it has none.
+        transparency: take it for a mask.
+        aspect: photos keep their shape, instead of the squares.
 
     Raises:
-        InfusionError: the folder is missing, no photo in it can be used, or a caption or mask is damaged.
+        InfusionError: the folder is missing, no photo in it can be used, a caption or mask is damaged, or almost
+            nothing of a transparent photo is seen.
     """
     beside = find_photos(folder)
     photos = list(read_photos([path for path in beside if not _is_mask(path)], skipped, 2 * edge))
@@ -75,12 +94,16 @@ def load_subject(folder: Path, edge: int, skipped: list[Skipped], masks: Path | 
         raise InfusionError(none_in(folder, skipped))
     told = {f"{photo.path.stem}{CAPTION_SUFFIX}" for photo in photos}
     skipped[:] = [file for file in skipped if file.name not in told]
-    pictures = tuple(no_larger(photo.picture, edge) for photo in photos)
+    cut = partial(no_larger, edge=edge) if not aspect else lambda picture: picture
+    pictures = tuple(cut(photo.picture) for photo in photos)
+    given = [_mask(photo, masks) for photo in photos]
+    own = [photo.subject if transparency and mask is None else None for photo, mask in zip(photos, given, strict=True)]
     return SubjectPhotos(
         pictures,
         tuple(read_captions(photo.path.with_suffix(CAPTION_SUFFIX)) for photo in photos),
-        tuple(_mask(photo, edge, masks) for photo in photos),
+        tuple((whole := mask or seen) and cut(whole) for mask, seen in zip(given, own, strict=True)),
         tuple(photo.name for photo in photos),
+        tuple(photo.name for photo, seen in zip(photos, own, strict=True) if seen),
     )
 
 
@@ -88,8 +111,8 @@ def _is_mask(path: Path) -> bool:
     return path.stem.endswith(MASK_ENDS)
 
 
-def _mask(photo: Photo, edge: int, masks: Path | None) -> Image.Image | None:
-    """A photo's mask, cut as the photo is.
+def _mask(photo: Photo, masks: Path | None) -> Image.Image | None:
+    """A photo's mask, of its size.
 
     Raises:
         InfusionError: there is one, and it cannot be read.
@@ -103,5 +126,5 @@ def _mask(photo: Photo, edge: int, masks: Path | None) -> Image.Image | None:
             mask = read_photo(place).convert("L")
         except InfusionError as error:
             raise InfusionError(f"the mask {place} cannot be used: {error}; paint it again, or remove it") from error
-        return no_larger(mask.resize(photo.picture.size, Image.Resampling.BILINEAR), edge)
+        return mask.resize(photo.picture.size, Image.Resampling.BILINEAR)
     return None

@@ -11,15 +11,18 @@ from torch import Tensor
 
 from ..captions import CAPTION_TEMPLATES, class_word, fill, said_of
 from ..concepts import LoadedConcept, words_of
+from ..denoiser import EncodedPrompt
 from ..residuals import ConceptResidual
 from ..tokens import bind_prompt
 from ..training.engine import Trainer
-from ..training.residual import ResidualSettings, residual_trainer
+from ..training.residual import ResidualObjective, ResidualSettings
+from ..training.shapes import Size, on_shapes
+from ..training.shown import Said
 from ..training.state import TrainState
-from .model import EmbeddedModel
+from .model import EmbeddedModel, sized
 from .sampling import Picture, Sampler, SampleSettings, SampleStep
 from .subject import SubjectPhotos
-from .variants import encoded
+from .variants import encoded, sizes_of
 
 
 def trainer_for(
@@ -30,6 +33,7 @@ def trainer_for(
     templates: Sequence[str] = CAPTION_TEMPLATES,
     start: ConceptResidual | None = None,
     state: TrainState | None = None,
+    aspect: bool = False,
 ) -> Trainer[ConceptResidual]:
     """A trainer for one concept on photos.
 
@@ -41,6 +45,7 @@ def trainer_for(
         templates: caption templates with ``{}`` for the word, for photos without captions of their own.
         start: a concept to continue from.
         state: of an interrupted run with the same inputs.
+        aspect: photos keep their shape, and a batch is of one size, see `ShapedObjective`; else their middle squares.
 
     Raises:
         InfusionError: no photos, a bad word, a bad template or caption, an empty mask, or `start` does not fit.
@@ -51,8 +56,21 @@ def trainer_for(
     captions, said = said_of(given.captions, given.names, fill(tuple(templates), word), word)
     prompts = model.text.encode_alike(captions, {"concept": word})
     settings = replace(settings, restraint=settings.restraint.on(model.temperature, model.augmentation))
-    latents, masks = encoded(model, given.pictures, settings.restraint, settings.seed, given.masks)
-    return residual_trainer(model.denoiser, latents, prompts, word, settings, start, state, masks, said)
+
+    def seen(
+        size: Size | None, numbers: Sequence[int]
+    ) -> tuple[Tensor, list[EncodedPrompt], Tensor | None, Said | None]:
+        photos = given.some(numbers)
+        latents, masks = encoded(model, photos.pictures, settings.restraint, settings.seed, photos.masks, size)
+        read = [replace(prompt, conditioning=sized(prompt.conditioning, size)) for prompt in prompts]
+        return latents, read, masks, said and [said[number] for number in numbers]
+
+    groups = sizes_of(model, given, aspect)
+    one, *others = groups.items()
+    latents, read, masks, own = seen(*one)
+    first = ResidualObjective(model.denoiser, latents, read, word, settings, start, masks, own)
+    members = [first, *(first.on(*seen(*other)) for other in others)]
+    return Trainer(on_shapes(members, list(map(len, groups.values()))), settings, state)
 
 
 def draw(

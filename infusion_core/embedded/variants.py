@@ -10,14 +10,16 @@ from torch.nn import functional as F
 
 from ..training.augmentation import PUBLISHED, VARIANTS, variants_of
 from ..training.overfitting import Restraint
+from ..training.shapes import Size, grouped, step_of
 from ..training.shown import normalised
 from .model import EmbeddedModel
-from .photos import square, to_tensor
+from .photos import fitted, to_tensor
+from .subject import SubjectPhotos
 
 
 def encoded(
     model: EmbeddedModel, photos: Sequence[Image.Image], restraint: Restraint, seed: int,
-    masks: Sequence[Image.Image | None] = (),
+    masks: Sequence[Image.Image | None] = (), size: Size | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Latents (N, 1 + variants, C, h, w) of photos and their variants, and how their loss is weighted; None for evenly.
 
@@ -27,30 +29,51 @@ def encoded(
         restraint: without augmentation there are no variants.
         seed: of the variants.
         masks: white where the subject is in each photo, or None for all of it.
+        size: that the middle of each is scaled to; None for the model's square.
 
     Raises:
         InfusionError: a mask is empty.
     """
-    given = _weights(masks, model.resolution)
+    place = size or (model.resolution, model.resolution)
+    given = _weights(masks, place)
     if not restraint.augment:
-        latents = model.encode(list(photos))[:, None]
+        latents = (model.encode(list(photos)) if size is None else model.encode_pixels(_pixels(photos, size)))[:, None]
         if given is None:
             return latents, None
         small = F.adaptive_avg_pool2d(given, (latents.shape[3], latents.shape[4]))
         return latents, normalised(small)[:, None].to(latents)
     if given is not None:
         normalised(given)  # refuses an empty one
-    pixels = to_tensor([square(photo, model.resolution) for photo in photos])
-    made = variants_of(pixels / 2 + 0.5, VARIANTS, seed, given, restraint.augmentation or PUBLISHED)
+    made = variants_of(_pixels(photos, place) / 2 + 0.5, VARIANTS, seed, given, restraint.augmentation or PUBLISHED)
     latents = model.encode_pixels(made.pictures.flatten(0, 1) * 2 - 1)
     shaped = latents.reshape(*made.pictures.shape[:2], *latents.shape[1:])
     return shaped, made.weights(*latents.shape[2:]).to(latents)
 
 
-def _weights(masks: Sequence[Image.Image | None], edge: int) -> Tensor | None:
-    """Masks as weights (N, 1, edge, edge); None where no photo has one."""
+def sizes_of(model: EmbeddedModel, photos: SubjectPhotos, aspect: bool) -> dict[Size | None, list[int]]:
+    """The numbers of the photos of each size that is trained on; None is the model's square.
+
+    Args:
+        model: knows what sizes there can be.
+        photos: of the subject.
+        aspect: they keep their shape.
+    """
+    if not aspect:
+        return {None: list(range(len(photos.pictures)))}
+    step = step_of(model.resolution, model.factor)
+    found = grouped([photo.size for photo in photos.pictures], model.resolution, step)
+    return dict(found.items())
+
+
+def _pixels(photos: Sequence[Image.Image], size: Size) -> Tensor:
+    """The middle of each photo, (N, 3, H, W) in [-1, 1]."""
+    return to_tensor([fitted(photo, size) for photo in photos])
+
+
+def _weights(masks: Sequence[Image.Image | None], size: Size) -> Tensor | None:
+    """Masks as weights (N, 1, H, W); None where no photo has one."""
     if not any(mask is not None for mask in masks):
         return None
-    whole = Image.new("L", (edge, edge), "white")
-    cut = [whole if mask is None else square(mask, edge) for mask in masks]
+    whole = Image.new("L", size, "white")
+    cut = [whole if mask is None else fitted(mask, size) for mask in masks]
     return (to_tensor(cut)[:, :1] + 1) / 2

@@ -14,6 +14,7 @@ from .engine import Trainer
 from .looks import errors_of
 from .objective import ParameterGroup
 from .residual import ResidualObjective
+from .shapes import ShapedObjective
 from .state import TrainState
 
 _JOIN = "/"  # between the number of a concept and what is its own
@@ -39,6 +40,8 @@ class JointObjective:
     def __init__(self, members: Sequence[ResidualObjective]) -> None:
         if not members:
             raise InfusionError("no concepts to train; give at least one")
+        if any(isinstance(member, ShapedObjective) for member in members):
+            raise InfusionError("concepts that are trained together need photos of one size; let none keep its shape")
         first = members[0]
         for member in members:
             if member.denoiser is not first.denoiser or member.settings != first.settings:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -17,6 +19,8 @@ from ..noise import seeded
 from .objective import Noised, ParameterGroup, Times, Weighting, loss_weights, timesteps
 from .settings import MOST_AT_ONCE, TrainSettings
 from .shown import Shown, captions_in_turn, drawn_captions
+
+Own = TypeVar("Own", bound="LoraObjective")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +93,12 @@ class LoraObjective:
     ) -> None:
         self.denoiser, self.lora, self.shown, self.settings = denoiser, lora, shown, settings
         self.prior = prior if settings.prior_weight else None
+
+    def on(self: Own, shown: Shown) -> Own:
+        """The same LoRA, learned from other photos."""
+        other = copy(self)
+        other.shown = shown
+        return other
 
     def groups(self) -> list[ParameterGroup]:
         """The matrices of the UNet and of the text encoders."""

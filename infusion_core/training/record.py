@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 from ..residuals import ConceptResidual
+from ..schedule import rate_at
 from .engine import StepReport
 from .lora import LoraSettings
 from .residual import ResidualSettings
 
 INDICATED = 200  # how often a run notes its indicator, at most
+MEAN_OF = 25  # losses, at most, that a running mean is of
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,27 @@ class RunRecord:
         """Note a snapshot of a step, in place of an earlier one of the same step."""
         self.snapshots = [s for s in self.snapshots if s.step != step]
         self.snapshots.append(SnapshotFile(step, self.validated(step), file))
+
+    @property
+    def rates(self) -> list[float]:
+        """Learning rate of every step so far."""
+        of = self.settings
+        return [
+            rate_at(step, of.steps, of.learning_rate, of.schedule, of.warmup_steps) for step in range(len(self.losses))
+        ]
+
+    @property
+    def means(self) -> tuple[int, list[float]]:
+        """How many losses a running mean is of, and the means; the first is of the step of that number."""
+        window = max(1, min(MEAN_OF, len(self.losses)))
+        sums = [0.0, *accumulate(self.losses)]
+        return window, [(last - first) / window for first, last in zip(sums, sums[window:], strict=False)]
+
+    @property
+    def highest(self) -> float:
+        """A top for axes of losses, above all but the strayest."""
+        told = sorted([*self.losses, *(loss for _, loss in self.validation)])
+        return 1.1 * told[round(0.99 * (len(told) - 1))] or 1.0
 
     def validated(self, step: int) -> float | None:
         """The validation loss of a step, if it was measured there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -120,13 +121,8 @@ class ResidualObjective:
         masks: Tensor | None = None,
         said: Said | None = None,
     ) -> None:
-        if not prompts or not all(p.spans and p.spans[0] for p in prompts):
-            raise InfusionError(f"a caption does not hold the word {word!r}; check the caption templates")
-        self.denoiser, self.prompts, self.settings = denoiser, prompts, settings
-        self.latents = checked(latents if latents.dim() == 5 else latents[:, None])
-        require_said(said, len(self.latents), len(prompts))
-        self._said = said
-        self._masks = masks if masks is None or masks.dim() == 5 else normalised(masks)[:, None]
+        self.denoiser, self.settings = denoiser, settings
+        self._show(latents, prompts, word, masks, said)
         self.indicator = Indicator(settings.restraint, len(denoiser.sigmas))
         tokens = len(prompts[0].spans[0][0])
         blank = zero_residual(
@@ -136,6 +132,25 @@ class ResidualObjective:
             blank = with_random_keys(blank, settings.key_scale, settings.seed)
         chosen = blank if start is None else _continued(start, blank, denoiser)
         self._numbers = Numbers(replace(chosen, training=settings.facts).to(denoiser.device, torch.float32))
+
+    def on(
+        self, latents: Tensor, prompts: Sequence[EncodedPrompt], masks: Tensor | None = None, said: Said | None = None
+    ) -> ResidualObjective:
+        """The same residuals and indicator, on other images; arguments and errors as of the class."""
+        other = copy(self)
+        other._show(latents, prompts, self._numbers.residual().word, masks, said)
+        return other
+
+    def _show(
+        self, latents: Tensor, prompts: Sequence[EncodedPrompt], word: str, masks: Tensor | None, said: Said | None
+    ) -> None:
+        if not prompts or not all(p.spans and p.spans[0] for p in prompts):
+            raise InfusionError(f"a caption does not hold the word {word!r}; check the caption templates")
+        self.prompts = prompts
+        self.latents = checked(latents if latents.dim() == 5 else latents[:, None])
+        require_said(said, len(self.latents), len(prompts))
+        self._said = said
+        self._masks = masks if masks is None or masks.dim() == 5 else normalised(masks)[:, None]
 
     def groups(self) -> list[ParameterGroup]:
         """The residuals by place, and the keys of their parts."""

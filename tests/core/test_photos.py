@@ -317,3 +317,57 @@ def test_no_name_of_a_part_matters_twice(tmp_path):
     (tmp_path / "photo").write_bytes(jpeg[:at] + again + jpeg[at:])
     upright = ImageOps.exif_transpose(Image.open(BytesIO(jpeg)))
     assert read_photo(tmp_path / "photo").tobytes() == upright.tobytes()
+
+
+def alpha_of(path, shortest=None):
+    (photo,) = read_photos([path], [], shortest)
+    return photo.alpha
+
+
+def steps_of_alpha(size=(12, 8)):
+    """A picture whose transparency changes from place to place."""
+    shades = (np.arange(size[0] * size[1]) * 37 % 256).astype(np.uint8).reshape(size[1], size[0])
+    photo = Image.new("RGB", size, (10, 200, 30))
+    photo.putalpha(Image.fromarray(shades))
+    return photo, shades
+
+
+def test_what_is_transparent_is_told_beside_the_picture(tmp_path):
+    photo, shades = steps_of_alpha()
+    photo.save(tmp_path / "a.png")
+    photo.save(tmp_path / "a.webp", lossless=True, exact=True)
+    assert (np.asarray(alpha_of(tmp_path / "a.png")) == shades).all()
+    assert (np.asarray(alpha_of(tmp_path / "a.webp")) == shades).all()
+    tags = Image.Exif()
+    tags[0x0112] = 6  # held upright
+    photo.save(tmp_path / "b.png", exif=tags)
+    assert (np.asarray(alpha_of(tmp_path / "b.png")) == np.rot90(shades, -1)).all()
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpixel((2, 1), 0)
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    palette.save(tmp_path / "c.gif", transparency=0)
+    wanted = np.full((4, 4), 255)
+    wanted[1, 2] = 0
+    assert (np.asarray(alpha_of(tmp_path / "c.gif")) == wanted).all()
+
+
+def test_transparency_shrinks_with_its_picture(tmp_path):
+    photo = Image.new("RGBA", (400, 200), (0, 0, 0, 0))
+    photo.paste((255, 0, 0, 255), (100, 0, 400, 200))
+    photo.save(tmp_path / "a.png")
+    small = alpha_of(tmp_path / "a.png", 50)
+    assert small.size == (100, 50)
+    assert (np.asarray(small) == [0] * 25 + [255] * 75).all()
+
+
+@pytest.mark.parametrize("least", [250, 255])
+def test_a_photo_that_is_seen_everywhere_has_no_mask(tmp_path, least):
+    photo = Image.new("RGBA", (8, 8), (9, 9, 9, 255))
+    photo.putpixel((3, 3), (9, 9, 9, least))
+    photo.save(tmp_path / "a.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    assert alpha_of(tmp_path / "a.png") is None
+    assert alpha_of(tmp_path / "b.png") is None
+    photo.putpixel((3, 3), (9, 9, 9, 249))
+    photo.save(tmp_path / "a.png")
+    assert alpha_of(tmp_path / "a.png") is not None

@@ -105,6 +105,40 @@ def test_a_mask_is_cut_as_its_photo_is(tmp_path):
     assert (red == (np.asarray(photos.masks[0]) > 200)).mean() > 0.97
 
 
+def cut_out(folder, name, mask, colour=(200, 30, 30)):
+    """A photo that is seen where a mask is white."""
+    photo = Image.new("RGB", mask.size, colour)
+    photo.putalpha(mask)
+    photo.save(folder / name)
+
+
+def test_transparency_is_the_mask_where_there_is_no_other(folder):
+    cut_out(folder, "c.png", left_half())
+    cut_out(folder, "d.png", Image.new("L", (EDGE, EDGE), 254))  # as some tools save what is opaque
+    cut_out(folder, "e.png", left_half(), (1, 2, 3))
+    Image.new("L", (EDGE, EDGE), 255).save(folder / "e.mask.png")
+    photos = load_subject(folder, EDGE, [])
+    assert photos.cut_out == ("c.png",)
+    assert [mask is not None for mask in photos.masks] == [False, False, True, False, True]
+    assert photos.masks[2].tobytes() == left_half().tobytes()
+    assert np.asarray(photos.masks[4]).min() == 255  # what lies beside it counts more
+    assert photos.with_mirrored().masks[7].tobytes() == left_half().transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes()
+    assert photos.pictures[2].getpixel((EDGE - 1, 0)) == (255, 255, 255)
+    off = load_subject(folder, EDGE, [], transparency=False)
+    assert off.cut_out == ()
+    assert [mask is not None for mask in off.masks] == [False, False, False, False, True]
+    assert [p.tobytes() for p in off.pictures] == [p.tobytes() for p in photos.pictures]
+
+
+def test_a_photo_of_which_almost_nothing_is_seen_is_refused_by_name(folder):
+    dot = Image.new("L", (EDGE, EDGE), 0)
+    dot.paste(255, (0, 0, 4, 4))  # 0.39%
+    cut_out(folder, "c.png", dot)
+    with pytest.raises(InfusionError, match=r"c\.png is almost wholly transparent \(0\.39% of it is seen\); save"):
+        load_subject(folder, EDGE, [])
+    assert load_subject(folder, EDGE, [], transparency=False).masks == (None,) * 3
+
+
 SETTINGS = ResidualSettings(steps=1, batch_size=16, snapshot_every=1)
 
 

@@ -107,6 +107,30 @@ def test_the_host_learns_what_the_embedded_host_learns(
     assert path.relative_to(server.output / "loras").as_posix() in json.dumps(server.get("/object_info/LoraLoader"))
 
 
+def test_photos_keep_their_shape_as_in_the_embedded_host(server: Server) -> None:
+    pictures, names = training_images(CONCEPTS["ember"])[:3], []
+    shaped = [p.resize(size) for p, size in zip(pictures, [(192, 128), (128, 128), (128, 256)], strict=True)]
+    for i, picture in enumerate(shaped):
+        names.append(f"lora-shape-{i}.png")
+        picture.save(server.base / "input" / names[-1])
+    graph = Graph()
+    model, clip, vae = graphs.load(graph)
+    loaded = graph.add("InfusionLoadPhotos", folder="", photos="\n".join(names), resolution=128, crop="whole")
+    trained = graph.add(
+        "APTTrain", model=model, clip=clip, vae=vae, images=loaded, **WIDGETS, crop="keep shape",
+        preview_prompts="a {}\na {} on pink",
+    )  # fmt: skip
+    graph.add("PreviewImage", images=trained[6])
+    server.run(graph)
+    captions = fill(CAPTION_TEMPLATES, WORD)
+    trainer = apt_trainer(load_model("tinyworld"), shaped, captions, settings(), aspect=True)
+    assert len(trainer.objective.members) == 3  # type: ignore[attr-defined]
+    with trainer.objective.members[0].lora.installed():  # type: ignore[attr-defined]
+        for _ in trainer.run():
+            pass
+    assert_alike(newest(server), trainer.learned())
+
+
 def test_every_way_to_use_the_lora_draws_one_picture(server: Server, photos: list[str]) -> None:
     """MODEL and CLIP of the node, core's Load LoRA on its file and on core's own, and the embedded host."""
     prompt, graph = f"a big {WORD} at left on pink", Graph()

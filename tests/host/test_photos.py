@@ -100,7 +100,7 @@ def test_rotation_and_transparency_are_seen_to(server: Server) -> None:
     photo.save(made / "a.png", exif=exif)
     Image.new("RGBA", (EDGE, EDGE), (255, 0, 0, 0)).save(made / "b.png")
     graph = Graph()
-    squares, *_ = run(server, graph, add(graph, folder="turned"), "turned")
+    squares, *_ = run(server, graph, add(graph, folder="turned", transparency=False), "turned")
     upright = np.asarray(photo.transpose(Image.Transpose.ROTATE_270))
     assert np.abs(squares[0].astype(int) - upright).max() <= 1
     assert (squares[1] == 255).all()
@@ -246,3 +246,32 @@ def test_photos_are_trained_on(server: Server) -> None:
     graph.add("SaveImage", images=trained[1], filename_prefix="curve")
     server.run(graph)
     assert list(server.output.glob("curve_*.png"))
+
+
+def test_transparency_is_the_mask_and_may_be_what_the_square_follows(server: Server) -> None:
+    seen = np.zeros((EDGE, 2 * EDGE), np.uint8)
+    seen[:, EDGE:] = 255
+    photo = noise((2 * EDGE, EDGE), 40)
+    photo.putalpha(Image.fromarray(seen))
+    folder(server, "clear", cat=photo, dog=noise((EDGE, EDGE), 41))
+
+    def taken(name: str, **changed: Any) -> tuple[list[np.ndarray], list[np.ndarray], str, Ran]:
+        graph = Graph()
+        return run(server, graph, add(graph, folder="clear", **changed), name)
+
+    squares, masks, _, ran = taken("clear-center")
+    half = np.zeros((EDGE, EDGE))
+    half[:, EDGE // 2 :] = 255
+    assert np.abs(masks[0][..., 0].astype(int) - half)[:, [*range(28), *range(36, EDGE)]].max() <= 1
+    assert (masks[1] == 255).all()
+    assert (squares[0][:, : EDGE // 2 - 2] == 255).all()
+    assert "1 with transparency as mask: cat.png" in ran.outputs["1"]["text"][0]
+    squares, masks, _, _ = taken("clear-subject", crop="subject")
+    assert np.abs(squares[0].astype(int) - np.asarray(photo)[:, EDGE:, :3]).max() <= 1
+    assert (masks[0] == 255).all()
+    _, masks, _, ran = taken("clear-off", transparency=False)
+    assert (masks[0] == 255).all()
+    assert "transparency" not in ran.outputs["1"]["text"][0]
+    graph = Graph()
+    whole = graph.add("SolidMask", value=1.0, width=2 * EDGE, height=EDGE)
+    assert (run(server, graph, add(graph, folder="clear", mask=whole), "clear-mask")[1][0] == 255).all()

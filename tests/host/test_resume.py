@@ -23,11 +23,13 @@ from .serving import serve
 from .test_apt import WIDGETS as APT
 from .test_training import WIDGETS as INFUSION
 
-STEPS, EVERY, STOP = 40, 4, 6
+STEPS, EVERY, STOP = 40, 8, 10
+PROMPTS = "a photo of a {}\n\na {} at left on pink"
 NODES: dict[str, dict[str, Any]] = {
-    "InfusionTrain": {**INFUSION, "overfitting": "restrained"},
-    "APTTrain": {**APT, "augment": True, "identifier": "sks"},
+    "InfusionTrain": {**INFUSION, "overfitting": "restrained", "preview_prompts": PROMPTS},
+    "APTTrain": {**APT, "augment": True, "identifier": "sks", "preview_prompts": "a {} on pink"},
 }
+OUTPUTS = {"InfusionTrain": 5, "APTTrain": 7}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def trained(server: Server, node: str, name: str, lora: float = 0.0, **changed: Any) -> Graph:
-    """A graph that trains, and saves a picture of the loss curve and what was learned."""
+    """A graph that trains, and saves pictures of the loss curve and of the previews, and what was learned."""
     graph = Graph()
     model, clip, vae = graphs.load(graph)
     if lora:
@@ -59,17 +61,20 @@ def trained(server: Server, node: str, name: str, lora: float = 0.0, **changed: 
     else:
         graph.add("InfusionSaveConcept", concept=made, filename=f"{name}/kept", storage="fp16")
         graph.add("SaveImage", images=made[1], filename_prefix=f"{name}/kept")
+    graph.add("SaveImage", images=made[OUTPUTS[node] - 1], filename_prefix=f"{name}/drawn")
     return graph
 
 
-def left(server: Server, name: str) -> tuple[dict[str, str], dict[str, bytes], bytes]:
-    """What was learned, with all that its file tells but its own name, and the loss curve, as they were saved."""
+def left(server: Server, name: str) -> tuple[dict[str, str], dict[str, bytes], bytes, bytes]:
+    """What was learned, with all that its file tells but its own name, the loss curve and the previews, as they were
+    saved."""
     (learned,) = server.output.rglob(f"{name}/kept*.safetensors")
     (curve,) = server.output.rglob(f"{name}/kept*.png")
+    (drawn,) = server.output.rglob(f"{name}/drawn*.png")
     with safe_open(learned, "np") as held:
         told = {k: v for k, v in (held.metadata() or {}).items() if k not in ("modelspec.title", "content_sha256")}
         numbers = {key: held.get_tensor(key).tobytes() for key in held.keys()}  # noqa: SIM118
-    return told, numbers, Image.open(curve).tobytes()
+    return told, numbers, Image.open(curve).tobytes(), Image.open(drawn).tobytes()
 
 
 def states(server: Server) -> list[Path]:
@@ -100,7 +105,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(own: Server, node: str) ->
     ran = own.run(trained(own, node, "whole"))
     assert said(ran.texts) == []
     assert left(own, "resumed") == left(own, "whole")
-    for path in own.output.rglob("*/kept*"):
+    for path in [*own.output.rglob("*/kept*"), *own.output.rglob("*/drawn*")]:
         path.unlink()
 
 

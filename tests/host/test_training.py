@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from comfyui_process.server import Server
 from infusion_core.embedded.model import load_model
 from infusion_core.embedded.tasks import trainer_for
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
+from infusion_core.previews import read_strip
 from infusion_core.residual_file import load_concept
 from infusion_core.training.overfitting import RESTRAINED
 from infusion_core.training.residual import ResidualSettings
@@ -75,6 +77,46 @@ def test_the_host_learns_what_the_embedded_host_learns(server: Server, photos: l
     assert len(set(progress)) > 2  # the host leaves out some that come fast
     assert progress[-1] == 6
     assert list(server.output.glob("loss_*.png"))
+
+
+@pytest.mark.parametrize("every", [0, 2])
+def test_previews_are_one_picture_of_steps_and_prompts(server: Server, photos: list[str], every: int) -> None:
+    graph, lines = Graph(), "a photo of a {}\n\n  a big {} at left on pink\n"
+    trained = train(graph, photos[:1], steps=5, seed=every + 60, preview_every=every, preview_prompts=lines)
+    graph.add("SaveImage", images=trained[4], filename_prefix=f"every-{every}")
+    ran = server.run(graph)
+    (saved,) = server.output.glob(f"every-{every}_*.png")
+    (folder,) = (
+        path.parent
+        for path in (server.output / "infusion" / "snapshots").glob("*-circle*/step-00005.safetensors")
+        if load_concept(path).training["seed"] == str(every + 60)
+    )
+    strips = sorted(folder.glob("step-*.png"))
+    if not every:
+        assert strips == []
+        return
+    assert [path.name for path in strips] == ["step-00002.png", "step-00004.png", "step-00005.png"]
+    assert ran.previews >= 1
+    read = [read_strip(path) for path in strips]
+    assert {strip.prompts for strip in read if strip} == {("a photo of a circle", "a big circle at left on pink")}
+    sheet = np.asarray(Image.open(saved).convert("RGB"))
+    for strip in read:
+        assert strip is not None
+        assert all(is_within(np.asarray(picture), sheet) for picture in strip.pictures)
+
+
+def is_within(part: np.ndarray, whole: np.ndarray) -> bool:
+    """Whether a picture is somewhere in another one, bit for bit."""
+    height, width = part.shape[:2]
+    starts = np.argwhere((whole[: -height + 1, : -width + 1] == part[0, 0]).all(2))
+    return any((whole[y : y + height, x : x + width] == part).all() for y, x in starts)
+
+
+def test_a_preview_prompt_without_the_subject_is_refused_before_training(server: Server, photos: list[str]) -> None:
+    graph = Graph()
+    graph.add("PreviewImage", images=train(graph, photos[:1], steps=400, seed=78, preview_prompts="a dog")[1])
+    with pytest.raises(PromptError, match=r"the preview prompt 'a dog' must hold \{\} once, where the word goes"):
+        server.run(graph)
 
 
 def test_without_map_replacement_too(server: Server, photos: list[str]) -> None:

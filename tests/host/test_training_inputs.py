@@ -9,7 +9,7 @@ from PIL import Image
 from comfyui_process.graph import Graph, PromptError
 from comfyui_process.server import Server
 from infusion_core.embedded.model import load_model
-from infusion_core.embedded.subject import SubjectPhotos
+from infusion_core.embedded.subject import SubjectPhotos, load_subject
 from infusion_core.embedded.tasks import trainer_for
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 from infusion_core.residual_file import load_concept
@@ -108,3 +108,38 @@ def test_with_less_memory_the_same_bits_are_learned(server: Server, photos: list
     assert kept.training["batch"] == "4"
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in kept.tensors.items())
     assert_alike(kept, expected(settings(layout=layout, accumulation=2, steps=3, seed=61), len(photos)))
+
+
+def test_photos_keep_their_shape_as_in_the_embedded_host(server: Server) -> None:
+    """Whole photos of three shapes, one of them cut out: sizes, masks, draws and captions are the other host's."""
+    folder = server.base / "input" / "shapes"
+    folder.mkdir()
+    pictures = training_images(CONCEPTS["ember"])[:4]
+    for i, (picture, size) in enumerate(zip(pictures, [(192, 128), (128, 128), (128, 256), (384, 256)], strict=True)):
+        picture.resize(size).save(folder / f"{i}.png")
+    clear = Image.new("L", (128, 256), 0)
+    clear.paste(255, (0, 0, 128, 160))
+    tall = Image.open(folder / "2.png")
+    tall.putalpha(clear)
+    tall.save(folder / "2.png")
+    (folder / "2.txt").write_text("a big {} at left")
+
+    def learned(crop: str, of_photos: str) -> dict[str, torch.Tensor]:
+        graph = Graph()
+        model, clip, vae = graphs.load(graph)
+        loaded = graph.add("InfusionLoadPhotos", folder="shapes", photos="", resolution=128, crop=of_photos)
+        inputs = {**WIDGETS, "model": model, "clip": clip, "vae": vae, "images": loaded, "mask": loaded[1]}
+        trained = graph.add("InfusionTrain", **{**inputs, "captions": loaded[3]}, crop=crop, flip=True)
+        graph.add("InfusionSaveConcept", concept=trained, filename=f"shapes-{of_photos}", storage="fp16")
+        server.run(graph)
+        return dict(load_concept(server.output / "infusion" / f"shapes-{of_photos}.safetensors").tensors)
+
+    kept = learned("keep shape", "whole")
+    photos = load_subject(folder, 128, [], aspect=True).with_mirrored()
+    trainer = trainer_for(load_model("tinyworld"), photos, WORD, settings(), aspect=True)
+    assert len(trainer.objective.members) == 3  # type: ignore[attr-defined]
+    for _ in trainer.run():
+        pass
+    assert_alike(load_concept(server.output / "infusion" / "shapes-whole.safetensors"), dict(trainer.learned().tensors))
+    squares = learned("center square", "center")
+    assert any((kept[name] - tensor).norm() > 0.1 * tensor.norm() for name, tensor in squares.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from ..infusion_core.training.engine import StepReport
+from .engine import StepReport
 
 EVERY = 1.0  # seconds between two texts
 
@@ -30,11 +30,17 @@ class Clock:
         self._last = now
         return True
 
+    def left(self, step: int, steps: int) -> str:
+        """Time that is left after a step, as minutes and seconds; nothing can be said before the first."""
+        if step <= self.first:
+            return "?"
+        pace = (time.monotonic() - self._started) / (step - self.first)
+        left = round(pace * (steps - step))
+        return f"{left // 60}:{left % 60:02d}"
+
     def told(self, report: StepReport) -> str:
         """What a step says."""
-        pace = (time.monotonic() - self._started) / (report.step - self.first)
-        left = round(pace * (report.steps - report.step))
         return (
             f"step {report.step} of {report.steps}, loss {report.loss:.4f}, rate {report.learning_rate:.3g}, "
-            f"{left // 60}:{left % 60:02d} left"
+            f"{self.left(report.step, report.steps)} left"
         )

@@ -20,6 +20,7 @@ from infusion_core.streams import BaseLatent
 from infusion_core.training.objective import Weighting
 from infusion_core.training.overfitting import OVERFITTING, Overfitting
 from infusion_core.training.residual import ResidualSettings
+from infusion_core.training.stopping import Finish
 
 from .console import fail, show_anything
 from .lora_commands import advise, apt, blend
@@ -34,6 +35,8 @@ from .options import (
     Seed,
     Steps,
     StopAt,
+    StopOption,
+    TakeOption,
     checked_path,
     place,
 )
@@ -94,6 +97,8 @@ def train(
     masks: Masks = None,
     flip: Flip = False,
     stop_at: StopAt = 0.0,
+    stop: StopOption = "never",
+    take: TakeOption = "last",
     checkpointing: Checkpointing = False,
     continue_from: Annotated[
         Optional[Path], place("--continue", help="A concept file to continue from.")  # noqa: UP045
@@ -134,7 +139,7 @@ def train(
     run_train(
         TrainRequest(
             model, images, word, out, settings, templates, continue_from, resume, storage, config, stop_at, masks,
-            checkpointing, flip,
+            checkpointing, flip, Finish(stop, take),
         )
     )  # fmt: skip
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from infusion_core.training.engine import Trainer
 from infusion_core.training.overfitting import Indicator
 from infusion_core.training.record import RunRecord
 from infusion_core.training.state import TrainState, load_state, save_state
+from infusion_core.training.stopping import Finish
 
 from .console import Interrupt, progress, say
 from .places import Places
@@ -35,6 +37,7 @@ class Course:
         title: of the progress bar.
         indicator: of overfitting, where the run takes one.
         stop_at: level of it at which the run ends; 0 for never.
+        finish: how else it may end, and what is kept.
     """
 
     trainer: Trainer[Any]
@@ -46,6 +49,9 @@ class Course:
     title: str
     indicator: Indicator | None = None
     stop_at: float = 0.0
+    finish: Finish = field(default_factory=Finish)
+    _seconds: float = field(default=0.0, init=False)
+    _taken: int | None = field(default=None, init=False)
 
     def begin(self, state: TrainState | None) -> None:
         """Take back the course of an interrupted run, or make room for a new one."""
@@ -55,27 +61,28 @@ class Course:
             self.places.clear()
 
     def train(self) -> None:
-        """Train to the last step.
+        """Train to the end.
 
         Raises:
             SystemExit: Ctrl-C or SIGTERM stopped it; what was learned is kept.
         """
-        steps = self.record.settings.steps
+        steps, started = self.record.settings.steps, time.monotonic()
         with Interrupt() as interrupt, progress(self.title, steps) as advance:
             advance(steps=self.trainer.step)
-            for report in self.trainer.run():
+            for report in () if self._enough else self.trainer.run():
                 note = f"loss {report.loss:.4f}"
                 gamma = None if self.indicator is None else self.indicator.gamma.tolist()
                 if self.indicator is not None:
                     note += f", overfitted {self.indicator.overall:.2f}"
-                self.record.add(report, gamma)
+                self.record.add(report, gamma, self.trainer.validated)
                 advance(note=note)
                 if report.validation_loss is not None:
                     self.snapshot()
                 if interrupt.asked or self._enough:
                     break
+        self._seconds = time.monotonic() - started
         if self._enough and self.trainer.step < steps:
-            say(f"Ended at step {self.trainer.step} of {steps}: overfitted {self.stop_at:g} (--stop-at)")
+            say(f"Ended at step {self.trainer.step} of {steps}: {self._ended}")
         elif self.trainer.step < steps:
             say(f"Stopped at step {self.trainer.step}. A usable {self.what} is in {self.snapshot()}")
             say("Give the same command with --resume to go on.")
@@ -83,7 +90,39 @@ class Course:
 
     @property
     def _enough(self) -> bool:
-        return self.indicator is not None and self.indicator.reached(self.stop_at)
+        return bool(self._ended)
+
+    @property
+    def _ended(self) -> str:
+        """Why the run ends here, before its last step; empty if it does not."""
+        if self.indicator is not None and self.indicator.reached(self.stop_at):
+            return f"overfitted {self.stop_at:g} (--stop-at)"
+        return "it no longer gets nearer to the photos (--stop plateau)" if self.record.rests(self.finish) else ""
+
+    def taken(self) -> Path | None:
+        """The file of the snapshot that is kept in place of what was learned last; None for that."""
+        last = self.trainer.step
+        step = self.record.taken(self.finish, last)
+        path = self.places.snapshot(step)
+        if step == last:
+            return None
+        if not path.is_file():
+            say(f"The best snapshot, {path}, is gone; what was learned last is kept")
+            return None
+        say(f"Kept is the snapshot of step {step} of {last}, the best by its validation loss (--take best)")
+        self._taken = step
+        return path
+
+    def ending(self) -> dict[str, Any]:
+        """How the run ended, for a report."""
+        step, meter = self.trainer.step, self.record.meter
+        told: dict[str, Any] = {"ended_at": step, "taken_step": step if self._taken is None else self._taken}
+        if meter is not None and step:
+            told["meter_cost"] = {
+                "share_of_passes": meter.cost(step),
+                "share_of_seconds": meter.seconds / self._seconds if self._seconds else None,
+            }
+        return told
 
     def snapshot(self) -> Path:
         """Write what has been learned so far, and then the state to go on from: one file, so that all of it fits."""

@@ -15,8 +15,22 @@ from infusion_core.schedule import RateSchedule, Window
 from infusion_core.training.apt import AptSettings
 from infusion_core.training.objective import Weighting
 from infusion_core.training.overfitting import Restraint
+from infusion_core.training.stopping import Finish
 
-from .options import Checkpointing, Config, Flip, Guidance, Masks, Model, Seed, Steps, StopAt, place
+from .options import (
+    Checkpointing,
+    Config,
+    Flip,
+    Guidance,
+    Masks,
+    Model,
+    Seed,
+    Steps,
+    StopAt,
+    StopOption,
+    TakeOption,
+    place,
+)
 
 _BLEND, _APT = BlendSettings(), AptSettings()
 
@@ -82,6 +96,8 @@ def apt(
     masks: Masks = None,
     flip: Flip = False,
     stop_at: StopAt = 0.0,
+    stop: StopOption = "never",
+    take: TakeOption = "last",
     checkpointing: Checkpointing = False,
     resume: Annotated[
         bool,
@@ -109,7 +125,7 @@ def apt(
     run_apt(
         AptRequest(
             model, images, word, identifier, out, settings, templates, prior, prior_count, resume, storage, config,
-            stop_at, masks, checkpointing, flip,
+            stop_at, masks, checkpointing, flip, Finish(stop, take),
         )
     )  # fmt: skip
 

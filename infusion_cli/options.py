@@ -11,6 +11,7 @@ import typer
 from infusion_core.errors import InfusionError, printable
 from infusion_core.noise import SEEDS
 from infusion_core.residuals import Layout
+from infusion_core.training.stopping import Stop, Take
 
 AnyPath = TypeVar("AnyPath", Path, str, None)
 
@@ -64,5 +65,13 @@ Flip = Annotated[
 ]
 StopAt = Annotated[
     float, typer.Option(help="End when the photos are known by heart so far, 0 to 1, the mean over noise; 0 for never.")
+]
+StopOption = Annotated[
+    Stop,
+    typer.Option("--stop", help="plateau: end at the snapshot after which it no longer gets nearer to the photos."),
+]
+TakeOption = Annotated[
+    Take,
+    typer.Option("--take", help="What --out holds: best: the best snapshot by its validation loss; last: the last."),
 ]
 LayoutOption = Annotated[Layout, typer.Option(help="Where the residual lives; block is the smallest.")]

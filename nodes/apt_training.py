@@ -17,14 +17,18 @@ from ..infusion_core.atomic import write_atomic
 from ..infusion_core.captions import CAPTION_TEMPLATES, class_word, fill
 from ..infusion_core.lora import LoraSet
 from ..infusion_core.lora_output import TrainedLora, lora_bytes, lora_tensors
+from ..infusion_core.tensor_file import read_tensors
 from ..infusion_core.training.apt import AptObjective, AptSettings
 from ..infusion_core.training.engine import Trainer
+from ..infusion_core.training.gauges import lora_meter
 from ..infusion_core.training.overfitting import Restraint, checked_level
 from ..infusion_core.training.record import RunRecord
 from ..infusion_core.training.shown import Said, Shown
+from ..infusion_core.training.stopping import Finish, Stop, Take
 from .encoding import Encoding
 from .host.denoiser import training
 from .host.lora import captions_for, layers_of, text_training
+from .host.metering import unsaid_of
 from .host.preview import draw_as_is
 from .pictures import first_of, squares_of, thumbnail_of
 from .plot import loss_plot, overfitting_plot
@@ -41,7 +45,8 @@ def train(
     resolution: int, preview_every: int, restrain: bool, augment: bool, reweight: bool, temperature: float,
     masks: Sequence[Tensor] | None = None,
     prior_images: Sequence[Tensor] | None = None, captions: Sequence[str] = ("",), continue_from: Any = None,
-    stop_at: float = 0.0, checkpointing: bool = False, flip: bool = False, **given: Any,
+    stop_at: float = 0.0, checkpointing: bool = False, flip: bool = False, stop: Stop = "never", take: Take = "last",
+    **given: Any,
 ) -> io.NodeOutput:  # fmt: skip
     """Train with a progress bar and previews; an interrupt keeps the last snapshot."""
     settings = AptSettings(
@@ -79,7 +84,9 @@ def train(
             lora.load(continue_from)
         prior = None if others is None else shown(others, of_class, None, None)
         objective = AptObjective(denoiser, lora, shown(latents, of_photos, weights, said), settings, prior)
-        trainer, record = Trainer(objective, settings), RunRecord(settings, len(squares), resolution)
+        trainer = Trainer(objective, settings)
+        meter = lora_meter(trainer, objective, unsaid_of(denoiser.model, clip, class_word(word), phrase, latents[:, 0]))
+        record = RunRecord(settings, len(squares), resolution, meter=meter)
         latent, thumbnail = latents[:1, 0].cpu(), thumbnail_of(squares)
 
         def trained() -> TrainedLora:
@@ -101,8 +108,11 @@ def train(
         }  # fmt: skip
         indicator = objective.indicator if settings.compares else None
         with lora.installed():
-            Run(trainer, record, drawn if preview_every else None, write, folder, told, indicator, stop_at).train()
-        state = lora_tensors(trained())
+            draw = drawn if preview_every else None
+            run = Run(trainer, record, draw, write, folder, told, indicator, stop_at, Finish(stop, take))
+            run.train()
+        best = run.taken()
+        state = lora_tensors(trained()) if best is None else read_tensors(best.read_bytes())[0]
     patched, infused = comfy.sd.load_lora_for_models(model, clip, state, 1.0, 1.0)
     curves = overfitting_plot(record.indicator), loss_plot(record.losses, record.validation)
     return io.NodeOutput(patched, infused, state, *curves, phrase)

@@ -54,6 +54,11 @@ class RunFolder:
         """Of the folder; empty before there is one."""
         return "" if self._folder is None else self._folder.name
 
+    def kept_at(self, step: int) -> Path | None:
+        """The snapshot of a step, if it is there."""
+        path = None if self._folder is None else self._folder / _file(step)
+        return path if path is not None and path.is_file() else None
+
     def interrupted(self, given: Given) -> TrainState | None:
         """Where the newest run stands that was given the same and has not ended; its folder becomes this run's."""
         for file in sorted(self.root.glob(f"*/{STATE}"), reverse=True):
@@ -93,11 +98,15 @@ class RunFolder:
         """
         first = self._folder is None
         folder = self._folder = self._folder or _new_folder(self.root, self.word)
-        path = folder / f"step-{step:05d}{library.SUFFIX}"
+        path = folder / _file(step)
         write(path)
         if first and self.kept is not None:
             clear(folder, self.kept)
         return path
+
+
+def _file(step: int) -> str:
+    return f"step-{step:05d}{library.SUFFIX}"
 
 
 def concept_run(word: str) -> RunFolder:

@@ -15,11 +15,13 @@ from torch import Tensor
 from ..infusion_core.captions import class_word
 from ..infusion_core.concepts import LoadedConcept
 from ..infusion_core.errors import InfusionError
-from ..infusion_core.residual_file import save_concept
+from ..infusion_core.residual_file import load_concept, save_concept
 from ..infusion_core.residuals import LAYOUTS, ConceptResidual
+from ..infusion_core.training.gauges import residual_meter
 from ..infusion_core.training.overfitting import OVERFITTING, Overfitting, checked_level
 from ..infusion_core.training.record import RunRecord
 from ..infusion_core.training.residual import ResidualObjective, ResidualSettings, residual_trainer
+from ..infusion_core.training.stopping import Finish, Stop, Take
 from .encoding import Encoding
 from .host.compat import ADVANCED, schema
 from .host.denoiser import HostDenoiser, encode_captions, training
@@ -193,7 +195,8 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
         masks: Sequence[Tensor] | None = None, captions: Sequence[str] = ("",), continue_from: Stack = (),
         replace_maps: bool = _DEFAULT.replace_maps, maps_end: float = _DEFAULT.replacement_end,
         overfitting: Overfitting = "ignored", stop_at: float = 0.0,
-        accumulation: int = 1, checkpointing: bool = False, flip: bool = False,
+        accumulation: int = 1, checkpointing: bool = False, flip: bool = False, stop: Stop = "never",
+        take: Take = "last",
     ) -> io.NodeOutput:  # fmt: skip
         """Train with a progress bar and previews; an interrupt keeps the last snapshot."""
         word = class_word(word)
@@ -215,7 +218,9 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             prompts = encode_captions(model, clip, captions_of_word, word, latents[:, 0])
             start = continue_from[-1].residual if continue_from else None
             trainer = residual_trainer(denoiser, latents, prompts, word, settings, start, masks=weights, said=said)
-            record = RunRecord(settings, len(squares), resolution)
+            objective = trainer.objective
+            assert isinstance(objective, ResidualObjective)
+            record = RunRecord(settings, len(squares), resolution, meter=residual_meter(trainer, objective))
             preview, thumbnail = Preview(denoiser, model, clip, vae, latents[:1, 0].cpu()), thumbnail_of(squares)
 
             def described() -> ConceptResidual:
@@ -227,15 +232,16 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             def write(path: Path) -> object:
                 return save_concept(path, described())
 
-            objective = trainer.objective
-            assert isinstance(objective, ResidualObjective)
             indicator = objective.indicator if settings.restraint.measures else None
             told = {
                 **settings.told, "node": "InfusionTrain", "word": word, "captions": captions_of_word, "said": said,
                 "photos": hash_of(squares), "masks": hash_of(masks), "flip": flip,
             }  # fmt: skip
-            Run(trainer, record, shown if preview_every else None, write, folder, told, indicator, stop_at).train()
-        learned = (LoadedConcept(word, described()),)
+            draw = shown if preview_every else None
+            run = Run(trainer, record, draw, write, folder, told, indicator, stop_at, Finish(stop, take))
+            run.train()
+        best = run.taken()
+        learned = (LoadedConcept(word, described() if best is None else load_concept(best)),)
         curves = loss_plot(record.losses, record.validation), overfitting_plot(record.indicator)
         return io.NodeOutput(learned, curves[0], word, curves[1])
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from comfy_api.latest import io
 
+from ..infusion_core.training.stopping import Stop, Take
 from .host.compat import ADVANCED
 
 
 def shared_inputs() -> list[Any]:
-    """``checkpointing`` and ``flip``."""
+    """``checkpointing``, ``flip``, ``stop`` and ``take``."""
     return [
         io.Boolean.Input(
             "checkpointing", default=False, optional=True,
@@ -20,5 +21,15 @@ def shared_inputs() -> list[Any]:
             "flip", default=False, optional=True,
             tooltip="Show each photo mirrored as well. Not for a subject with letters, or another left and right.",
             **ADVANCED,
+        ),
+        io.Combo.Input(
+            "stop", options=list(get_args(Stop)), default="never", optional=True,
+            tooltip="plateau: end at the preview after which it no longer gets nearer to the photos. never: train all "
+            "steps.", **ADVANCED,
+        ),
+        io.Combo.Input(
+            "take", options=list(get_args(Take)), default="last", optional=True,
+            tooltip="What comes out. last: what was learned last. best: the snapshot that is nearest to the photos, by "
+            "its validation loss.", **ADVANCED,
         ),
     ]  # fmt: skip

@@ -35,20 +35,21 @@ class StopRule:
     """When to stop, and what to take.
 
     Attributes:
-        least_gain: a run has come to rest when its gain has grown by less than this share of itself...
-        patience: ... over so many snapshots.
+        late_gain: a run slows down where the second half of its steps so far has brought less than this share of its
+            gain. Halves know neither learning rate nor how often snapshots are kept.
+        patience: it has come to rest when it slows down at so many snapshots, one after the other.
         near: of the snapshots whose gain is within this share of the largest, the earliest is the best.
 
     Raises:
         InfusionError: a number is out of range.
     """
 
-    least_gain: float = 0.05
+    late_gain: float = 0.25
     patience: int = 2
     near: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("least_gain", "near"):
+        for name in ("late_gain", "near"):
             if not 0 <= getattr(self, name) < 1:
                 raise InfusionError(f"{name} must be 0 to 1, got {getattr(self, name):g}")
         if self.patience < 1:
@@ -57,16 +58,13 @@ class StopRule:
     def rests(self, base: float, losses: Sequence[Loss]) -> bool:
         """Whether a run has come to rest after the last of its snapshots.
 
-        A run that has gained nothing yet has not begun to rest.
-
         Args:
             base: validation loss of the base model.
             losses: of the snapshots so far, in order.
         """
-        if len(losses) <= self.patience:
+        if len(losses) < self.patience:
             return False
-        now, before = (base - losses[place][1] for place in (-1, -1 - self.patience))
-        return now > 0 and now - before < self.least_gain * now
+        return all(self._slow(base, losses[: len(losses) - back]) for back in range(self.patience))
 
     def best(self, base: float, losses: Sequence[Loss]) -> int:
         """The step of the snapshot to take; the last one where nothing was gained.
@@ -78,3 +76,9 @@ class StopRule:
         if most <= 0:
             return losses[-1][0]
         return next(step for step, loss in losses if base - loss >= (1 - self.near) * most)
+
+    def _slow(self, base: float, losses: Sequence[Loss]) -> bool:
+        """Whether a run slows down at its last snapshot; one that has gained nothing yet does not."""
+        step, now = losses[-1]
+        before = [loss for earlier, loss in losses if 2 * earlier <= step]
+        return bool(before) and now < base and before[-1] - now < self.late_gain * (base - now)

@@ -52,7 +52,7 @@ def test_overfitting_on_fixed_noise_is_the_papers_formula_at_each_level():
 
 def test_the_base_models_losses_are_those_of_a_pass_without_anything_learned():
     denoiser = ToyDenoiser()
-    objective, trainer, record = run_of(denoiser)
+    _objective, trainer, record = run_of(denoiser)
     for _ in trainer.run():
         pass
     draws, steps = SETTINGS.validation_draws, len(denoiser.sigmas)
@@ -160,7 +160,7 @@ def test_a_resumed_run_measures_what_an_uninterrupted_one_does():
         whole.add(report, None, trainer.validated)
         if report.step == 23:
             state, told = trainer.state(), json.loads(json.dumps(whole.course()))
-    objective, trainer, record = run_of(ToyDenoiser())
+    _objective, trainer, record = run_of(ToyDenoiser())
     trainer.resume(state)
     record.restore(told)
     for report in trainer.run():
@@ -169,8 +169,8 @@ def test_a_resumed_run_measures_what_an_uninterrupted_one_does():
 
 
 def test_what_ends_a_run_and_what_is_kept_are_the_users_choice():
-    objective, trainer, record = run_of(ToyDenoiser())
-    record.meter.rule = StopRule(least_gain=0.99, patience=1)
+    _objective, _trainer, record = run_of(ToyDenoiser())
+    record.meter.rule = StopRule(late_gain=0.9, patience=1)
     record.meter._base = [1.0] * 6
     record.validation = [(10, 0.5), (20, 0.4), (30, 0.45)]
     assert record.rests(Finish("plateau"))

@@ -15,32 +15,45 @@ def losses(*gains):
     return [(10 * number, BASE - gain) for number, gain in enumerate(gains, start=1)]
 
 
-RULE = StopRule(least_gain=0.1, patience=2, near=0.0)
+RULE = StopRule(late_gain=0.25, patience=1, near=0.0)
 RUNS = [
-    ((0.5,), False),
-    ((0.5, 0.5), False),  # too few to compare with
-    ((0.5, 0.5, 0.5), True),
-    ((0.5, 0.5, 0.55), True),  # 0.05 of 0.55: less than a tenth
-    ((0.5, 0.5, 0.56), False),  # 0.06 of 0.56: more
-    ((0.5, 0.9, 0.5), True),  # back where it was
-    ((0.5, 0.1, 0.6), False),  # of the one between nothing is asked
-    ((-0.1, -0.1, -0.1), False),  # nothing is learned yet
-    ((-0.1, -0.2, 0.001), False),
-    ((0.0, 0.0, 0.0), False),
+    ((0.5,), False),  # nothing to compare with
+    ((0.5, 0.5), True),
+    ((0.3, 0.39), True),  # 0.09 of 0.39
+    ((0.3, 0.41), False),  # 0.11 of 0.41
+    ((0.3, 0.45, 0.41), False),  # of three, half is one
+    ((0.3, 0.45, 0.39), True),
+    ((0.1, 0.4, 0.45, 0.53), True),  # of four, half is two
+    ((0.1, 0.4, 0.45, 0.54), False),
+    ((0.1, 0.4, 0.1, 0.53, 0.52), True),  # of five too
+    ((0.5, 0.2), True),  # it has lost some
+    ((-0.1, -0.1), False),  # nothing is learned yet
+    ((-0.2, 0.001), False),
+    ((0.0, 0.0), False),
 ]
 
 
 @pytest.mark.parametrize(("gains", "rests"), RUNS)
-def test_a_run_rests_when_its_gain_has_hardly_grown(gains, rests):
+def test_a_run_rests_when_its_second_half_has_brought_little(gains, rests):
     assert RULE.rests(BASE, losses(*gains)) is rests
 
 
-def test_patience_says_how_far_back_is_looked():
-    rising = losses(0.5, 0.53, 0.56, 0.59)
-    assert StopRule(least_gain=0.1, patience=1).rests(BASE, rising)
-    assert not StopRule(least_gain=0.1, patience=2).rests(BASE, rising)  # 0.06 of 0.59
-    assert not StopRule(least_gain=0.1, patience=3).rests(BASE, rising)
-    assert not StopRule(least_gain=0.1, patience=4).rests(BASE, rising)
+def test_patience_is_slow_snapshots_one_after_the_other():
+    patient = StopRule(late_gain=0.25, patience=3)
+    slow, quick = 0.5, 0.9
+    assert not patient.rests(BASE, losses(slow, slow))
+    assert not patient.rests(BASE, losses(slow, slow, slow))
+    assert patient.rests(BASE, losses(slow, slow, slow, slow))  # the second, third and fourth
+    assert not patient.rests(BASE, losses(slow, slow, quick, slow))
+    assert not patient.rests(BASE, losses(slow, slow, slow, quick))
+
+
+def test_how_often_snapshots_are_kept_does_not_matter():
+    def run(every):
+        return [(step, BASE - (1 - 0.5 ** (step / 40))) for step in range(every, 301, every)]
+
+    ends = [next(run(every)[n - 1][0] for n in range(1, 99) if RULE.rests(BASE, run(every)[:n])) for every in (2, 10)]
+    assert ends[0] == pytest.approx(ends[1], abs=20)
 
 
 def test_the_size_of_losses_does_not_matter():
@@ -59,7 +72,7 @@ def test_the_best_snapshot_has_the_largest_gain_or_is_the_first_near_it():
     assert StopRule().best(BASE, losses(-0.2, 0.1, -0.3)) == 20
 
 
-@pytest.mark.parametrize("wrong", [{"least_gain": 1.0}, {"near": -0.1}, {"near": float("nan")}, {"patience": 0}])
+@pytest.mark.parametrize("wrong", [{"late_gain": 1.0}, {"near": -0.1}, {"near": float("nan")}, {"patience": 0}])
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(InfusionError, match=f"{next(iter(wrong))} must be"):
         StopRule(**wrong)

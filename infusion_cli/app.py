@@ -23,7 +23,7 @@ from infusion_core.training.residual import ResidualSettings
 from infusion_core.training.stopping import Finish
 
 from .console import fail, show_anything
-from .lora_commands import advise, apt, blend
+from .lora_commands import advise, apt, blend, grid
 from .options import (
     Checkpointing,
     Config,
@@ -214,7 +214,7 @@ def demo(
     run_demo(out, concept, ResidualSettings(steps=steps, layout=layout, seed=seed))
 
 
-for of_lora in (apt, blend, advise):
+for of_lora in (apt, blend, advise, grid):
     app.command()(of_lora)
 
 

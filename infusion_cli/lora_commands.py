@@ -30,6 +30,7 @@ from .options import (
     StopOption,
     TakeOption,
     place,
+    place_argument,
 )
 
 _BLEND, _APT = BlendSettings(), AptSettings()
@@ -176,6 +177,35 @@ def blend(
     )  # fmt: skip
     alphas, sampling = tuple(alpha or (settings.alpha,)), {"steps": steps, "guidance": guidance}
     run_blend(BlendRequest(model, early, late, prompt, out, alphas, settings, count, seed, negative, config, sampling))
+
+
+def grid(
+    snapshots: Annotated[
+        Path, place_argument(help="A training's --out or its folder NAME.snapshots; or any concept or LoRA file.")
+    ],
+    prompt: Annotated[list[str], typer.Option(help="Saying the subject as the training did; repeat for several.")],
+    out: Annotated[Path, place(help="Folder for grid.png and report.json.")],
+    strength: Annotated[
+        Optional[list[float]],  # noqa: UP045
+        typer.Option(help="At which each snapshot is drawn; repeat for several, 1 by default."),
+    ] = None,
+    step: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option(help="Of the snapshots that are shown; repeat for several, all by default."),
+    ] = None,
+    model: Model = "tinyworld",
+    config: Config = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+) -> None:
+    """Draw snapshots of a training side by side: each at every strength, for every prompt, as one labelled picture."""
+    from infusion_core.snapshot_grid import GridPlan
+
+    from .grid import GridRequest, run_grid
+
+    plan, sampling = GridPlan(tuple(strength or (1.0,)), tuple(prompt)), {"steps": steps, "guidance": guidance}
+    run_grid(GridRequest(model, snapshots, plan, out, tuple(step or ()), seed, config, sampling))
 
 
 def advise(

@@ -41,6 +41,11 @@ def place(*names: str, help: str) -> Any:
     return typer.Option(*names, callback=checked_path, help=help)
 
 
+def place_argument(help: str) -> Any:
+    """An argument whose value is a path, see `checked_path`."""
+    return typer.Argument(callback=checked_path, help=help)
+
+
 Model = Annotated[
     str,
     place(help="'tinyworld', or a local Stable Diffusion 1.x/2.x/XL: diffusers folder or .safetensors file."),

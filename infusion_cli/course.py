@@ -97,7 +97,7 @@ class Course:
         """Why the run ends here, before its last step; empty if it does not."""
         if self.indicator is not None and self.indicator.reached(self.stop_at):
             return f"overfitted {self.stop_at:g} (--stop-at)"
-        return "it no longer gets nearer to the photos (--stop plateau)" if self.record.rests(self.finish) else ""
+        return "it has come to rest (--stop plateau)" if self.record.rests(self.finish) else ""
 
     def taken(self) -> Path | None:
         """The file of the snapshot that is kept in place of what was learned last; None for that."""
@@ -109,7 +109,7 @@ class Course:
         if not path.is_file():
             say(f"The best snapshot, {path}, is gone; what was learned last is kept")
             return None
-        say(f"Kept is the snapshot of step {step} of {last}, the best by its validation loss (--take best)")
+        say(f"Kept is the snapshot of step {step} of {last}, at which it came to rest (--take best)")
         self._taken = step
         return path
 

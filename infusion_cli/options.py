@@ -73,10 +73,12 @@ StopAt = Annotated[
 ]
 StopOption = Annotated[
     Stop,
-    typer.Option("--stop", help="plateau: end at the snapshot after which it no longer gets nearer to the photos."),
+    typer.Option("--stop", help="plateau: end at the snapshot at which it hardly gets nearer to the photos any more."),
 ]
 TakeOption = Annotated[
     Take,
-    typer.Option("--take", help="What --out holds: best: the best snapshot by its validation loss; last: the last."),
+    typer.Option(
+        "--take", help="What --out holds: last: the last step; best: the snapshot at which --stop plateau would end."
+    ),
 ]
 LayoutOption = Annotated[Layout, typer.Option(help="Where the residual lives; block is the smallest.")]

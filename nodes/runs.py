@@ -92,7 +92,7 @@ class Run:
         """Why the run ends here, before its last step; empty if it does not."""
         if self.indicator is not None and self.indicator.reached(self.stop_at):
             return f"overfitted {self.stop_at:g} (stop_at)"
-        return "it no longer gets nearer to the photos (stop)" if self.record.rests(self.finish) else ""
+        return "it has come to rest (stop)" if self.record.rests(self.finish) else ""
 
     def _end_early(self, report: StepReport) -> None:
         """The run has gone as far as the user wants."""
@@ -104,7 +104,7 @@ class Run:
         meter, step = self.record.meter, self.trainer.step
         path = self.taken()
         if path is not None:
-            _say(f"what comes out is {path.parent.name}/{path.stem}, the best of {step} steps by its validation loss")
+            _say(f"what comes out is {path.parent.name}/{path.stem}, at which the run came to rest")
         if meter is not None and seconds > 0:
             passes = f"{meter.cost(step):.1%} of its passes, {meter.seconds / seconds:.1%} of its seconds"
             logging.info("Infusion: measuring the training took %s", passes)

@@ -24,12 +24,12 @@ def shared_inputs() -> list[Any]:
         ),
         io.Combo.Input(
             "stop", options=list(get_args(Stop)), default="never", optional=True,
-            tooltip="plateau: end at the preview after which it no longer gets nearer to the photos. never: train all "
-            "steps.", **ADVANCED,
+            tooltip="plateau: end at the snapshot at which it hardly gets nearer to the photos any more. never: train "
+            "all steps.", **ADVANCED,
         ),
         io.Combo.Input(
             "take", options=list(get_args(Take)), default="last", optional=True,
-            tooltip="What comes out. last: what was learned last. best: the snapshot that is nearest to the photos, by "
-            "its validation loss.", **ADVANCED,
+            tooltip="What comes out. last: what was learned last. best: the snapshot at which plateau would end; what "
+            "is learned later is often the photos themselves.", **ADVANCED,
         ),
     ]  # fmt: skip

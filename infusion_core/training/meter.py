@@ -115,7 +115,7 @@ class Meter:
         """Whether the run has come to rest, see `StopRule`."""
         return self.rule.rests(self.base_loss, losses)
 
-    def best(self, losses: Sequence[Loss]) -> int:
+    def best(self, losses: Sequence[Loss]) -> int | None:
         """The step of the snapshot to take, see `StopRule`."""
         return self.rule.best(self.base_loss, losses)
 

@@ -73,9 +73,8 @@ class RunRecord:
 
     def taken(self, finish: Finish, last: int) -> int:
         """The step whose result is kept, of a run that went to step `last`."""
-        if finish.take == "last" or self.meter is None or not self.validation:
-            return last
-        return self.meter.best(self.validation)
+        best = None if finish.take == "last" or self.meter is None else self.meter.best(self.validation)
+        return last if best is None else best
 
     def wrote(self, step: int, file: str) -> None:
         """Note a snapshot of a step, in place of an earlier one of the same step."""

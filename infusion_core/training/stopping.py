@@ -22,8 +22,8 @@ class Finish:
     """How a run ends, as users choose.
 
     Attributes:
-        stop: ``plateau``: at the snapshot after which it rests, see `StopRule`; ``never``: after its last step.
-        take: ``best``: what is kept is the best snapshot; ``last``: the last step's.
+        stop: ``plateau``: at the snapshot at which it comes to rest, see `StopRule`; ``never``: after its last step.
+        take: ``best``: what is kept is that snapshot, however long the run goes on; ``last``: the last step's.
     """
 
     stop: Stop = "never"
@@ -38,20 +38,17 @@ class StopRule:
         late_gain: a run slows down where the second half of its steps so far has brought less than this share of its
             gain. Halves know neither learning rate nor how often snapshots are kept.
         patience: it has come to rest when it slows down at so many snapshots, one after the other.
-        near: of the snapshots whose gain is within this share of the largest, the earliest is the best.
 
     Raises:
         InfusionError: a number is out of range.
     """
 
     late_gain: float = 0.25
-    patience: int = 2
-    near: float = 0.0
+    patience: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("late_gain", "near"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InfusionError(f"{name} must be 0 to 1, got {getattr(self, name):g}")
+        if not 0 <= self.late_gain < 1:
+            raise InfusionError(f"late_gain must be 0 to 1, got {self.late_gain:g}")
         if self.patience < 1:
             raise InfusionError(f"patience must be at least 1, got {self.patience}")
 
@@ -66,16 +63,17 @@ class StopRule:
             return False
         return all(self._slow(base, losses[: len(losses) - back]) for back in range(self.patience))
 
-    def best(self, base: float, losses: Sequence[Loss]) -> int:
-        """The step of the snapshot to take; the last one where nothing was gained.
+    def best(self, base: float, losses: Sequence[Loss]) -> int | None:
+        """The step of the snapshot to take: the first at which the run rests; None if it never does.
+
+        The loss is of the photos themselves, so it goes on to fall while they are learned by heart and prompts are
+        obeyed less: its least value says nothing.
 
         Args:
-            base, losses: see `rests`; at least one loss.
+            base, losses: see `rests`.
         """
-        most = max(base - loss for _, loss in losses)
-        if most <= 0:
-            return losses[-1][0]
-        return next(step for step, loss in losses if base - loss >= (1 - self.near) * most)
+        ends = (step for count, (step, _) in enumerate(losses, 1) if self.rests(base, losses[:count]))
+        return next(ends, None)
 
     def _slow(self, base: float, losses: Sequence[Loss]) -> bool:
         """Whether a run slows down at its last snapshot; one that has gained nothing yet does not."""

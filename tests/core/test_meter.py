@@ -175,7 +175,7 @@ def test_what_ends_a_run_and_what_is_kept_are_the_users_choice():
     record.validation = [(10, 0.5), (20, 0.4), (30, 0.45)]
     assert record.rests(Finish("plateau"))
     assert not record.rests(Finish("never", "best"))
-    assert record.taken(Finish("plateau", "best"), 35) == 20
+    assert record.taken(Finish("never", "best"), 35) == 20
     assert record.taken(Finish("plateau", "last"), 35) == 35
     assert RunRecord(SETTINGS, 2, 8).taken(Finish("plateau", "best"), 35) == 35
     assert not RunRecord(SETTINGS, 2, 8, validation=record.validation).rests(Finish("plateau"))

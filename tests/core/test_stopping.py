@@ -15,7 +15,7 @@ def losses(*gains):
     return [(10 * number, BASE - gain) for number, gain in enumerate(gains, start=1)]
 
 
-RULE = StopRule(late_gain=0.25, patience=1, near=0.0)
+RULE = StopRule(late_gain=0.25, patience=1)
 RUNS = [
     ((0.5,), False),  # nothing to compare with
     ((0.5, 0.5), True),
@@ -63,16 +63,18 @@ def test_the_size_of_losses_does_not_matter():
             assert RULE.rests(BASE * scale, scaled) is rests
 
 
-def test_the_best_snapshot_has_the_largest_gain_or_is_the_first_near_it():
-    gained = losses(0.2, 0.48, 0.5, 0.47, 0.5)
-    assert StopRule(near=0.0).best(BASE, gained) == 30
-    assert StopRule(near=0.05).best(BASE, gained) == 20
-    assert StopRule(near=0.7).best(BASE, gained) == 10
-    assert StopRule().best(BASE, losses(-0.2, -0.1, -0.3)) == 30  # none is better than the base model
-    assert StopRule().best(BASE, losses(-0.2, 0.1, -0.3)) == 20
+def test_the_best_snapshot_is_the_first_at_which_the_run_rests():
+    gained = losses(0.1, 0.4, 0.45, 0.49, 0.52, 0.9, 0.95)
+    assert RULE.best(BASE, gained) == 40  # at 20 and 30 it had more than a quarter to come
+    assert StopRule(late_gain=0.25, patience=2).best(BASE, gained) == 50
+    assert StopRule(late_gain=0.25, patience=3).best(BASE, gained) is None
+    assert RULE.best(BASE, gained[:3]) is None
+    assert RULE.best(BASE, []) is None
 
 
-@pytest.mark.parametrize("wrong", [{"late_gain": 1.0}, {"near": -0.1}, {"near": float("nan")}, {"patience": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"late_gain": 1.0}, {"late_gain": -0.1}, {"late_gain": float("nan")}, {"patience": 0}]
+)
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(InfusionError, match=f"{next(iter(wrong))} must be"):
         StopRule(**wrong)

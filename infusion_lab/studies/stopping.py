@@ -43,6 +43,8 @@ def runs() -> dict[Metered, tuple[int, ...]]:
 def cells(bench: Bench) -> list[Cell]:
     """Per concept and method one cell: the tuning concepts first, on which the rule was chosen."""
     out = []
+    if bench.scale.max_steps < max(max(steps) for steps in runs().values()):
+        return []  # cut short they would not be too long
     for concept in [*bench.tuning_concepts, *bench.concepts]:
         for method, steps in runs().items():
             source = bench.source(method, subjects_of([concept]), max(steps), max(steps))

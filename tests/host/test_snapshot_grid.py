@@ -95,8 +95,8 @@ def test_a_cell_is_what_a_snapshot_draws_alone(server: Server, runs: dict[str, s
 def test_some_steps_may_be_chosen(server: Server, runs: dict[str, str]) -> None:
     run = runs["InfusionTrain"]
     chosen = grid(server, run, snapshot_steps="6", strengths="1", prompts=PROMPTS[0])
-    assert chosen == labelled_grid([("step 6", [cell(chosen)])], PROMPTS[:1])
-    assert cell(chosen) == cell(grid(server, run, strengths="1", prompts=PROMPTS[0]))
+    assert np.array_equal(chosen, labelled_grid([("step 6", [cell(chosen)])], PROMPTS[:1]))
+    assert np.array_equal(cell(chosen), cell(grid(server, run, strengths="1", prompts=PROMPTS[0])))
 
 
 def cell(grid: Image.Image) -> Image.Image:

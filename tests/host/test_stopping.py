@@ -17,10 +17,9 @@ from . import graphs
 from .test_apt import WIDGETS as APT
 from .test_training import WIDGETS as INFUSION
 
-STEPS, EVERY = 60, 2
 NODES: dict[str, dict[str, Any]] = {
-    "InfusionTrain": {**INFUSION, "learning_rate": 0.4},
-    "APTTrain": {**APT, "restrain": False, "learning_rate": 0.005},
+    "InfusionTrain": {**INFUSION, "learning_rate": 0.4, "steps": 60, "preview_every": 2},
+    "APTTrain": {**APT, "restrain": False, "learning_rate": 0.008, "steps": 120, "preview_every": 4},
 }
 
 
@@ -30,7 +29,7 @@ def learned(
     """What a run says, what comes out of it, and what its file tells."""
     graph = Graph()
     model, clip, vae = graphs.load(graph)
-    inputs = {**NODES[node], "steps": STEPS, "preview_every": EVERY, "seed": 91, **changed}
+    inputs = {**NODES[node], "seed": 91, **changed}
     made = graph.add(node, model=model, clip=clip, vae=vae, images=graphs.images(graph, photos), **inputs)
     if node == "APTTrain":
         graph.add("SaveLoRA", lora=made[2], prefix=f"stopping/{name}")
@@ -48,18 +47,19 @@ def learned(
 def test_a_run_ends_at_rest_or_gives_the_snapshot_at_which_it_rested(
     server: Server, photos: list[str], node: str
 ) -> None:
+    steps, every = NODES[node]["steps"], NODES[node]["preview_every"]
     texts, ended, told = learned(server, photos, node, f"{node}-ended", stop="plateau")
     (said,) = [text for text in texts if text.startswith("ended at step")]
-    found = re.fullmatch(rf"ended at step (\d+) of {STEPS}: it has come to rest \(stop\)", said)
+    found = re.fullmatch(rf"ended at step (\d+) of {steps}: it has come to rest \(stop\)", said)
     assert found is not None, said
     step = int(found[1])
-    assert 3 * EVERY < step < STEPS
+    assert 3 * every < step < steps
     texts, best, told_of_best = learned(server, photos, node, f"{node}-best", take="best")
     (said,) = [text for text in texts if text.startswith("what comes out")]
     found = re.fullmatch(r"what comes out is (\S+)/step-(\d+), at which the run came to rest", said)
     assert found is not None, said
     assert int(found[2]) == step
-    assert any(f"step {STEPS} of {STEPS}" in text for text in texts)
+    assert any(f"step {steps} of {steps}" in text for text in texts)
     assert ended.keys() == best.keys()
     for name, tensor in ended.items():
         torch.testing.assert_close(best[name].half(), tensor.half(), rtol=0, atol=0)

@@ -42,11 +42,13 @@ def runs() -> dict[Metered, tuple[int, ...]]:
 
 def cells(bench: Bench) -> list[Cell]:
     """Per concept and method one cell: the tuning concepts first, on which the rule was chosen."""
-    out = []
+    out, families = [], {method.family for method in bench.methods}
     if bench.scale.max_steps < max(max(steps) for steps in runs().values()):
         return []  # cut short they would not be too long
     for concept in [*bench.tuning_concepts, *bench.concepts]:
         for method, steps in runs().items():
+            if method.family not in families:
+                continue
             source = bench.source(method, subjects_of([concept]), max(steps), max(steps))
             scored, metered = (partial(compute, bench, method, concept, steps) for compute in (_scored, _metered))
             out.append(bench.cell(STUDY, method.key, concept.name, scored, concept, steps, PROMPTS, SEEDS, source))

@@ -59,9 +59,7 @@ class StopRule:
             base: validation loss of the base model.
             losses: of the snapshots so far, in order.
         """
-        if len(losses) < self.patience:
-            return False
-        return all(self._slow(base, losses[: len(losses) - back]) for back in range(self.patience))
+        return bool(losses) and all(self._slow(base, losses[: len(losses) - back]) for back in range(self.patience))
 
     def best(self, base: float, losses: Sequence[Loss]) -> int | None:
         """The step of the snapshot to take: the first at which the run rests; None if it never does.
@@ -76,7 +74,7 @@ class StopRule:
         return next(ends, None)
 
     def _slow(self, base: float, losses: Sequence[Loss]) -> bool:
-        """Whether a run slows down at its last snapshot; one that has gained nothing yet does not."""
+        """Whether a run slows down at its last snapshot; never at its first, nor before it has gained anything."""
         step, now = losses[-1]
         before = [loss for earlier, loss in losses if 2 * earlier <= step]
         return bool(before) and now < base and before[-1] - now < self.late_gain * (base - now)

@@ -29,6 +29,8 @@ RUNS = [
     ((0.5, 0.2), True),  # it has lost some
     ((-0.1, -0.1), False),  # nothing is learned yet
     ((-0.2, 0.001), False),
+    ((-0.1, -0.4), False),  # it diverges, which is no rest
+    ((), False),
     ((0.0, 0.0), False),
 ]
 

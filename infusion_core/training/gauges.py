@@ -27,6 +27,7 @@ from .stopping import StopRule
 DRAWS = 8  # of a distance
 LOOKS = (0.4, 0.7)  # shares of the training timesteps at which maps are looked at: where layout is decided
 SEED = 314_159
+CONCEPT_APART, LORA_APART = 50, 100  # steps between the snapshots that the stop rule was measured with
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def residual_meter(trainer: Trainer[Any], objective: ResidualObjective, rule: St
         )
 
     gauges = [Gauge("moved", (2 + settings.map_window.end) * DRAWS, moved)]
+    rule = rule or StopRule(apart=CONCEPT_APART)
     return _meter(trainer, objective, gauges, settings.batch_size, beside, 1 + settings.map_window.end, rule)
 
 
@@ -103,13 +105,13 @@ def lora_meter(trainer: Trainer[Any], objective: LoraObjective, unsaid: Unsaid, 
     gauges = [Gauge("drift", 2 * DRAWS, drift)]
     if len(unsaid.watched) > 1:
         gauges.append(Gauge("collapse", 2 * len(LOOKS), collapse))
-    batches = 1 if objective.prior is None else 2
+    batches, rule = 1 if objective.prior is None else 2, rule or StopRule(apart=LORA_APART)
     return _meter(trainer, objective, gauges, settings.batch_size * batches, 1.0 if frozen else 0.0, 1.0, rule)
 
 
 def _meter(
     trainer: Trainer[Any], objective: ResidualObjective | LoraObjective, gauges: list[Gauge], rows: int, beside: float,
-    streams: float, rule: StopRule | None,
+    streams: float, rule: StopRule,
 ) -> Meter:  # fmt: skip
     """A meter whose training step runs `rows` rows with gradients, each beside so many without."""
     settings = objective.settings
@@ -125,7 +127,7 @@ def _meter(
         step_passes=settings.accumulation * rows * (1 + BACKWARD + beside),
         validation_passes=settings.validation_draws * streams,
         temperature=None if restraint is None else restraint.temperature,
-        rule=rule or StopRule(),
+        rule=rule,
     )
 
 

@@ -36,8 +36,10 @@ class StopRule:
 
     Attributes:
         late_gain: a run slows down where the second half of its steps so far has brought less than this share of its
-            gain. Halves know neither learning rate nor how often snapshots are kept.
+            gain. Halves do not know the learning rate.
         patience: it has come to rest when it slows down at so many snapshots, one after the other.
+        apart: steps between snapshots that are looked at; those that come sooner are passed over. A loss comes to rest
+            before pictures do, so it must not be asked more often than the rule was measured with.
 
     Raises:
         InfusionError: a number is out of range.
@@ -45,12 +47,14 @@ class StopRule:
 
     late_gain: float = 0.25
     patience: int = 3
+    apart: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.late_gain < 1:
             raise InfusionError(f"late_gain must be 0 to 1, got {self.late_gain:g}")
-        if self.patience < 1:
-            raise InfusionError(f"patience must be at least 1, got {self.patience}")
+        for name in ("patience", "apart"):
+            if getattr(self, name) < 1:
+                raise InfusionError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def rests(self, base: float, losses: Sequence[Loss]) -> bool:
         """Whether a run has come to rest after the last of its snapshots.
@@ -59,7 +63,10 @@ class StopRule:
             base: validation loss of the base model.
             losses: of the snapshots so far, in order.
         """
-        return bool(losses) and all(self._slow(base, losses[: len(losses) - back]) for back in range(self.patience))
+        seen = self._seen(losses)
+        if not losses or seen[-1] != losses[-1]:
+            return False
+        return all(self._slow(base, seen[: len(seen) - back]) for back in range(self.patience))
 
     def best(self, base: float, losses: Sequence[Loss]) -> int | None:
         """The step of the snapshot to take: the first at which the run rests; None if it never does.
@@ -72,6 +79,14 @@ class StopRule:
         """
         ends = (step for count, (step, _) in enumerate(losses, 1) if self.rests(base, losses[:count]))
         return next(ends, None)
+
+    def _seen(self, losses: Sequence[Loss]) -> list[Loss]:
+        """The snapshots that are looked at."""
+        seen = list(losses[:1])
+        for loss in losses[1:]:
+            if loss[0] - seen[-1][0] >= self.apart:
+                seen.append(loss)
+        return seen
 
     def _slow(self, base: float, losses: Sequence[Loss]) -> bool:
         """Whether a run slows down at its last snapshot; never at its first, nor before it has gained anything."""

@@ -23,12 +23,20 @@ from infusion_core.metrics.fisher import DenoiserPredictor, fisher_divergence
 from infusion_core.residual_file import load_concept
 from infusion_core.tensor_file import read_tensors
 from infusion_core.training.apt import AptSettings
-from infusion_core.training.gauges import DRAWS, SEED, lora_meter
+from infusion_core.training.gauges import CONCEPT_APART, DRAWS, LORA_APART, SEED, lora_meter, residual_meter
 from infusion_core.training.residual import ResidualSettings
 from infusion_core.training.stopping import Finish, StopRule
 from tests.fuzz.crashing import toy_model, toy_request
 
 PLATEAU, BEST = Finish("plateau"), Finish("never", "best")
+
+
+RULE = StopRule()  # so short runs rest in snapshots that are nearer to each other than the default's
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr("infusion_cli.train.residual_meter", partial(residual_meter, rule=RULE))
 
 
 @pytest.fixture
@@ -49,7 +57,7 @@ def test_a_run_ends_where_it_rests_or_keeps_the_snapshot_at_which_it_did(request
     report = run_train(replace(request_, finish=PLATEAU), toy_model()).report
     base, losses = measured(report)
     mean = sum(base) / len(base)
-    ends = [step for n, (step, _) in enumerate(losses, start=1) if StopRule().rests(mean, losses[:n])]
+    ends = [step for n, (step, _) in enumerate(losses, start=1) if RULE.rests(mean, losses[:n])]
     assert ends == [report["ended_at"]] == [report["taken_step"]]
     end = report["ended_at"]
     assert 5 < end < 195
@@ -150,6 +158,7 @@ def test_drift_is_how_far_prompts_without_the_subject_move(tinyworld):
     assert unsaid.subject == word
     assert [*unsaid.watched] == [word, "photo"]
     meter = lora_meter(trainer, objective, unsaid)
+    assert meter.rule == StopRule(apart=LORA_APART)
     drift, collapse = meter.gauges
     with objective.lora.installed(), torch.no_grad():
         assert drift.read() == collapse.read() == 0
@@ -188,3 +197,4 @@ def test_a_word_with_an_identifier_should_stay_as_it_is(tinyworld):
     assert torch.equal(other.prompts[-1].conditioning.context, said)
     trainer = trainer_for(tinyworld, training_images(CONCEPT)[:1], CONCEPT.shape, ResidualSettings(steps=1))
     assert trainer.validated is None
+    assert residual_meter(trainer, trainer.objective).rule == StopRule(apart=CONCEPT_APART)

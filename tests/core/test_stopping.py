@@ -75,7 +75,7 @@ def test_the_best_snapshot_is_the_first_at_which_the_run_rests():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"late_gain": 1.0}, {"late_gain": -0.1}, {"late_gain": float("nan")}, {"patience": 0}]
+    "wrong", [{"late_gain": 1.0}, {"late_gain": -0.1}, {"late_gain": float("nan")}, {"patience": 0}, {"apart": 0}]
 )
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(InfusionError, match=f"{next(iter(wrong))} must be"):

@@ -17,16 +17,18 @@ from . import graphs
 from .test_apt import WIDGETS as APT
 from .test_training import WIDGETS as INFUSION
 
+# Rates at which little is learned after the first snapshot, so that the rule's third slow one comes soon.
 NODES: dict[str, dict[str, Any]] = {
-    "InfusionTrain": {**INFUSION, "learning_rate": 0.4, "steps": 60, "preview_every": 2},
-    "APTTrain": {**APT, "restrain": False, "learning_rate": 0.008, "steps": 120, "preview_every": 4},
+    "InfusionTrain": {**INFUSION, "batch_size": 1, "learning_rate": 0.4, "steps": 220, "preview_every": 25},
+    "APTTrain": {**APT, "batch_size": 1, "restrain": False, "learning_rate": 0.003, "steps": 420, "preview_every": 50},
 }
+REST = {"InfusionTrain": (200,), "APTTrain": (400,)}  # the earliest there can be
 
 
 def learned(
     server: Server, photos: list[str], node: str, name: str, **changed: Any
-) -> tuple[list[str], dict[str, torch.Tensor], dict[str, str]]:
-    """What a run says, what comes out of it, and what its file tells."""
+) -> tuple[list[str], dict[str, torch.Tensor]]:
+    """What a run says, and what comes out of it."""
     graph = Graph()
     model, clip, vae = graphs.load(graph)
     inputs = {**NODES[node], "seed": 91, **changed}
@@ -37,33 +39,32 @@ def learned(
         graph.add("InfusionSaveConcept", concept=made, filename=f"stopping/{name}", storage="fp16")
     ran = server.run(graph)
     (file,) = server.output.rglob(f"stopping/{name}*.safetensors")
-    if node == "APTTrain":
-        return ran.texts, load_file(file), {}
-    concept = load_concept(file)
-    return ran.texts, dict(concept.tensors), dict(concept.training)
+    return ran.texts, load_file(file)
 
 
 @pytest.mark.parametrize("node", NODES)
-def test_a_run_ends_at_rest_or_gives_the_snapshot_at_which_it_rested(
+def test_what_comes_out_is_the_snapshot_at_which_the_run_came_to_rest(
     server: Server, photos: list[str], node: str
 ) -> None:
-    steps, every = NODES[node]["steps"], NODES[node]["preview_every"]
-    texts, ended, told = learned(server, photos, node, f"{node}-ended", stop="plateau")
-    (said,) = [text for text in texts if text.startswith("ended at step")]
-    found = re.fullmatch(rf"ended at step (\d+) of {steps}: it has come to rest \(stop\)", said)
-    assert found is not None, said
-    step = int(found[1])
-    assert 3 * every < step < steps
-    texts, best, told_of_best = learned(server, photos, node, f"{node}-best", take="best")
+    texts, best = learned(server, photos, node, f"{node}-best", take="best")
+    steps = NODES[node]["steps"]
     (said,) = [text for text in texts if text.startswith("what comes out")]
     found = re.fullmatch(r"what comes out is (\S+)/step-(\d+), at which the run came to rest", said)
     assert found is not None, said
-    assert int(found[2]) == step
+    assert int(found[2]) in REST[node]
     assert any(f"step {steps} of {steps}" in text for text in texts)
-    assert ended.keys() == best.keys()
-    for name, tensor in ended.items():
-        torch.testing.assert_close(best[name].half(), tensor.half(), rtol=0, atol=0)
-    assert told.get("steps", str(step)) == told_of_best.get("steps", str(step)) == str(step)
-    _, last, _ = learned(server, photos, node, f"{node}-last")
-    assert any(not torch.equal(last[name].half(), tensor.half()) for name, tensor in ended.items())
+    (folder,) = server.output.rglob(found[1])
+    kept = load_file(folder / f"step-{found[2]}.safetensors")
+    last = load_file(folder / f"step-{steps:05d}.safetensors")
+    assert best.keys() == kept.keys()
+    for name, tensor in kept.items():
+        assert torch.equal(best[name].to(tensor), tensor), name
+    assert any(not torch.equal(last[name], tensor) for name, tensor in kept.items())
     assert "measuring the training took" in server.log.read_text()
+
+
+def test_a_run_ends_where_it_comes_to_rest(server: Server, photos: list[str]) -> None:
+    texts, _ = learned(server, photos, "InfusionTrain", "ended", stop="plateau")
+    assert "ended at step 200 of 220: it has come to rest (stop)" in texts
+    ended = load_concept(server.output / "infusion" / "stopping" / "ended.safetensors")
+    assert ended.training["steps"] == "200"

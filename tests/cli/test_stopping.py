@@ -90,10 +90,9 @@ def test_an_interrupted_run_ends_in_the_same_place_to_the_same_bytes(request_, m
         if len(written) == 2:
             raise SystemExit(137)
 
-    monkeypatch.setattr(Course, "snapshot", killed)
-    with pytest.raises(SystemExit):
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(Course, "snapshot", killed)
         run_train(asked, toy_model())
-    monkeypatch.undo()
     report = run_train(replace(asked, resume=True), toy_model()).report
     assert request_.out.read_bytes() == bytes_
     assert request_.places.state.read_bytes() == state

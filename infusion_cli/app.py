@@ -20,9 +20,10 @@ from infusion_core.streams import BaseLatent
 from infusion_core.training.objective import Weighting
 from infusion_core.training.overfitting import OVERFITTING, Overfitting
 from infusion_core.training.residual import ResidualSettings
+from infusion_core.training.stopping import Finish
 
 from .console import fail, show_anything
-from .lora_commands import advise, apt, blend
+from .lora_commands import advise, apt, blend, grid
 from .options import (
     Aspect,
     Checkpointing,
@@ -37,6 +38,8 @@ from .options import (
     Seed,
     Steps,
     StopAt,
+    StopOption,
+    TakeOption,
     Transparency,
     checked_path,
     place,
@@ -102,6 +105,8 @@ def train(
     stop_at: StopAt = 0.0,
     preview_prompt: PreviewPrompt = None,
     preview_every: PreviewEvery = None,
+    stop: StopOption = "never",
+    take: TakeOption = "last",
     checkpointing: Checkpointing = False,
     continue_from: Annotated[
         Optional[Path], place("--continue", help="A concept file to continue from.")  # noqa: UP045
@@ -143,8 +148,7 @@ def train(
     run_train(
         TrainRequest(
             model, images, word, out, settings, templates, continue_from, resume, storage, config, stop_at, masks,
-            checkpointing, flip, tuple(preview_prompt or ()), preview_every,
-            transparency, aspect,
+            checkpointing, flip, tuple(preview_prompt or ()), preview_every, transparency, aspect, Finish(stop, take),
         )
     )  # fmt: skip
 
@@ -219,7 +223,7 @@ def demo(
     run_demo(out, concept, ResidualSettings(steps=steps, layout=layout, seed=seed))
 
 
-for of_lora in (apt, blend, advise):
+for of_lora in (apt, blend, advise, grid):
     app.command()(of_lora)
 
 

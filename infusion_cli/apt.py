@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from PIL import Image
 from infusion_core.atomic import write_atomic
 from infusion_core.captions import CAPTION_TEMPLATES, class_word, fill, preview_prompts
 from infusion_core.embedded.lora import apt_trainer
+from infusion_core.embedded.metering import unsaid_of
 from infusion_core.embedded.model import EmbeddedModel, load_model
 from infusion_core.embedded.photos import find_photos, thumbnail
 from infusion_core.embedded.sampling import SampleSettings
@@ -20,10 +21,13 @@ from infusion_core.embedded.tasks import draw
 from infusion_core.errors import InfusionError
 from infusion_core.lora import LoraSet
 from infusion_core.lora_output import LoraStorage, TrainedLora, lora_bytes
+from infusion_core.tensor_file import read_tensors
 from infusion_core.training.apt import AptObjective, AptSettings
+from infusion_core.training.gauges import lora_meter
 from infusion_core.training.overfitting import checked_level
 from infusion_core.training.record import RunRecord
 from infusion_core.training.shapes import first_member
+from infusion_core.training.stopping import Finish
 
 from .alone import alone
 from .console import progress, say
@@ -62,6 +66,7 @@ class AptRequest:
         preview_every: steps between two times; None for every snapshot where there are `previews`.
         transparency: take it for a mask.
         aspect: photos keep their shape.
+        finish: how the run may end, and what is kept.
     """
 
     model: str
@@ -84,6 +89,7 @@ class AptRequest:
     preview_every: int | None = None
     transparency: bool = True
     aspect: bool = False
+    finish: Finish = field(default_factory=Finish)
 
     @property
     def drawn(self) -> Previews:
@@ -160,13 +166,16 @@ class _Run:
         objective = first_member(self.trainer.objective)
         assert isinstance(objective, AptObjective)
         self.objective = objective
-        self.record = RunRecord(settings, len(self.photos), self.model.resolution)
+        unsaid = unsaid_of(self.model.text, request.word, request.phrase, request.templates[0])
+        meter = lora_meter(self.trainer, objective, unsaid) if settings.validation_draws else None
+        self.record = RunRecord(settings, len(self.photos), self.model.resolution, meter=meter)
         indicator = objective.indicator if settings.compares else None
         drawn = partial(draw_quickly, self.model)
         live = Live(f"learning {request.phrase!r}", request.drawn, drawn, self.record, request.places)
         self.course = Course(
-            self.trainer, self.record, request.places, given, self.write, "LoRA", live, indicator, request.stop_at
-        )
+            self.trainer, self.record, request.places, given, self.write, "LoRA", live, indicator, request.stop_at,
+            request.finish,
+        )  # fmt: skip
         self.course.begin(state)
 
     @property
@@ -180,7 +189,7 @@ class _Run:
         with self.lora.installed():
             self.course.train()
             self.course.show_overfitting()
-            size = self.write(request.out)
+            size = self.written()
             report = self._report(size)
             request.places.write_reports(report)
             judge = JUDGES.get(self.model.name)
@@ -191,6 +200,16 @@ class _Run:
         say(f"Wrote {request.out} ({size:,} bytes) and report.json beside it; prompts say {request.phrase!r}")
         say(f"How it went: {request.places.page}")
         return report
+
+    def written(self) -> int:
+        """Write the LoRA that is kept, which is then the one in the network; returns the file's size in bytes."""
+        path = self.course.taken()
+        if path is None:
+            return self.write(self.request.out)
+        data = path.read_bytes()
+        write_atomic(self.request.out, data)
+        self.lora.load(read_tensors(data)[0])
+        return len(data)
 
     def write(self, path: Path) -> int:
         """Write the LoRA as learned so far; returns the file's size in bytes."""
@@ -213,6 +232,7 @@ class _Run:
             "images": len(self.photos),
             "settings": asdict(self.request.settings),
             **self.record.course(),
+            **self.course.ending(),
             "lora_file": str(self.request.out),
             "lora_file_bytes": size,
             "seconds": time.monotonic() - self.started,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from infusion_core.training.engine import StepReport, Trainer
 from infusion_core.training.overfitting import Indicator
 from infusion_core.training.record import RunRecord
 from infusion_core.training.state import TrainState, load_state, save_state
+from infusion_core.training.stopping import Finish
 
 from .console import Interrupt, progress, say
 from .live import Live
@@ -37,6 +39,7 @@ class Course:
         live: what the run shows; its title is that of the progress bar.
         indicator: of overfitting, where the run takes one.
         stop_at: level of it at which the run ends; 0 for never.
+        finish: how else it may end, and what is kept.
     """
 
     trainer: Trainer[Any]
@@ -48,6 +51,9 @@ class Course:
     live: Live
     indicator: Indicator | None = None
     stop_at: float = 0.0
+    finish: Finish = field(default_factory=Finish)
+    _seconds: float = field(default=0.0, init=False)
+    _taken: int | None = field(default=None, init=False)
 
     def begin(self, state: TrainState | None) -> None:
         """Take back the course of an interrupted run, or make room for a new one."""
@@ -58,19 +64,20 @@ class Course:
         self.live.begin(self.trainer.step)
 
     def train(self) -> None:
-        """Train to the last step.
+        """Train to the end.
 
         Raises:
             SystemExit: Ctrl-C or SIGTERM stopped it; what was learned is kept.
         """
-        steps = self.record.settings.steps
+        steps, started = self.record.settings.steps, time.monotonic()
         with Interrupt() as interrupt, self._shown(), progress(self.live.title, steps) as advance:
             advance(steps=self.trainer.step)
-            for report in self.trainer.run():
+            for report in () if self._ended else self.trainer.run():
                 advance(note=self._after(report))
-                if interrupt.asked or self._enough:
+                if interrupt.asked or self._ended:
                     break
-            stopped = self.trainer.step < steps and not self._enough
+            self._seconds = time.monotonic() - started
+            stopped = self.trainer.step < steps and not self._ended
             kept = self.snapshot() if stopped else None
         if stopped:
             say(f"Stopped at step {self.trainer.step}. A usable {self.what} is in {kept}")
@@ -82,7 +89,8 @@ class Course:
     def _after(self, report: StepReport) -> str:
         """Note a step, and keep and show what is due; what the progress bar says of it."""
         indicator = self.indicator
-        self.record.add(report, None if indicator is None else indicator.gamma.tolist())
+        gamma = None if indicator is None else indicator.gamma.tolist()
+        self.record.add(report, gamma, self.trainer.validated)
         if report.validation_loss is not None:
             self.snapshot()
         if self.live.look(report.step):
@@ -108,13 +116,41 @@ class Course:
         step, steps = self.trainer.step, self.record.settings.steps
         if step == steps:
             return f"Ended after {steps} steps."
-        if self._enough:
-            return f"Ended at step {step} of {steps}: overfitted {self.stop_at:g} (--stop-at)"
+        if self._ended:
+            return f"Ended at step {step} of {steps}: {self._ended}"
         return f"Stopped at step {step}; --resume goes on."
 
     @property
-    def _enough(self) -> bool:
-        return self.indicator is not None and self.indicator.reached(self.stop_at)
+    def _ended(self) -> str:
+        """Why the run ends here, before its last step; empty if it does not."""
+        if self.indicator is not None and self.indicator.reached(self.stop_at):
+            return f"overfitted {self.stop_at:g} (--stop-at)"
+        return "it has come to rest (--stop plateau)" if self.record.rests(self.finish) else ""
+
+    def taken(self) -> Path | None:
+        """The file of the snapshot that is kept in place of what was learned last; None for that."""
+        last = self.trainer.step
+        step = self.record.taken(self.finish, last)
+        path = self.places.snapshot(step)
+        if step == last:
+            return None
+        if not path.is_file():
+            say(f"The best snapshot, {path}, is gone; what was learned last is kept")
+            return None
+        say(f"Kept is the snapshot of step {step} of {last}, at which it came to rest (--take best)")
+        self._taken = step
+        return path
+
+    def ending(self) -> dict[str, Any]:
+        """How the run ended, for a report."""
+        step, meter = self.trainer.step, self.record.meter
+        told: dict[str, Any] = {"ended_at": step, "taken_step": step if self._taken is None else self._taken}
+        if meter is not None and step:
+            told["meter_cost"] = {
+                "share_of_passes": meter.cost(step),
+                "share_of_seconds": meter.seconds / self._seconds if self._seconds else None,
+            }
+        return told
 
     def snapshot(self) -> Path:
         """Write what has been learned so far, and then the state to go on from: one file, so that all of it fits."""

@@ -15,6 +15,7 @@ from infusion_core.schedule import RateSchedule, Window
 from infusion_core.training.apt import AptSettings
 from infusion_core.training.objective import Weighting
 from infusion_core.training.overfitting import Restraint
+from infusion_core.training.stopping import Finish
 
 from .options import (
     Aspect,
@@ -29,8 +30,11 @@ from .options import (
     Seed,
     Steps,
     StopAt,
+    StopOption,
+    TakeOption,
     Transparency,
     place,
+    place_argument,
 )
 
 _BLEND, _APT = BlendSettings(), AptSettings()
@@ -101,6 +105,8 @@ def apt(
     stop_at: StopAt = 0.0,
     preview_prompt: PreviewPrompt = None,
     preview_every: PreviewEvery = None,
+    stop: StopOption = "never",
+    take: TakeOption = "last",
     checkpointing: Checkpointing = False,
     resume: Annotated[
         bool,
@@ -129,8 +135,8 @@ def apt(
     run_apt(
         AptRequest(
             model, images, word, identifier, out, settings, templates, prior, prior_count, resume, storage, config,
-            stop_at, masks, checkpointing, flip, tuple(preview_prompt or ()), preview_every,
-            transparency, aspect,
+            stop_at, masks, checkpointing, flip, tuple(preview_prompt or ()), preview_every, transparency, aspect,
+            Finish(stop, take),
         )
     )  # fmt: skip
 
@@ -181,6 +187,35 @@ def blend(
     )  # fmt: skip
     alphas, sampling = tuple(alpha or (settings.alpha,)), {"steps": steps, "guidance": guidance}
     run_blend(BlendRequest(model, early, late, prompt, out, alphas, settings, count, seed, negative, config, sampling))
+
+
+def grid(
+    snapshots: Annotated[
+        Path, place_argument(help="A training's --out or its folder NAME.snapshots; or any concept or LoRA file.")
+    ],
+    prompt: Annotated[list[str], typer.Option(help="Saying the subject as the training did; repeat for several.")],
+    out: Annotated[Path, place(help="Folder for grid.png and report.json.")],
+    strength: Annotated[
+        Optional[list[float]],  # noqa: UP045
+        typer.Option(help="At which each snapshot is drawn; repeat for several, 1 by default."),
+    ] = None,
+    step: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option(help="Of the snapshots that are shown; repeat for several, all by default."),
+    ] = None,
+    model: Model = "tinyworld",
+    config: Config = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+) -> None:
+    """Draw snapshots of a training side by side: each at every strength, for every prompt, as one labelled picture."""
+    from infusion_core.snapshot_grid import GridPlan
+
+    from .grid import GridRequest, run_grid
+
+    plan, sampling = GridPlan(tuple(strength or (1.0,)), tuple(prompt)), {"steps": steps, "guidance": guidance}
+    run_grid(GridRequest(model, snapshots, plan, out, tuple(step or ()), seed, config, sampling))
 
 
 def advise(

@@ -11,6 +11,7 @@ import typer
 from infusion_core.errors import InfusionError, printable
 from infusion_core.noise import SEEDS
 from infusion_core.residuals import Layout
+from infusion_core.training.stopping import Stop, Take
 
 AnyPath = TypeVar("AnyPath", Path, str, None)
 
@@ -38,6 +39,11 @@ def checked_path(path: AnyPath) -> AnyPath:
 def place(*names: str, help: str) -> Any:
     """An option whose value is a path, see `checked_path`."""
     return typer.Option(*names, callback=checked_path, help=help)
+
+
+def place_argument(help: str) -> Any:
+    """An argument whose value is a path, see `checked_path`."""
+    return typer.Argument(callback=checked_path, help=help)
 
 
 Model = Annotated[
@@ -85,6 +91,16 @@ PreviewEvery = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(
         min=0, max=1_000_000, help="Steps between such pictures; with --preview-prompt every snapshot's, else never."
+    ),
+]
+StopOption = Annotated[
+    Stop,
+    typer.Option("--stop", help="plateau: end at the snapshot at which it hardly gets nearer to the photos any more."),
+]
+TakeOption = Annotated[
+    Take,
+    typer.Option(
+        "--take", help="What --out holds: last: the last step; best: the snapshot at which --stop plateau would end."
     ),
 ]
 LayoutOption = Annotated[Layout, typer.Option(help="Where the residual lives; block is the smallest.")]

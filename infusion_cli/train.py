@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from infusion_core.atomic import write_atomic
 from infusion_core.captions import CAPTION_TEMPLATES, class_word, fill, preview_prompts
 from infusion_core.concepts import LoadedConcept
 from infusion_core.embedded.model import EmbeddedModel, load_model
@@ -16,10 +17,12 @@ from infusion_core.embedded.photos import find_photos, thumbnail
 from infusion_core.embedded.tasks import trainer_for
 from infusion_core.residual_file import Storage, load_concept, save_concept
 from infusion_core.residuals import ConceptResidual
+from infusion_core.training.gauges import residual_meter
 from infusion_core.training.overfitting import checked_level
 from infusion_core.training.record import RunRecord
 from infusion_core.training.residual import ResidualObjective, ResidualSettings
 from infusion_core.training.shapes import first_member
+from infusion_core.training.stopping import Finish
 
 from .alone import alone
 from .console import say
@@ -53,6 +56,7 @@ class TrainRequest:
     preview_every: int | None = None
     transparency: bool = True
     aspect: bool = False
+    finish: Finish = field(default_factory=Finish)
 
     @property
     def drawn(self) -> Previews:
@@ -105,8 +109,7 @@ def train_alone(request: TrainRequest, model: EmbeddedModel | None = None, score
     run = _Run.start(request, model)
     run.course.train()
     run.course.show_overfitting()
-    concept = run.concept()
-    size = save_concept(request.out, concept, request.storage)
+    concept, size = run.written()
     report = run.report(concept, size)
     request.places.write_reports(report)
     judge = JUDGES.get(run.model.name)
@@ -153,23 +156,36 @@ class _Run:
             model, shown, request.word, request.settings, request.templates, first, state, request.aspect
         )
         pictures = list(photos.pictures)
-        record = RunRecord(request.settings, len(pictures), model.resolution)
+        objective = first_member(trainer.objective)
+        assert isinstance(objective, ResidualObjective)
+        meter = residual_meter(trainer, objective)
+        record = RunRecord(request.settings, len(pictures), model.resolution, meter=meter)
 
         def write(path: Path) -> int:
             return save_concept(path, run.concept(), request.storage)
 
-        objective = first_member(trainer.objective)
-        assert isinstance(objective, ResidualObjective)
         indicator = objective.indicator if request.settings.restraint.measures else None
 
         def drawn(prompt: str, seed: int) -> Image.Image:
             return draw_quickly(model, prompt, seed, LoadedConcept(request.out.stem, trainer.learned()))
 
         live = Live(f"learning {request.word!r}", request.drawn, drawn, record, request.places)
-        course = Course(trainer, record, request.places, given, write, "concept", live, indicator, request.stop_at)
+        course = Course(
+            trainer, record, request.places, given, write, "concept", live, indicator, request.stop_at, request.finish
+        )
         course.begin(state)
         run = cls(request, model, pictures, course, started)
         return run
+
+    def written(self) -> tuple[ConceptResidual, int]:
+        """The concept that is kept, and its file's size in bytes."""
+        path, out = self.course.taken(), self.request.out
+        if path is None:
+            concept = self.concept()
+            return concept, save_concept(out, concept, self.request.storage)
+        data = path.read_bytes()
+        write_atomic(out, data)
+        return load_concept(out), len(data)
 
     def concept(self) -> ConceptResidual:
         """The concept as learned so far, with what its file tells."""
@@ -185,6 +201,7 @@ class _Run:
             "images": len(self.photos),
             "settings": asdict(self.request.settings),
             **self.course.record.course(),
+            **self.course.ending(),
             "concept_file": str(self.request.out),
             "concept_file_bytes": size,
             "parameters": concept.parameter_count,

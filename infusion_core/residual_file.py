@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
@@ -77,6 +78,15 @@ def load_concept(path: Path | str, name: str | None = None) -> ConceptResidual:
     """
     where = str(path) if name is None else name
     return concept_from_bytes(_file_bytes(Path(path), where), where)
+
+
+def is_concept_file(path: Path | str) -> bool:
+    """Whether a file calls itself a concept; `load_concept` says what is wrong with it, if anything is."""
+    try:
+        with safe_open(str(path), "pt") as opened:
+            return (opened.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        return False
 
 
 def _file_bytes(path: Path, where: str) -> bytes:

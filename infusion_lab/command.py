@@ -21,7 +21,7 @@ def lab(
     only: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
-            help="Study: steps, fidelity, several, blend, apt, restraints, ablations or toy. "
+            help="Study: steps, fidelity, several, blend, apt, restraints, ablations, stopping or toy. "
             "With --model: table1, drift or several. Repeat for several."
         ),
     ] = None,

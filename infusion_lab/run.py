@@ -15,7 +15,7 @@ from .bench import FULL, QUICK, Bench, Scale, bench_for
 from .methods.registry import all_methods
 from .report.page import write
 from .store import Cell
-from .studies import ablations, apt, blend, curves, fidelity, restraints, several, toy
+from .studies import ablations, apt, blend, curves, fidelity, restraints, several, stopping, toy
 
 STUDIES: dict[str, Callable[[Bench], list[Cell]]] = {
     curves.STUDY: curves.cells,  # first: its long runs hold snapshots that the others use
@@ -25,6 +25,7 @@ STUDIES: dict[str, Callable[[Bench], list[Cell]]] = {
     apt.STUDY: apt.cells,
     restraints.STUDY: restraints.cells,
     ablations.STUDY: ablations.cells,
+    stopping.STUDY: stopping.cells,
     toy.STUDY: toy.cells,
 }
 

@@ -15,6 +15,7 @@ from .metrics import InfusionOverfitMetrics
 from .photos import InfusionLoadPhotos
 from .save import InfusionSaveConcept
 from .similarity import InfusionSimilarity
+from .snapshot_grid import InfusionSnapshotGrid
 from .train import InfusionTrain
 
 
@@ -35,6 +36,7 @@ class InfusionExtension(ComfyExtension):  # type: ignore[misc]
             InfusionAttentionPatch,
             DreamBlendGuidance,
             CheckpointAdvisor,
+            InfusionSnapshotGrid,
             InfusionInspectMaps,
             InfusionMapImages,
             InfusionOverfitMetrics,

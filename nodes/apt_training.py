@@ -16,15 +16,19 @@ from ..infusion_core.atomic import write_atomic
 from ..infusion_core.captions import CAPTION_TEMPLATES, class_word, fill
 from ..infusion_core.lora import LoraSet
 from ..infusion_core.lora_output import TrainedLora, lora_bytes, lora_tensors
+from ..infusion_core.tensor_file import read_tensors
 from ..infusion_core.training.apt import AptObjective, AptSettings
 from ..infusion_core.training.engine import Trainer
+from ..infusion_core.training.gauges import lora_meter
 from ..infusion_core.training.overfitting import Restraint, checked_level
 from ..infusion_core.training.record import RunRecord
 from ..infusion_core.training.shapes import on_shapes
 from ..infusion_core.training.shown import Said, Shown
+from ..infusion_core.training.stopping import Finish, Stop, Take
 from .encoding import Encoding
 from .host.denoiser import training
 from .host.lora import captions_for, layers_of, text_training
+from .host.metering import unsaid_of
 from .host.preview import draw_as_is
 from .pictures import groups_of, in_order, squares_of, thumbnail_of
 from .plot import loss_plot, overfitting_plot
@@ -44,7 +48,7 @@ def train(
     masks: Sequence[Tensor] | None = None,
     prior_images: Sequence[Tensor] | None = None, captions: Sequence[str] = ("",), continue_from: Any = None,
     stop_at: float = 0.0, checkpointing: bool = False, flip: bool = False, preview_prompts: str = "",
-    crop: str = CROPS[0], **given: Any,
+    crop: str = CROPS[0], stop: Stop = "never", take: Take = "last", **given: Any,
 ) -> io.NodeOutput:  # fmt: skip
     """Train with a progress bar and previews; an interrupt keeps the last snapshot."""
     settings = AptSettings(
@@ -87,7 +91,8 @@ def train(
         first = AptObjective(denoiser, lora, one, settings, prior)
         members = [first, *map(first.on, more)]
         trainer = Trainer(on_shapes(members, [len(some.latents) for some in seen]), settings)
-        record = RunRecord(settings, len(photos), resolution)
+        unsaid = unsaid_of(denoiser.model, clip, class_word(word), phrase, seen[0].latents[:, 0])
+        record = RunRecord(settings, len(photos), resolution, meter=lora_meter(trainer, first, unsaid))
         latent, thumbnail = seen[0].latents[:1, 0].cpu(), thumbnail_of(groups[0].pictures)
 
         def trained() -> TrainedLora:
@@ -110,8 +115,10 @@ def train(
         indicator = first.indicator if settings.compares else None
         with lora.installed():
             previews = Previews(asked, drawn if preview_every else None)
-            Run(trainer, record, previews, write, folder, told, indicator, stop_at).train()
-        state = lora_tensors(trained())
+            run = Run(trainer, record, previews, write, folder, told, indicator, stop_at, Finish(stop, take))
+            run.train()
+        best = run.taken()
+        state = lora_tensors(trained()) if best is None else read_tensors(best.read_bytes())[0]
     patched, infused = comfy.sd.load_lora_for_models(model, clip, state, 1.0, 1.0)
     curves = overfitting_plot(record.indicator), loss_plot(record)
     return io.NodeOutput(patched, infused, state, *curves, phrase, previews.output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..infusion_core.training.clock import Clock
 from ..infusion_core.training.engine import StepReport, Trainer
 from ..infusion_core.training.overfitting import Indicator
 from ..infusion_core.training.record import RunRecord
+from ..infusion_core.training.stopping import Finish
 from .host.page import tell
 from .plot import stacked, standing
 from .previews import Previews
@@ -38,6 +40,7 @@ class Run:
         told: what decides what is learned, see `Given`.
         indicator: of overfitting, shown beside the previews; None where the run takes none.
         stop_at: level of it at which the run ends; 0 for never.
+        finish: how else it may end, and what comes out.
     """
 
     trainer: Trainer[Any]
@@ -48,6 +51,7 @@ class Run:
     told: Mapping[str, Any]
     indicator: Indicator | None = None
     stop_at: float = 0.0
+    finish: Finish = field(default_factory=Finish)
     _given: Given = field(init=False)
 
     def train(self) -> None:
@@ -61,15 +65,15 @@ class Run:
         self._given = Given.of(self.trainer, self.told)
         self._resume()
         bar = comfy.utils.ProgressBar(self.record.settings.steps)
-        clock = Clock(self.trainer.step)
+        clock, started = Clock(self.trainer.step), time.monotonic()
         picture: Image.Image | None = None
         try:
-            for report in self.trainer.run():
+            for report in () if self._ended else self.trainer.run():
                 picture = self._after(report) or picture
                 bar.update_absolute(report.step, None, self._shown(picture, report))
                 if clock.due(report):
                     tell(clock.told(report))
-                if self.indicator is not None and self.indicator.reached(self.stop_at):
+                if self._ended and report.step < report.steps:
                     self._end_early(report)
                     break
                 comfy.model_management.throw_exception_if_processing_interrupted()
@@ -77,13 +81,34 @@ class Run:
             self._snapshot()
             raise
         self.snapshots.ended()
+        self._conclude(time.monotonic() - started)
+
+    def taken(self) -> Path | None:
+        """The file of the snapshot that comes out in place of what was learned last; None for that."""
+        step = self.record.taken(self.finish, self.trainer.step)
+        return None if step == self.trainer.step else self.snapshots.kept_at(step)
+
+    @property
+    def _ended(self) -> str:
+        """Why the run ends here, before its last step; empty if it does not."""
+        if self.indicator is not None and self.indicator.reached(self.stop_at):
+            return f"overfitted {self.stop_at:g} (stop_at)"
+        return "it has come to rest (stop)" if self.record.rests(self.finish) else ""
 
     def _end_early(self, report: StepReport) -> None:
-        """The photos are known by heart as far as the user wants."""
+        """The run has gone as far as the user wants."""
         self._snapshot()
-        said = f"ended at step {report.step} of {report.steps}: overfitted {self.stop_at:g} (stop_at)"
-        logging.info("Infusion: training %s", said)
-        tell(said)
+        _say(f"ended at step {report.step} of {report.steps}: {self._ended}")
+
+    def _conclude(self, seconds: float) -> None:
+        """Say which snapshot comes out, if not the last, and what measuring took."""
+        meter, step = self.record.meter, self.trainer.step
+        path = self.taken()
+        if path is not None:
+            _say(f"what comes out is {path.parent.name}/{path.stem}, at which the run came to rest")
+        if meter is not None and seconds > 0:
+            passes = f"{meter.cost(step):.1%} of its passes, {meter.seconds / seconds:.1%} of its seconds"
+            logging.info("Infusion: measuring the training took %s", passes)
 
     def _resume(self) -> None:
         """Go on with an interrupted run, if there is one, and say so."""
@@ -93,13 +118,12 @@ class Run:
         self.trainer.resume(state)
         self.record.restore(state.told["course"])
         self.previews.restore(state.step, self.snapshots)
-        said = f"goes on after step {state.step} of the interrupted run {self.snapshots.name}"
-        logging.info("Infusion: training %s", said)
-        tell(said)
+        _say(f"goes on after step {state.step} of the interrupted run {self.snapshots.name}")
 
     def _after(self, report: StepReport) -> Image.Image | None:
         """Note a step; at a snapshot write a file and, if wanted, draw a picture."""
-        self.record.add(report, None if self.indicator is None else self.indicator.gamma.tolist())
+        gamma = None if self.indicator is None else self.indicator.gamma.tolist()
+        self.record.add(report, gamma, self.trainer.validated)
         if report.validation_loss is None:
             return None
         self._snapshot()
@@ -117,3 +141,9 @@ class Run:
         self.snapshots.save(self.trainer.step, self.write)
         told = {"given": vars(self._given), "course": self.record.course()}
         self.snapshots.save_state(replace(self.trainer.state(), told=told))
+
+
+def _say(text: str) -> None:
+    """On the node and in the log."""
+    logging.info("Infusion: training %s", text)
+    tell(text)

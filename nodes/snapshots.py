@@ -23,6 +23,7 @@ from .resuming import Given
 
 RUNS_KEPT = 5
 _RUN = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-.+")  # date, time, word
+LORAS = "apt/"  # in front of a run that learned a LoRA
 STATE = "training.state"  # beside the snapshots of a run that has not ended; no suffix that loaders list
 _STEP = re.compile(r"step-\d{5,}\.(safetensors|png)")
 
@@ -54,6 +55,11 @@ class RunFolder:
     def name(self) -> str:
         """Of the folder; empty before there is one."""
         return "" if self._folder is None else self._folder.name
+
+    def kept_at(self, step: int) -> Path | None:
+        """The snapshot of a step, if it is there."""
+        path = None if self._folder is None else self._folder / _file(step)
+        return path if path is not None and path.is_file() else None
 
     def interrupted(self, given: Given) -> TrainState | None:
         """Where the newest run stands that was given the same and has not ended; its folder becomes this run's."""
@@ -107,11 +113,15 @@ class RunFolder:
         """
         first = self._folder is None
         folder = self._folder = self._folder or _new_folder(self.root, self.word)
-        path = folder / f"step-{step:05d}{library.SUFFIX}"
+        path = folder / _file(step)
         write(path)
         if first and self.kept is not None:
             clear(folder, self.kept)
         return path
+
+
+def _file(step: int) -> str:
+    return f"step-{step:05d}{library.SUFFIX}"
 
 
 def concept_run(word: str) -> RunFolder:
@@ -121,7 +131,12 @@ def concept_run(word: str) -> RunFolder:
 
 def lora_run(phrase: str) -> RunFolder:
     """The folder of a run that learns a LoRA; all stay, since graphs load them from there."""
-    return RunFolder(phrase, library.output().parent / "loras" / "apt")
+    return RunFolder(phrase, lora_root())
+
+
+def lora_root() -> Path:
+    """The folder of all snapshots of LoRAs."""
+    return library.output().parent / "loras" / "apt"
 
 
 def root() -> Path:
@@ -133,6 +148,30 @@ def names() -> list[str]:
     """Every snapshot as ``run/step-00050``, the newest run first, its last step first."""
     found = [path.relative_to(root()).with_suffix("").as_posix() for path in root().rglob(f"*{library.SUFFIX}")]
     return sorted(found, key=lambda name: (bool(_RUN.match(name)), name.split("/")), reverse=True)
+
+
+def runs() -> list[str]:
+    """Every run with snapshots, the newest first; those that learned a LoRA begin with ``apt/``."""
+    folders = [
+        (folder.name, f"{prefix}{folder.name}")
+        for prefix, place in (("", root()), (LORAS, lora_root()))
+        for folder in (place.iterdir() if place.is_dir() else ())
+        if folder.is_dir() and any(_STEP.fullmatch(file.name) for file in folder.iterdir())
+    ]
+    return [name for _, name in sorted(folders, key=lambda found: (bool(_RUN.match(found[0])), found), reverse=True)]
+
+
+def run_of(name: str) -> Path:
+    """The folder of a listed run.
+
+    Raises:
+        InfusionError: it is gone.
+    """
+    place = lora_root() if name.startswith(LORAS) else root()
+    path = (place / name.removeprefix(LORAS)).resolve()
+    if path.parent != place.resolve() or not path.is_dir():
+        raise InfusionError(f"there is no run {name!r}; press R to refresh the list, and choose another")
+    return path
 
 
 def path_of(name: str) -> Path:

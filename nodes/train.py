@@ -15,14 +15,16 @@ from ..infusion_core.captions import class_word
 from ..infusion_core.concepts import LoadedConcept
 from ..infusion_core.denoiser import EncodedPrompt
 from ..infusion_core.errors import InfusionError
-from ..infusion_core.residual_file import save_concept
+from ..infusion_core.residual_file import load_concept, save_concept
 from ..infusion_core.residuals import LAYOUTS, ConceptResidual
 from ..infusion_core.training.engine import Trainer
+from ..infusion_core.training.gauges import residual_meter
 from ..infusion_core.training.overfitting import OVERFITTING, Overfitting, checked_level
 from ..infusion_core.training.record import RunRecord
 from ..infusion_core.training.residual import ResidualObjective, ResidualSettings
 from ..infusion_core.training.shapes import on_shapes
 from ..infusion_core.training.shown import Said
+from ..infusion_core.training.stopping import Finish, Stop, Take
 from .encoding import Encoding, Seen
 from .host.compat import ADVANCED, schema
 from .host.denoiser import HostDenoiser, encode_captions, training
@@ -199,7 +201,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
         replace_maps: bool = _DEFAULT.replace_maps, maps_end: float = _DEFAULT.replacement_end,
         overfitting: Overfitting = "ignored", stop_at: float = 0.0,
         accumulation: int = 1, checkpointing: bool = False, flip: bool = False, preview_prompts: str = "",
-        crop: str = CROPS[0],
+        crop: str = CROPS[0], stop: Stop = "never", take: Take = "last",
     ) -> io.NodeOutput:  # fmt: skip
         """Train with a progress bar and previews; an interrupt keeps the last snapshot."""
         word = class_word(word)
@@ -231,7 +233,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             first = ResidualObjective(denoiser, latents, prompts, word, settings, start, weights, own)
             members = [first, *(first.on(*looked_at(other)) for other in seen[1:])]
             trainer = Trainer(on_shapes(members, [len(some.latents) for some in seen]), settings)
-            record = RunRecord(settings, len(photos), resolution)
+            record = RunRecord(settings, len(photos), resolution, meter=residual_meter(trainer, first))
             thumbnail = thumbnail_of(groups[0].pictures)
             preview = Preview(denoiser, model, clip, vae, latents[:1, 0].cpu())
             previews = Previews(
@@ -249,8 +251,10 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                 **settings.told, "node": "InfusionTrain", "word": word, "captions": captions_of_word, "said": said,
                 "photos": hash_of(photos), "masks": hash_of(masks), "flip": flip,
             }  # fmt: skip
-            Run(trainer, record, previews, write, folder, told, indicator, stop_at).train()
-        learned = (LoadedConcept(word, described()),)
+            run = Run(trainer, record, previews, write, folder, told, indicator, stop_at, Finish(stop, take))
+            run.train()
+        best = run.taken()
+        learned = (LoadedConcept(word, described() if best is None else load_concept(best)),)
         return io.NodeOutput(learned, loss_plot(record), word, overfitting_plot(record.indicator), previews.output)
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from comfy_api.latest import io
 
+from ..infusion_core.training.stopping import Stop, Take
 from .host.compat import ADVANCED
 
 CROPS = ("center square", "keep shape")
 
 
 def shared_inputs() -> list[Any]:
-    """``checkpointing``, ``flip``, ``preview_prompts`` and ``crop``."""
+    """``checkpointing``, ``flip``, ``preview_prompts``, ``crop``, ``stop`` and ``take``."""
     return [
         io.Boolean.Input(
             "checkpointing", default=False, optional=True,
@@ -33,6 +34,16 @@ def shared_inputs() -> list[Any]:
             tooltip="center square: the middle of each photo. keep shape: all of it, wide or high, at about as many "
             "pixels; each pass has photos of one shape. Load Subject Photos gives such photos with crop whole.",
             **ADVANCED,
+        ),
+        io.Combo.Input(
+            "stop", options=list(get_args(Stop)), default="never", optional=True,
+            tooltip="plateau: end at the snapshot at which it hardly gets nearer to the photos any more. never: train "
+            "all steps.", **ADVANCED,
+        ),
+        io.Combo.Input(
+            "take", options=list(get_args(Take)), default="last", optional=True,
+            tooltip="What comes out. last: what was learned last. best: the snapshot at which plateau would end; what "
+            "is learned later is often the photos themselves.", **ADVANCED,
         ),
     ]  # fmt: skip
 

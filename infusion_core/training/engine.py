@@ -52,9 +52,14 @@ class Trainer(Generic[Learned]):
         settings: how to train.
         state: of an earlier run with the same objective and settings; goes on where it stopped.
 
+    Attributes:
+        validated: losses that the last `validation_loss` is the mean of; None before.
+
     Raises:
         InfusionError: the state is of another objective.
     """
+
+    validated: Tensor | None = None
 
     def __init__(self, objective: Objective[Learned], settings: TrainSettings, state: TrainState | None = None) -> None:
         self.objective, self.settings = objective, settings
@@ -105,8 +110,15 @@ class Trainer(Generic[Learned]):
     @torch.no_grad()
     def validation_loss(self) -> float | None:
         """Mean loss over draws that are the same at every call; None where the settings want no validation."""
-        draws = self.settings.validation_draws
-        return self.objective.validation(draws, self._seed(VALIDATION)).mean().item() if draws else None
+        if not self.settings.validation_draws:
+            return None
+        self.validated = self.validation_losses()
+        return self.validated.mean().item()
+
+    @torch.no_grad()
+    def validation_losses(self) -> Tensor:
+        """The loss of each of these draws, (draws,), or of each for every concept; levels of noise ascend."""
+        return self.objective.validation(self.settings.validation_draws, self._seed(VALIDATION))
 
     def state(self) -> TrainState:
         """What `Trainer(..., state=...)` needs to go on bit by bit."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass
 from typing import TypeVar
@@ -131,6 +132,10 @@ class LoraObjective:
     def learned(self) -> dict[str, Tensor]:
         """The matrices as learned so far, detached, on the CPU, by the names that a file gives them."""
         return {name: tensor.detach().cpu().clone() for name, tensor in self.lora.tensors.items()}
+
+    def off(self) -> AbstractContextManager[None]:
+        """The losses are the base model's."""
+        return self.lora.off()
 
     def extra_state(self) -> dict[str, Tensor]:
         """Nothing beside the matrices."""

@@ -17,7 +17,12 @@ class Numbers:
 
     Args:
         start: where training starts.
+
+    Attributes:
+        strength: that they act at; whoever shares them shares it.
     """
+
+    strength = 1.0
 
     def __init__(self, start: ConceptResidual) -> None:
         self._start = start

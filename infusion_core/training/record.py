@@ -7,11 +7,15 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
+from torch import Tensor
+
 from ..residuals import ConceptResidual
 from ..schedule import rate_at
 from .engine import StepReport
 from .lora import LoraSettings
+from .meter import Meter
 from .residual import ResidualSettings
+from .stopping import Finish
 
 INDICATED = 200  # how often a run notes its indicator, at most
 MEAN_OF = 25  # losses, at most, that a running mean is of
@@ -38,6 +42,7 @@ class RunRecord:
         validation: step and validation loss, where it was measured.
         snapshots: that were written.
         indicator: step and overfitting per timestep bin, from time to time, where the run takes it.
+        meter: measures the run at its snapshots; None for no meter.
     """
 
     settings: ResidualSettings | LoraSettings
@@ -47,14 +52,32 @@ class RunRecord:
     validation: list[tuple[int, float]] = field(default_factory=list)
     snapshots: list[SnapshotFile] = field(default_factory=list)
     indicator: list[tuple[int, list[float]]] = field(default_factory=list)
+    meter: Meter | None = None
 
-    def add(self, report: StepReport, gamma: Sequence[float] | None = None) -> None:
-        """Note what a step did, and how overfitted the run is after it, per timestep bin."""
+    def add(self, report: StepReport, gamma: Sequence[float] | None = None, validated: Tensor | None = None) -> None:
+        """Note what a step did, and measure the run at a snapshot.
+
+        Args:
+            report: of the step.
+            gamma: how overfitted the run is after it, per timestep bin, where it takes that.
+            validated: the losses that its validation loss is the mean of.
+        """
         self.losses.append(report.loss)
         if gamma is not None and (report.step % -(-report.steps // INDICATED) == 0 or report.step == report.steps):
             self.indicator.append((report.step, [round(value, 4) for value in gamma]))
         if report.validation_loss is not None:
             self.validation.append((report.step, report.validation_loss))
+            if self.meter is not None and validated is not None:
+                self.meter.take(report.step, validated)
+
+    def rests(self, finish: Finish) -> bool:
+        """Whether the run has come to rest and is to stop then."""
+        return finish.stop == "plateau" and self.meter is not None and self.meter.rests(self.validation)
+
+    def taken(self, finish: Finish, last: int) -> int:
+        """The step whose result is kept, of a run that went to step `last`."""
+        best = None if finish.take == "last" or self.meter is None else self.meter.best(self.validation)
+        return last if best is None else best
 
     def wrote(self, step: int, file: str) -> None:
         """Note a snapshot of a step, in place of an earlier one of the same step."""
@@ -112,6 +135,8 @@ class RunRecord:
         self.validation = [(step, loss) for step, loss in told["validation"]]
         self.snapshots = [SnapshotFile(**snapshot) for snapshot in told["snapshots"]]
         self.indicator = [(step, gamma) for step, gamma in told.get("indicator", [])]
+        if self.meter is not None and "meter" in told:
+            self.meter.restore(told["meter"])
 
     def course(self) -> dict[str, Any]:
         """Losses and snapshots, for a report and for `restore`; anything JSON can hold."""
@@ -120,4 +145,5 @@ class RunRecord:
             "validation": [list(measured) for measured in self.validation],
             "snapshots": [vars(snapshot) for snapshot in self.snapshots],
         }
-        return told | ({"indicator": [list(taken) for taken in self.indicator]} if self.indicator else {})
+        told |= {"indicator": [list(taken) for taken in self.indicator]} if self.indicator else {}
+        return told | ({} if self.meter is None else {"meter": self.meter.told()})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 
@@ -216,6 +217,15 @@ class ResidualObjective:
         residual = self._numbers.residual()
         return replace(residual, tensors={k: v.detach().cpu().clone() for k, v in residual.tensors.items()})
 
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The losses are the base model's."""
+        self._numbers.strength = 0.0
+        try:
+            yield
+        finally:
+            self._numbers.strength = 1.0
+
     def extra_state(self) -> dict[str, Tensor]:
         """The indicator's, if overfitting is measured."""
         return self.indicator.state() if self.settings.restraint.measures else {}
@@ -230,7 +240,7 @@ class ResidualObjective:
         noised = Noised.of(self.latents[images, variants], times, eps, denoiser.sigmas, denoiser.prediction)
         masks = None if self._masks is None else self._masks[images, variants]
         prompts = [self.prompts[caption] for caption in captions.tolist()]
-        return Look(LoadedConcept(residual.word, residual), noised, times, prompts, masks)
+        return Look(LoadedConcept(residual.word, residual, self._numbers.strength), noised, times, prompts, masks)
 
 
 def residual_trainer(

@@ -87,9 +87,11 @@ class ShapedObjective(Generic[Learned]):
         return self.members[int(self._whose[photo])].losses(generator)
 
     def validation(self, draws: int, seed: int) -> Tensor:
-        """Unweighted losses (draws,); the photos take turns, and with them the sizes."""
-        turns = Counter(self._whose[torch.arange(draws) % len(self._whose)].tolist())
-        return torch.cat([self.members[number].validation(count, seed) for number, count in sorted(turns.items())])
+        """Unweighted losses (draws,), levels of noise ascending; the photos take turns, and with them the sizes."""
+        turns = sorted(Counter(self._whose[torch.arange(draws) % len(self._whose)].tolist()).items())
+        levels = torch.cat([(torch.arange(count) + 0.5) / count for _, count in turns])
+        losses = torch.cat([self.members[number].validation(count, seed) for number, count in turns])
+        return losses[levels.argsort(stable=True)]
 
     def after_step(self) -> None:
         """What follows a step follows it once."""

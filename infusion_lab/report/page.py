@@ -20,12 +20,13 @@ from ..bench import Bench
 from ..methods.apt import ladder
 from ..methods.registry import OURS, PUBLISHED, tuning
 from ..store import Cell, Result, Row, tidy_csv
-from ..studies import ablations, apt, blend, curves, fidelity, restraints, several, toy
+from ..studies import ablations, apt, blend, curves, fidelity, restraints, several, stopping, toy
 from ..studies.several import JOIN, TOGETHER
 from . import lora_tables, tables
 from .blend_figure import blend_figure
 from .claims import verdicts
 from .figures import curves_figure, gallery, trade_figure
+from .stopping_table import stopping_table
 
 TEMPLATES = __package__  # whose templates the lab's pages are made by
 
@@ -76,7 +77,7 @@ def write(out: Path, bench: Bench, results: Sequence[tuple[Cell, Result]], secon
         inline=inline_picture,
     )
     write_atomic(out / "index.html", page.encode())
-    for brief in tables.brief_tables(rows, names):
+    for brief in [*tables.brief_tables(rows, names), *all_tables.get(stopping.STUDY, [])]:
         say_table(brief.title, brief.header, brief.lines)
     say(f"Open {(out / 'index.html').resolve()}")
 
@@ -120,6 +121,7 @@ def _tables(rows: Sequence[Row], costs: Sequence[Row], names: Mapping[str, str])
         apt.STUDY: [lora_tables.apt_table(rows, names)],
         restraints.STUDY: [lora_tables.restraints_table(rows)],
         ablations.STUDY: [tables.ablation_table(rows)],
+        stopping.STUDY: [stopping_table(rows, names)],
         toy.STUDY: tables.toy_tables(rows),
     }
     return {study: [t for t in of if t.lines] for study, of in found.items() if any(t.lines for t in of)}

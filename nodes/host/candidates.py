@@ -66,7 +66,7 @@ class Candidates:
     def watched(self, name: str, prompt: str, subject: str, others: Sequence[str]) -> tuple[Tensor, float]:
         """Pictures (count, H, W, 3) of a prompt, and how much other words attend where the subject does."""
         model, clip, maps = observe(*self.loaded(name), [subject, *others])
-        pictures = self._drawn(model, clip, prompt)
+        pictures = self.drawn(model, clip, prompt)
         return pictures, float(overlap(maps, subject, others).mean())
 
     def guided(self, setup: Setup, prompt: str) -> Tensor:
@@ -75,12 +75,13 @@ class Candidates:
         (early, early_clip), (late, clip) = self.loaded(setup.early), self.loaded(setup.late)
         own = self._texts(early_clip, prompt)
         model = guide(late, early, base_of(late).sites, BlendSettings(alpha=setup.alpha), *own)
-        return self._drawn(model, clip, prompt)
+        return self.drawn(model, clip, prompt)
 
     def _texts(self, clip: Any, prompt: str) -> list[Any]:
         return [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, "")]
 
-    def _drawn(self, model: Any, clip: Any, prompt: str) -> Tensor:
+    def drawn(self, model: Any, clip: Any, prompt: str) -> Tensor:
+        """Pictures (count, H, W, 3) of a prompt by a MODEL and its CLIP."""
         channels = model.get_model_object("latent_format").latent_channels
         empty = torch.zeros(self.count, channels, self.size // 8, self.size // 8)
         noise = comfy.sample.prepare_noise(empty, self.seed)

@@ -15,13 +15,13 @@ from .sheet import Sheet
 
 WIDTH = 340.0  # px, of a node that has no size of its own here
 SIZES = {  # width and least height, px; Nodes 2.0 of ComfyUI 0.8.0 wants the most
-    "APTTrain": (520.0, 1130.0),
+    "APTTrain": (520.0, 1250.0),
     "CLIPTextEncode": (420.0, 150.0),
     "DreamBlendGuidance": (420.0, 450.0),
     "InfusionAttentionPatch": (340.0, 316.0),
     "InfusionLoadPhotos": (360.0, 590.0),
     "InfusionOverfitMetrics": (420.0, 460.0),
-    "InfusionTrain": (400.0, 860.0),
+    "InfusionTrain": (400.0, 940.0),
     "LoadImage": (300.0, 400.0),
     "PreviewAny": (380.0, 150.0),
     "PreviewImage": (400.0, 300.0),

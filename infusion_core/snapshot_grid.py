@@ -1,0 +1,93 @@
+"""Snapshots of a run side by side: each at every strength, saying every prompt, as one labelled picture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+
+from .concepts import LARGEST_SCALE
+from .errors import InfusionError
+from .grid import labelled_grid
+
+MOST_CELLS = 400  # pictures of one grid
+_STEP = re.compile(r"step-(\d{5,})\.safetensors")
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class GridPlan:
+    """What a grid shows.
+
+    Attributes:
+        strengths: at which every snapshot is drawn.
+        prompts: that every snapshot draws.
+
+    Raises:
+        InfusionError: none of either, or a strength that is no number.
+    """
+
+    strengths: Sequence[float]
+    prompts: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if not self.prompts or not self.strengths:
+            raise InfusionError("a grid needs at least one prompt and one strength; give them")
+        for strength in self.strengths:
+            if not abs(strength) <= LARGEST_SCALE:
+                raise InfusionError(f"a strength must be a number up to {LARGEST_SCALE:g}, got {strength:g}")
+
+    def cells(self, snapshots: int) -> int:
+        """How many pictures that many snapshots make.
+
+        Raises:
+            InfusionError: too many.
+        """
+        count = snapshots * len(self.strengths) * len(self.prompts)
+        if count > MOST_CELLS:
+            raise InfusionError(f"{count} pictures are too many for one grid; choose up to {MOST_CELLS}")
+        return count
+
+    def drawn(self, snapshots: Sequence[tuple[str, S]], draw: Callable[[S, float, str], Image.Image]) -> Image.Image:
+        """The grid: a row for each snapshot at each strength, a column for each prompt.
+
+        Args:
+            snapshots: label and what `draw` knows each by.
+            draw: a picture by a snapshot, at a strength, of a prompt.
+        """
+        self.cells(len(snapshots))
+        rows = [
+            (self._label(label, strength), [draw(snapshot, strength, prompt) for prompt in self.prompts])
+            for label, snapshot in snapshots
+            for strength in self.strengths
+        ]
+        return labelled_grid(rows, self.prompts)
+
+    def _label(self, snapshot: str, strength: float) -> str:
+        """Of a row; the strength is told where it is not always 1."""
+        return snapshot if list(self.strengths) == [1] else f"{snapshot}, strength {strength:g}"
+
+
+def snapshots_in(folder: Path, steps: Sequence[int] = ()) -> list[tuple[int, Path]]:
+    """Step and file of the snapshots in a run's folder, by step.
+
+    Args:
+        folder: of the run.
+        steps: of those that are wanted; none for all.
+
+    Raises:
+        InfusionError: there is none, or none of a step.
+    """
+    named = [(found, path) for path in folder.glob("*") if (found := _STEP.fullmatch(path.name))]
+    there = {int(found.group(1)): path for found, path in named}
+    if not there:
+        raise InfusionError(f"there are no snapshots in {folder}; give the folder of a training run")
+    missing = [step for step in steps if step not in there]
+    if missing:
+        known = ", ".join(map(str, sorted(there)))
+        raise InfusionError(f"there is no snapshot of step {missing[0]} in {folder}; choose of: {known}")
+    return sorted((step, there[step]) for step in (steps or there))

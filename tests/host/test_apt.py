@@ -109,7 +109,7 @@ def test_the_host_learns_what_the_embedded_host_learns(
 
 def test_photos_keep_their_shape_as_in_the_embedded_host(server: Server) -> None:
     pictures, names = training_images(CONCEPTS["ember"])[:3], []
-    shaped = [p.resize(size) for p, size in zip(pictures, [(192, 128), (128, 128), (128, 256)], strict=True)]
+    shaped = [p.resize(size) for p, size in zip(pictures, [(176, 80), (128, 128), (80, 192)], strict=True)]
     for i, picture in enumerate(shaped):
         names.append(f"lora-shape-{i}.png")
         picture.save(server.base / "input" / names[-1])

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def draw(names: Sequence[str], prompts: Sequence[Conditioning]) -> None:
         pictures = [
-            Picture(EncodedPrompt(text, (((3,),),) * bool(name)), texts[-1], [library.concept(name)] * bool(name))
+            Picture(EncodedPrompt(text, (((3,),),) * bool(name)), texts[-1], [library.concept(name)] if name else [])
             for name, text in zip(names, prompts, strict=True)
         ]
         settings = SampleSettings(args.steps, 8.0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--steps", type=int, default=10)
     options.add_argument("--batch", type=int, default=8)
     args = options.parse_args(arguments)
+    torch.set_num_threads(os.cpu_count() or 1)  # as the one replica has
     model = load_model("tinyworld")
     asked = [
         {"prompt": f"a big {WORDS[i % args.concepts % 4]} at the left", "concepts": [f"c{i % args.concepts}"],

@@ -24,6 +24,7 @@ from .replica import CONCEPTS, DRAW, HEALTH, Replica, Service
 
 APP = "infusion"
 SPARE = 32  # requests beyond the limit that a replica takes on, so that it can say why it turns them away
+BURST = 1000  # requests that Ray itself holds until a replica has looked at them; more get its own words
 FINISH_WITHIN = 60.0  # seconds, for pictures that are begun when the server is stopped
 LOOK_EVERY = 0.2  # seconds between two looks at whether it is to stop
 
@@ -99,7 +100,7 @@ def _started(request: ServeRequest, library: ConceptLibrary) -> Any:
     )
     deployment = serve.deployment(
         Replica, name=APP, num_replicas=count, max_ongoing_requests=limits.waiting + SPARE,
-        max_queued_requests=limits.waiting * count, graceful_shutdown_timeout_s=FINISH_WITHIN,
+        max_queued_requests=BURST, graceful_shutdown_timeout_s=FINISH_WITHIN,
         ray_actor_options={"num_cpus": threads, "num_gpus": min(1.0, gpus / count)}, logging_config=quiet,
     )  # fmt: skip
     serve.start(http_options={"host": request.host, "port": request.port}, logging_config=quiet)

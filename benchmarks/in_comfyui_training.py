@@ -19,18 +19,18 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parent))
 
 from in_comfyui import PROMPT, WORDS, build, load_pack
-from turns import device, take_turns
+from turns import RANK, device, take_turns
 
 MB = 2**20
 
 
-def infusion(model: Any, clip: Any, latents: torch.Tensor) -> Callable[[int], None]:
+def infusion(model: Any, clip: Any, latents: torch.Tensor, checkpointing: bool = False) -> Callable[[int], None]:
     """A run of so many steps of the Infusion Train node's trainer."""
     from infusion_pack.infusion_core.training.residual import ResidualSettings, residual_trainer
     from infusion_pack.nodes.host.denoiser import encode_captions, training
 
     def run(steps: int) -> None:
-        with training(model) as denoiser:
+        with training(model, checkpointing) as denoiser:
             prompts = encode_captions(model, clip, [PROMPT], WORDS[0], latents)
             settings = ResidualSettings(steps=steps + 1, batch_size=len(latents), snapshot_every=steps + 1)
             reports = residual_trainer(denoiser, latents, prompts, WORDS[0], settings).run()
@@ -41,12 +41,12 @@ def infusion(model: Any, clip: Any, latents: torch.Tensor) -> Callable[[int], No
 
 
 def lora(model: Any, clip: Any, latents: torch.Tensor) -> Callable[[int], None]:
-    """A run of so many steps of ComfyUI's Train LoRA node: its defaults at rank 4 in full precision on a CPU."""
+    """A run of so many steps of ComfyUI's Train LoRA node: its defaults in full precision on a CPU."""
     from comfy_extras.nodes_train import TrainLoraNode
 
     defaults = {i.id: [getattr(i, "default", None)] for i in TrainLoraNode.define_schema().inputs}
     text = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
-    chosen = {"rank": 4, "gradient_checkpointing": False, "batch_size": len(latents), "optimizer": "AdamW"}
+    chosen = {"rank": RANK, "gradient_checkpointing": False, "batch_size": len(latents), "optimizer": "AdamW"}
     chosen |= {"training_dtype": "bf16" if device() == "cuda" else "fp32", "lora_dtype": "fp32"}
 
     def run(steps: int) -> None:
@@ -58,8 +58,10 @@ def lora(model: Any, clip: Any, latents: torch.Tensor) -> Callable[[int], None]:
     return run
 
 
-def apt(model: Any, clip: Any, latents: torch.Tensor, restrained: bool = True) -> Callable[[int], None]:
-    """A run of so many steps of the APT Train node's trainer at rank 4, with everything on or everything off."""
+def apt(
+    model: Any, clip: Any, latents: torch.Tensor, restrained: bool = True, checkpointing: bool = False
+) -> Callable[[int], None]:
+    """A run of so many steps of the APT Train node's trainer, with everything on or everything off."""
     from infusion_pack.infusion_core.lora import LoraSet
     from infusion_pack.infusion_core.training.apt import AptObjective, AptSettings
     from infusion_pack.infusion_core.training.engine import Trainer
@@ -69,10 +71,10 @@ def apt(model: Any, clip: Any, latents: torch.Tensor, restrained: bool = True) -
 
     def run(steps: int) -> None:
         settings = AptSettings(
-            steps=steps + 1, batch_size=len(latents), snapshot_every=steps + 1, rank=4, targets="transformer"
+            steps=steps + 1, batch_size=len(latents), snapshot_every=steps + 1, rank=RANK, targets="transformer"
         )
         settings = settings if restrained else settings.unrestrained
-        with training(model) as denoiser:
+        with training(model, checkpointing) as denoiser:
             shown = Shown(latents[:, None], captions_for(denoiser.model, clip, [PROMPT], latents, False))
             lora = LoraSet(layers_of(denoiser.model, clip, settings.targets, False), settings.rank)
             with lora.installed():
@@ -84,6 +86,7 @@ def apt(model: Any, clip: Any, latents: torch.Tensor, restrained: bool = True) -
 
 
 METHODS = {"infusion": infusion, "lora": lora, "own lora": partial(apt, restrained=False), "apt": apt}
+METHODS |= {f"{name}, checkpointing": partial(METHODS[name], checkpointing=True) for name in ("infusion", "own lora")}
 
 
 def memory(run: Callable[[int], None], steps: int) -> float:

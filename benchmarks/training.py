@@ -2,10 +2,10 @@
 
     pip install -e ".[standalone,bench]"
     python benchmarks/training.py --host embedded --size sd15
-    python benchmarks/training.py --host comfyui     # against ComfyUI's own Train LoRA node, rank 4
+    python benchmarks/training.py --host comfyui     # against ComfyUI's own Train LoRA node, rank 8
 
 Both train on the same network, latents and text states. Infusion is `infusion_core.training` with its own settings.
-LoRA is the step of diffusers' train_dreambooth_lora.py: rank 4 on to_q, to_k, to_v and to_out.0 of every attention
+LoRA is the step of diffusers' train_dreambooth_lora.py: rank 8 on to_q, to_k, to_v and to_out.0 of every attention
 layer, AdamW, clipped gradients, mixed precision on CUDA; what that script may add (autoencoder, text encoder, prior
 preservation) is left out.
 
@@ -14,8 +14,9 @@ less what was held when the network stood ready; on CUDA allocated memory, on a 
 "own lora" and "apt" are this project's LoRA trainer with everything off and everything on: on LoRA's layers, in
 ComfyUI on the transformer blocks (ComfyUI's trainer adapts every layer).
 The last line is one JSON object of ratios, Infusion's figure over LoRA's: time_vs_lora, memory_vs_lora; those of the
-LoRA trainer, own_lora_... and apt_...; and (embedded) time_without_maps, what a step of Infusion takes without map
-replacement over what it takes with it, and ..._checkpointing_time and _memory, over the same without checkpointing.
+LoRA trainer, own_lora_... and apt_...; ..._checkpointing_time and
+_memory, over the same without checkpointing; and (embedded) time_without_maps, what a step of Infusion takes without
+map replacement over what it takes with it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from diffusers.training_utils import cast_training_params
 from in_host import run_in_host
 from torch import Tensor
 from torch.nn import functional as F
-from turns import device, take_turns
+from turns import RANK, device, take_turns
 
 from infusion_cli.output import peak_rss_mb
 from infusion_core.denoiser import Conditioning, EncodedPrompt
@@ -66,7 +67,7 @@ def infusion(
 def lora(denoiser: UNetDenoiser, latents: Tensor, text: Tensor) -> Iterator[object]:
     """Training steps of DreamBooth-LoRA."""
     unet, variances = denoiser.unet, denoiser.sigmas.square()
-    unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
     cast_training_params(unet)
     trained = [p for p in unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=5e-4, weight_decay=1e-2)
@@ -88,7 +89,7 @@ def lora(denoiser: UNetDenoiser, latents: Tensor, text: Tensor) -> Iterator[obje
 
 def apt(denoiser: UNetDenoiser, latents: Tensor, text: Tensor, restrained: bool = True) -> Iterator[object]:
     """Training steps of APT on the layers of `lora`, with everything on or everything off."""
-    settings = AptSettings(steps=10**6, batch_size=len(latents), snapshot_every=10**6, rank=4)
+    settings = AptSettings(steps=10**6, batch_size=len(latents), snapshot_every=10**6, rank=RANK)
     settings = settings if restrained else settings.unrestrained
     shown = Shown(latents[:, None], EncodedCaptions([Conditioning(text[:1])]))
     named = {unet_layer(path, settings.targets): module for path, module in denoiser.unet.named_modules()}
@@ -170,7 +171,7 @@ def in_comfyui(args: argparse.Namespace) -> None:
         sys.exit("in ComfyUI only --size sd15 is measured")
     given = (args.latent, args.batch, args.steps, args.repeats)
     script = "in_comfyui_training.py"
-    megabytes = {m: float(run_in_host(script, *given, m).splitlines()[-1]) for m in METHODS}
+    megabytes = {m: float(run_in_host(script, *given, m).splitlines()[-1]) for m in (*METHODS, *LESS)}
     seconds = json.loads(run_in_host(script, *given).splitlines()[-1])
     title = f"ComfyUI, sd15, batch {args.batch}, {args.latent}x{args.latent} latents, {device()}"
     print_table(title, seconds, megabytes)

@@ -29,6 +29,7 @@ from .host.preview import draw_as_is
 from .pictures import first_of, squares_of, thumbnail_of
 from .plot import loss_plot, overfitting_plot
 from .resuming import hash_of
+from .room import make_room
 from .runs import Run
 from .snapshots import lora_run
 from .widgets import captions_of, lines_of
@@ -101,6 +102,7 @@ def train(
         }  # fmt: skip
         indicator = objective.indicator if settings.compares else None
         with lora.installed():
+            make_room(denoiser, trainer, [clip.patcher] if live else [])
             Run(trainer, record, drawn if preview_every else None, write, folder, told, indicator, stop_at).train()
         state = lora_tensors(trained())
     patched, infused = comfy.sd.load_lora_for_models(model, clip, state, 1.0, 1.0)

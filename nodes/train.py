@@ -27,6 +27,7 @@ from .host.preview import draw
 from .pictures import first_of, squares_of, thumbnail_of
 from .plot import loss_plot, overfitting_plot
 from .resuming import hash_of
+from .room import make_room
 from .runs import Run
 from .snapshots import RUNS_KEPT, concept_run
 from .sockets import ConceptSocket, Stack
@@ -234,6 +235,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                 **settings.told, "node": "InfusionTrain", "word": word, "captions": captions_of_word, "said": said,
                 "photos": hash_of(squares), "masks": hash_of(masks), "flip": flip,
             }  # fmt: skip
+            make_room(denoiser, trainer)
             Run(trainer, record, shown if preview_every else None, write, folder, told, indicator, stop_at).train()
         learned = (LoadedConcept(word, described()),)
         curves = loss_plot(record.losses, record.validation), overfitting_plot(record.indicator)

@@ -1,0 +1,26 @@
+"""How much memory a run will take, said before its first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from infusion_core.embedded.unet import UNetDenoiser
+from infusion_core.training.engine import Trainer
+from infusion_core.training.footprint import footprint
+
+from .console import say
+
+
+def say_footprint(trainer: Trainer[Any], denoiser: UNetDenoiser) -> None:
+    """Say what training will take and, on a GPU that has less left, what needs less; a LoRA must be installed."""
+    found = footprint(trainer, denoiser, sum(p.nbytes for p in denoiser.unet.parameters()))
+    if found is None:
+        return
+    say(found.told().capitalize())
+    if denoiser.device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(denoiser.device) - torch.cuda.memory_allocated(denoiser.device)
+        warning = found.warning(torch.cuda.mem_get_info(denoiser.device)[0] + reserved)
+        if warning:
+            say(f"Warning: {warning}")

@@ -76,8 +76,8 @@ def weights_of(files: Iterable[Path]) -> Weights:
             for name in names:
                 if name.endswith(SCALES):
                     raise InfusionError(
-                        f"{file} is quantised (it holds {name!r}), which is not supported; get a version in fp16, bf16 or "
-                        "plain fp8"
+                        f"{file} is quantised (it holds {name!r}), which is not supported; get a version in fp16, "
+                        "bf16 or plain fp8"
                     )
                 if name in where:
                     raise InfusionError(f"{file} and {where[name].name} both hold {name!r}; get the model again")

@@ -40,7 +40,7 @@ def test_the_footprint_grows_with_the_batch_and_not_with_accumulation():
     found = {size: footprint_of(replace(SETTINGS, batch_size=size)) for size in (4, 8, 16)}
     assert [found[size].batch for size in found] == [4, 8, 16]
     first, second = found[8].step - found[4].step, found[16].step - found[8].step
-    assert 0 < first
+    assert first > 0
     assert second == pytest.approx(2 * first, rel=0.05)
     more = footprint_of(replace(SETTINGS, accumulation=3))
     numbers = sum(tensor.nbytes for group in objective().groups() for tensor in group.tensors.values())

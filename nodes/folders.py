@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..infusion_core.captions import WORD_FILE, read_captions
 from ..infusion_core.errors import InfusionError
 from . import photo_files
 
@@ -26,6 +27,14 @@ class Subject:
     folder: Path
     files: tuple[Path, ...] = ()
     why: str = ""
+
+    def fingerprint(self) -> str:
+        """Changes with the photos, their captions, and what the folder says of its word."""
+        try:
+            word = " ".join(read_captions(self.folder / WORD_FILE))
+        except InfusionError as error:
+            word = str(error)
+        return f"{self.name} {word} {photo_files.fingerprint(self.files)}"
 
 
 def subjects_in(folder: str) -> list[Subject]:

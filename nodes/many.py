@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 from ..infusion_core.errors import InfusionError
 from ..infusion_core.residuals import LAYOUTS
 from ..infusion_core.training.residual import ResidualSettings
-from . import library, photo_files
+from . import library
 from .folders import subjects_in
 from .host.compat import ADVANCED, schema
 from .many_training import Asked, Many
@@ -44,8 +44,8 @@ class InfusionTrainMany(io.ComfyNode):  # type: ignore[misc]
                 ),
                 io.String.Input(
                     "word", default="",
-                    tooltip="The class word of all subjects, such as cat. A folder may hold its own in a file word.txt. "
-                    "Empty: the folders' names.",
+                    tooltip="The class word of all subjects, such as cat. A folder may hold its own in a file "
+                    "word.txt. Empty: the folders' names.",
                 ),
                 io.Int.Input(
                     "steps", default=_DEFAULT.steps, min=1, max=10000, tooltip="How long to learn each concept.",
@@ -105,7 +105,7 @@ class InfusionTrainMany(io.ComfyNode):  # type: ignore[misc]
     def fingerprint_inputs(cls, folder: str | None = None, save_in: str | None = None, **_: Any) -> str:
         """Run again when a photo has changed, or a concept file is gone."""
         subjects = subjects_in((folder or "").strip())
-        photos = [photo_files.fingerprint(subject.files) for subject in subjects]
+        photos = [subject.fingerprint() for subject in subjects]
         files = [library.folder_below(save_in or "") / f"{s.name}{library.SUFFIX}" for s in subjects]
         return f"{photos} {[file.exists() for file in files]}"
 

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import comfy.model_management
 import comfy.utils
 import torch
-from torch import Tensor
 
 from ..infusion_core.atomic import check_writable, write_atomic
 from ..infusion_core.attention import Plan
@@ -24,6 +23,7 @@ from ..infusion_core.errors import InfusionError
 from ..infusion_core.noise import seeded
 from ..infusion_core.residual_file import load_concept, save_concept
 from ..infusion_core.residuals import ConceptResidual
+from ..infusion_core.training.engine import Trainer
 from ..infusion_core.training.joint import JointObjective, joint_trainer
 from ..infusion_core.training.record import RunRecord
 from ..infusion_core.training.residual import ResidualObjective, ResidualSettings
@@ -34,7 +34,7 @@ from .folders import Subject
 from .host.denoiser import HostDenoiser, encode_caption, encode_captions, training
 from .host.page import tell
 from .pictures import thumbnail_of
-from .resuming import Given, hash_of
+from .resuming import Given
 from .room import make_room
 from .sockets import Stack
 from .widgets import captions_of
@@ -79,9 +79,6 @@ class Entry:
         subject: its folder.
         file: of the concept.
         word: class word.
-        squares: photos (N, edge, edge, 3).
-        captions: all that are said.
-        said: which of them of each photo, see `captions_of`.
         given: what decides what is learned.
         became: what came of it; empty before.
         why: it failed.
@@ -91,9 +88,6 @@ class Entry:
     subject: Subject
     file: Path
     word: str = ""
-    squares: Tensor = field(default_factory=lambda: torch.empty(0))
-    captions: Sequence[str] = ()
-    said: Any = None
     given: Given | None = None
     became: str = ""
     why: str = ""
@@ -122,7 +116,7 @@ class Entry:
         return f"{self.subject.name}{word}: {self.became}{': ' if self.why else ''}{self.why}"
 
     def look(self, asked: Asked, probes: Sequence[float]) -> None:
-        """Read the folder; a concept that was learned from the same is taken from its file.
+        """See what is in the folder; a concept that was learned from the same is taken from its file.
 
         Raises:
             InfusionError: the folder cannot be used, or the concept's name is taken.
@@ -130,13 +124,9 @@ class Entry:
         if self.subject.why:
             raise InfusionError(self.subject.why)
         self.word = word_of(self.subject.folder, asked.word)
-        taken = photo_files.take(self.subject.files, asked.resolution, None, None, False)
-        self.squares = torch.stack([square.pixels for square in taken.squares])
-        lines = ["\n".join(own) for own in taken.captions]
-        self.captions, self.said = captions_of(lines, len(lines), self.word, asked.flip)
         told = {
-            **asked.settings.told, "node": "InfusionTrainMany", "word": self.word, "captions": list(self.captions),
-            "said": self.said, "photos": hash_of(self.squares), "flip": asked.flip,
+            **asked.settings.told, "word": self.word, "resolution": asked.resolution, "flip": asked.flip,
+            "photos": photo_files.fingerprint(self.subject.files),
         }  # fmt: skip
         self.given = Given(json.loads(json.dumps(told)), probes)
         if not self.file.exists():
@@ -162,6 +152,7 @@ class Many:
         self.asked = asked
         self.entries = [Entry(subject, asked.out / f"{subject.name}{library.SUFFIX}") for subject in subjects]
         check_writable(asked.out)
+        self._room_for = 0
         self._bar = comfy.utils.ProgressBar(asked.settings.steps * len(subjects))
 
     def run(self) -> tuple[Stack, str]:
@@ -195,53 +186,74 @@ class Many:
                         self._together(denoiser, [entry], alone=True)
 
     def _together(self, denoiser: HostDenoiser, pack: Sequence[Entry], alone: bool = False) -> None:
-        members = dict[int, tuple[Entry, ResidualObjective]]()
-        for number, entry in enumerate(pack):
-            if alone:
-                members[number] = entry, self._objective(denoiser, entry)
-                continue
-            with entry.kept():
-                members[number] = entry, self._objective(denoiser, entry)
+        members = list[_Member]()
+        for entry in pack:
+            with nullcontext() if alone else entry.kept():
+                members.append(self._member(denoiser, entry))
         if not members:
             return
-        started, trainer = time.monotonic(), joint_trainer([objective for _, objective in members.values()])
+        trainer = joint_trainer([member.objective for member in members])
         joint = trainer.objective
         assert isinstance(joint, JointObjective)
-        make_room(denoiser, trainer)
-        learning = [entry for entry, _ in members.values()]
-        records = [RunRecord(self.asked.settings, len(entry.squares), self.asked.resolution) for entry in learning]
-        clock, done = Clock(0), self.asked.settings.steps * sum(bool(entry.became) for entry in self.entries)
+        self._make_room(denoiser, trainer, len(members))
+        clock, done = Clock(0), self.asked.settings.steps * self._done
         for report in trainer.run():
-            for record, own in zip(records, joint.reports(report), strict=True):
-                record.add(own)
-            self._bar.update_absolute(done + report.step * len(learning))
+            for member, own in zip(members, joint.reports(report), strict=True):
+                member.record.add(own)
+            self._bar.update_absolute(done + report.step * len(members))
             if clock.due(report):
-                tell(f"{self._names(learning)}: {clock.told(report)}")
+                names = ", ".join(member.entry.subject.name for member in members)
+                tell(f"{names} ({self._done + len(members)} of {len(self.entries)}): {clock.told(report)}")
             comfy.model_management.throw_exception_if_processing_interrupted()
-        for entry, record, concept in zip(learning, records, trainer.learned(), strict=True):
-            self._save(entry, record, concept, time.monotonic() - started)
+        for member, concept in zip(members, trainer.learned(), strict=True):
+            member.save(concept)
 
-    def _names(self, learning: Sequence[Entry]) -> str:
-        done = sum(bool(entry.became) for entry in self.entries)
-        names = ", ".join(entry.subject.name for entry in learning)
-        return f"{names} ({done + len(learning)} of {len(self.entries)})"
+    @property
+    def _done(self) -> int:
+        return sum(bool(entry.became) for entry in self.entries)
 
-    def _objective(self, denoiser: HostDenoiser, entry: Entry) -> ResidualObjective:
-        asked = self.asked
+    def _make_room(self, denoiser: HostDenoiser, trainer: Trainer[Any], members: int) -> None:
+        """As `make_room`, which is asked again only where another number of concepts share the run."""
+        if members == self._room_for:
+            denoiser.load()
+            return
+        make_room(denoiser, trainer)
+        self._room_for = members
+
+    def _member(self, denoiser: HostDenoiser, entry: Entry) -> _Member:
+        asked, settings = self.asked, self.asked.settings
+        taken = photo_files.take(entry.subject.files, asked.resolution, None, None, False)
+        squares = torch.stack([square.pixels for square in taken.squares])
+        lines = ["\n".join(own) for own in taken.captions]
+        captions, said = captions_of(lines, len(lines), entry.word, asked.flip)
         with torch.inference_mode():
-            latents, _ = Encoding(asked.model, asked.vae).photos(
-                entry.squares, None, asked.settings.restraint, asked.settings.seed, asked.flip
-            )
+            encode = Encoding(asked.model, asked.vae)
+            latents, _ = encode.photos(squares, None, settings.restraint, settings.seed, asked.flip)
         latents = latents.clone().to(denoiser.device, torch.float32)
-        prompts = encode_captions(asked.model, asked.clip, entry.captions, entry.word, latents[:, 0])
-        return ResidualObjective(denoiser, latents, prompts, entry.word, asked.settings, said=entry.said)
+        prompts = encode_captions(asked.model, asked.clip, captions, entry.word, latents[:, 0])
+        objective = ResidualObjective(denoiser, latents, prompts, entry.word, settings, said=said)
+        record = RunRecord(settings, len(squares), asked.resolution)
+        return _Member(entry, objective, record, thumbnail_of(squares))
 
-    def _save(self, entry: Entry, record: RunRecord, concept: ConceptResidual, seconds: float) -> None:
+
+@dataclass
+class _Member:
+    """A concept that is being learned."""
+
+    entry: Entry
+    objective: ResidualObjective
+    record: RunRecord
+    thumbnail: bytes
+    started: float = field(default_factory=time.monotonic)
+
+    def save(self, concept: ConceptResidual) -> None:
+        """Write what was learned, and what it was learned from."""
+        entry = self.entry
         assert entry.given is not None
-        described = record.described(concept, len(record.losses), entry.subject.name, thumbnail_of(entry.squares))
+        described = self.record.described(concept, len(self.record.losses), entry.subject.name, self.thumbnail)
         save_concept(entry.file, described)
-        told = {"given": asdict(entry.given), "word": entry.word, "seconds": seconds, **record.course()}
-        write_atomic(entry.report, json.dumps(told, indent=2).encode())
+        told = {"given": asdict(entry.given), "word": entry.word, "seconds": time.monotonic() - self.started}
+        write_atomic(entry.report, json.dumps({**told, **self.record.course()}, indent=2).encode())
         entry.concept, entry.became = described, TRAINED
 
 

@@ -34,7 +34,9 @@ class InfusionTrainMany(io.ComfyNode):  # type: ignore[misc]
             search_aliases=["infusion", "batch train", "queue", "train folder", "dataset", "many concepts"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The base model: Stable Diffusion 1.x, 2.x or XL. It is not changed."),
+                io.Model.Input(
+                    "model", tooltip="The base model: Stable Diffusion 1.x, 2.x or XL. Its weights are not changed."
+                ),
                 io.Clip.Input("clip", tooltip="The model's CLIP."),
                 io.Vae.Input("vae", tooltip="The model's VAE."),
                 io.String.Input(
@@ -65,7 +67,7 @@ class InfusionTrainMany(io.ComfyNode):  # type: ignore[misc]
                 ),
                 io.Float.Input(
                     "learning_rate", default=_DEFAULT.learning_rate, min=1e-5, max=1.0, step=1e-5,
-                    tooltip="How far each step goes; see Infusion Train.", **ADVANCED,
+                    tooltip="How far each step goes.", **ADVANCED,
                 ),
                 io.Combo.Input(
                     "layout", options=list(LAYOUTS), default=_DEFAULT.layout,
@@ -73,7 +75,8 @@ class InfusionTrainMany(io.ComfyNode):  # type: ignore[misc]
                 ),
                 io.Int.Input(
                     "bins", default=_DEFAULT.bins, min=1, max=10,
-                    tooltip="Learn the rough stages of a picture and the fine ones apart; see Infusion Train.",
+                    tooltip="Learn the rough stages of a picture and the fine ones apart, in so many parts: nearer to "
+                    "the photos, a larger file.",
                     **ADVANCED,
                 ),
                 io.Int.Input(

@@ -18,7 +18,8 @@ def say_footprint(trainer: Trainer[Any], denoiser: UNetDenoiser) -> None:
     found = footprint(trainer, denoiser, sum(p.nbytes for p in denoiser.unet.parameters()))
     if found is None:
         return
-    say(found.told().capitalize())
+    told = found.told()
+    say(told[0].upper() + told[1:])
     if denoiser.device.type == "cuda":
         reserved = torch.cuda.memory_reserved(denoiser.device) - torch.cuda.memory_allocated(denoiser.device)
         warning = found.warning(torch.cuda.mem_get_info(denoiser.device)[0] + reserved)

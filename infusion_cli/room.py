@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from infusion_core.denoiser import Denoiser
 from infusion_core.embedded.unet import UNetDenoiser
 from infusion_core.training.engine import Trainer
 from infusion_core.training.footprint import footprint
@@ -13,8 +14,13 @@ from infusion_core.training.footprint import footprint
 from .console import say
 
 
-def say_footprint(trainer: Trainer[Any], denoiser: UNetDenoiser) -> None:
-    """Say what training will take and, on a GPU that has less left, what needs less; a LoRA must be installed."""
+def say_footprint(trainer: Trainer[Any], denoiser: Denoiser) -> None:
+    """Say what training of diffusers' UNet will take and, on a GPU that has less left, what needs less.
+
+    A LoRA must be installed.
+    """
+    if not isinstance(denoiser, UNetDenoiser):
+        return
     found = footprint(trainer, denoiser, sum(p.nbytes for p in denoiser.unet.parameters()))
     if found is None:
         return

@@ -3,7 +3,6 @@
 import json
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 
 import comfy.lora
 import comfy.model_management
@@ -36,7 +35,7 @@ def unet(stored, upcast=False):
 def with_lora(model, clip, name):
     if not name:
         return model
-    file = comfy.utils.load_torch_file(Path(folder_paths.get_full_path("loras", name)), safe_load=True)
+    file = comfy.utils.load_torch_file(folder_paths.get_full_path("loras", name), safe_load=True)
     return comfy.sd.load_lora_for_models(model, clip, file, 1.0, 0.0)[0]
 
 

@@ -73,7 +73,7 @@ def apt(
 
 CHECKPOINTING = ", checkpointing"
 OURS = {"infusion": infusion, "own lora": partial(apt, restrained=False), "apt": apt}
-METHODS = ("infusion", "lora", "own lora", "apt", *(f"{m}{CHECKPOINTING}" for m in ("infusion", "lora", "own lora")))
+TIMED = ("infusion", "lora", "own lora", "apt", *(f"{m}{CHECKPOINTING}" for m in ("infusion", "own lora")))
 
 
 def run(method: str, model: Any, clip: Any, latents: torch.Tensor, steps: int) -> None:
@@ -125,9 +125,9 @@ def main() -> None:
         print(json.dumps([took, estimate(sys.argv[5], model, clip, latents)]))
         return
     # Setting up is not training: the difference of a long and a short run is.
-    long = take_turns({m: partial(run, m, model, clip, latents, steps + 1) for m in METHODS}, repeats)
-    short = take_turns({m: partial(run, m, model, clip, latents, 1) for m in METHODS}, repeats)
-    print(json.dumps({name: (long[name] - short[name]) / steps for name in METHODS}))
+    long = take_turns({m: partial(run, m, model, clip, latents, steps + 1) for m in TIMED}, repeats)
+    short = take_turns({m: partial(run, m, model, clip, latents, 1) for m in TIMED}, repeats)
+    print(json.dumps({name: (long[name] - short[name]) / steps for name in TIMED}))
 
 
 if __name__ == "__main__":

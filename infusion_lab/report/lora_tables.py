@@ -25,7 +25,14 @@ def blend_table(rows: Sequence[Row]) -> Table:
 
 def apt_table(rows: Sequence[Row], names: Mapping[str, str]) -> Table:
     """A LoRA with one restraint after the other, at every step that is kept."""
+    compared = {
+        "concept_error_more": ("concept error, against the plain LoRA's", "+.3f"),
+        "prompt_error_more": ("prompt error, against the plain LoRA's", "+.4f"),
+        "fisher_more": ("Fisher divergence, against the plain LoRA's", "+.2f"),
+        "diversity_more": ("diversity, against the plain LoRA's", "+.2f"),
+    }
     columns = {
+        **compared,
         **ERRORS,
         "fisher": ("Fisher divergence, other concepts", ".3g"),
         "w2_class": ("W2², class word", ".1f"),
@@ -36,13 +43,15 @@ def apt_table(rows: Sequence[Row], names: Mapping[str, str]) -> Table:
     note = (
         "Every run is as long as the last step, at its own rate; none is chosen by what it came to. Precision: the "
         "share of what the class word alone draws that the base model could have drawn; recall: the share of the base "
-        "model's that is still drawn. Both by distances of latents."
+        "model's that is still drawn. Both by distances of latents. The plain LoRA, as long, is what the others are "
+        "held against, concept by concept."
     )
+    measures = [name.removesuffix("_more") for name in compared]
     steps = sorted({row.step for row in rows if row.study == apt.STUDY})
     found: Figures = {
         (f"{names.get(method, method)}, {step} steps", measure): values
         for step in steps
-        for (method, measure), values in figures(rows, apt.STUDY, step).items()
+        for (method, measure), values in more_than(figures(rows, apt.STUDY, step), apt.PLAIN, measures).items()
     }
     return table("APT's ladder", note, found, columns, {})
 

@@ -11,7 +11,7 @@ from infusion_core.dreamblend import BlendSettings
 from infusion_core.embedded.tinyworld import Concept
 
 from ..bench import Bench
-from ..methods.apt import ladder
+from ..methods.apt import Apt, ladder
 from ..methods.method import Method
 from ..store import Cell, Result
 from ..tinyworld import subjects_of
@@ -19,6 +19,7 @@ from .blend import BASE, Stage, staged
 from .curves import class_latents, drawn_measures, measured_cells
 
 STUDY = "apt"
+PLAIN = Apt(rung="plain").key
 BESIDE = ("dco-published", "dreambooth-plain", "infusion")  # keys of methods that are shown beside it
 
 

@@ -178,4 +178,7 @@ def test_the_table_has_a_line_for_each_method_and_step():
     ]
     made = apt_table(rows, {"apt-plain": "LoRA", "apt": "APT"})
     assert [line[0] for line in made.lines] == ["LoRA, 5 steps", "APT, 5 steps", "LoRA, 9 steps"]
-    assert [line[1].split()[0] for line in made.lines] == ["0.6", "0.7", "0.8"]
+    shown = {name: [line[i] for line in made.lines] for i, name in enumerate(made.header)}
+    assert [cell.split()[0] for cell in shown["Fisher divergence, other concepts"]] == ["0.6", "0.7", "0.8"]
+    more = shown["Fisher divergence, against the plain LoRA's"]
+    assert more == ["", "+0.10 ± 0.00", ""]  # of the same step, concept by concept

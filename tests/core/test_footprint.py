@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from infusion_core.training.engine import Trainer
+from infusion_core.training.engine import Trainer, sum_of_means
 from infusion_core.training.footprint import Footprint, Live, footprint
 from infusion_core.training.joint import JointObjective, joint_trainer
 from infusion_core.training.overfitting import RESTRAINED
@@ -68,6 +68,29 @@ def test_the_run_is_the_one_it_would_have_been(changed):
     list(watched.run())
     for name, tensor in plain.learned().tensors.items():
         assert torch.equal(watched.learned().tensors[name], tensor)
+
+
+def test_the_indicator_has_seen_nothing():
+    settings = replace(SETTINGS, restraint=RESTRAINED)
+    denoiser = ToyDenoiser()
+    trainer = Trainer(objective(settings, denoiser), settings)
+    list(zip(range(2), trainer.run(), strict=False))
+    before = {name: tensor.clone() for name, tensor in trainer.objective.extra_state().items()}
+    assert any(tensor.abs().max() > 0 for tensor in before.values())
+    footprint(trainer, denoiser, 0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.objective.extra_state().items())
+
+
+@pytest.mark.parametrize("changed", [{}, {"restraint": RESTRAINED}, {"layout": "parts"}, {"replace_maps": False}])
+def test_a_step_that_is_walked_through_takes_what_a_real_one_takes(changed):
+    settings = replace(SETTINGS, batch_size=32, **changed)
+    denoiser = ToyDenoiser()
+    trainer = Trainer(objective(settings, denoiser), settings)
+    tensors = [tensor for group in trainer.objective.groups() for tensor in group.tensors.values()]
+    with Live() as live:
+        losses = trainer.objective.losses(torch.Generator().manual_seed(0))
+        torch.autograd.grad(sum_of_means(losses), tensors, allow_unused=True)
+    assert footprint(trainer, denoiser, 0).step == pytest.approx(live.most, rel=0.01)
 
 
 def test_nothing_is_computed():

@@ -1,6 +1,7 @@
 """The training benchmark inside ComfyUI, against its own LoRA trainer; started by training.py --host comfyui.
 
-Arguments: latent edge, batch, steps, repeats; then, to measure memory in this process alone, the method.
+Arguments: latent edge, batch, steps, repeats; then, to measure memory in this process alone,
+the method: what it took and what it said it would take, MB.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,47 +21,40 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parent))
 
 from in_comfyui import PROMPT, WORDS, build, load_pack
-from turns import device, take_turns
+from turns import RANK, device, take_turns
 
 MB = 2**20
 
 
-def infusion(model: Any, clip: Any, latents: torch.Tensor) -> Callable[[int], None]:
-    """A run of so many steps of the Infusion Train node's trainer."""
+@contextmanager
+def infusion(model: Any, clip: Any, latents: torch.Tensor, steps: int, checkpointing: bool) -> Iterator[Any]:
+    """The Infusion Train node's trainer and its denoiser."""
     from infusion_pack.infusion_core.training.residual import ResidualSettings, residual_trainer
     from infusion_pack.nodes.host.denoiser import encode_captions, training
 
-    def run(steps: int) -> None:
-        with training(model) as denoiser:
-            prompts = encode_captions(model, clip, [PROMPT], WORDS[0], latents)
-            settings = ResidualSettings(steps=steps + 1, batch_size=len(latents), snapshot_every=steps + 1)
-            reports = residual_trainer(denoiser, latents, prompts, WORDS[0], settings).run()
-            for _ in range(steps):  # the last step would add a validation pass
-                next(reports)
-
-    return run
+    with training(model, checkpointing) as denoiser:
+        prompts = encode_captions(model, clip, [PROMPT], WORDS[0], latents)
+        settings = ResidualSettings(steps=steps, batch_size=len(latents), snapshot_every=steps)
+        yield residual_trainer(denoiser, latents, prompts, WORDS[0], settings), denoiser
 
 
-def lora(model: Any, clip: Any, latents: torch.Tensor) -> Callable[[int], None]:
-    """A run of so many steps of ComfyUI's Train LoRA node: its defaults at rank 4 in full precision on a CPU."""
+def lora(model: Any, clip: Any, latents: torch.Tensor, steps: int, checkpointing: bool) -> None:
+    """So many steps of ComfyUI's Train LoRA node: its defaults in full precision on a CPU."""
     from comfy_extras.nodes_train import TrainLoraNode
 
-    defaults = {i.id: [getattr(i, "default", None)] for i in TrainLoraNode.define_schema().inputs}
+    options = {i.id: [getattr(i, "default", None)] for i in TrainLoraNode.define_schema().inputs}
     text = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
-    chosen = {"rank": 4, "gradient_checkpointing": False, "batch_size": len(latents), "optimizer": "AdamW"}
-    chosen |= {"training_dtype": "bf16" if device() == "cuda" else "fp32", "lora_dtype": "fp32"}
-
-    def run(steps: int) -> None:
-        options = defaults | {k: [v] for k, v in chosen.items()} | {"steps": [steps]}
-        options |= {"model": [model], "latents": [{"samples": latents}], "positive": [text]}
-        options["existing_lora"] = ["[None]"]
-        TrainLoraNode.execute(**options)
-
-    return run
+    chosen = {"rank": RANK, "gradient_checkpointing": checkpointing, "batch_size": len(latents), "steps": steps}
+    chosen |= {"training_dtype": "bf16" if device() == "cuda" else "fp32", "lora_dtype": "fp32", "optimizer": "AdamW"}
+    given = {"model": model, "latents": {"samples": latents}, "positive": text, "existing_lora": "[None]"}
+    TrainLoraNode.execute(**{**options, **{k: [v] for k, v in (chosen | given).items()}})
 
 
-def apt(model: Any, clip: Any, latents: torch.Tensor, restrained: bool = True) -> Callable[[int], None]:
-    """A run of so many steps of the APT Train node's trainer at rank 4, with everything on or everything off."""
+@contextmanager
+def apt(
+    model: Any, clip: Any, latents: torch.Tensor, steps: int, checkpointing: bool, restrained: bool = True
+) -> Iterator[Any]:
+    """The APT Train node's trainer, with everything on or everything off, and its denoiser."""
     from infusion_pack.infusion_core.lora import LoraSet
     from infusion_pack.infusion_core.training.apt import AptObjective, AptSettings
     from infusion_pack.infusion_core.training.engine import Trainer
@@ -67,35 +62,55 @@ def apt(model: Any, clip: Any, latents: torch.Tensor, restrained: bool = True) -
     from infusion_pack.nodes.host.denoiser import training
     from infusion_pack.nodes.host.lora import captions_for, layers_of
 
-    def run(steps: int) -> None:
-        settings = AptSettings(
-            steps=steps + 1, batch_size=len(latents), snapshot_every=steps + 1, rank=4, targets="transformer"
-        )
-        settings = settings if restrained else settings.unrestrained
-        with training(model) as denoiser:
-            shown = Shown(latents[:, None], captions_for(denoiser.model, clip, [PROMPT], latents, False))
-            lora = LoraSet(layers_of(denoiser.model, clip, settings.targets, False), settings.rank)
-            with lora.installed():
-                reports = Trainer(AptObjective(denoiser, lora, shown, settings), settings).run()
-                for _ in range(steps):
-                    next(reports)
-
-    return run
+    settings = AptSettings(steps=steps, batch_size=len(latents), snapshot_every=steps, rank=RANK, targets="transformer")
+    settings = settings if restrained else settings.unrestrained
+    with training(model, checkpointing) as denoiser:
+        shown = Shown(latents[:, None], captions_for(denoiser.model, clip, [PROMPT], latents, False))
+        lora = LoraSet(layers_of(denoiser.model, clip, settings.targets, False), settings.rank)
+        with lora.installed():
+            yield Trainer(AptObjective(denoiser, lora, shown, settings), settings), denoiser
 
 
-METHODS = {"infusion": infusion, "lora": lora, "own lora": partial(apt, restrained=False), "apt": apt}
+CHECKPOINTING = ", checkpointing"
+OURS = {"infusion": infusion, "own lora": partial(apt, restrained=False), "apt": apt}
+TIMED = ("infusion", "lora", "own lora", "apt", *(f"{m}{CHECKPOINTING}" for m in ("infusion", "own lora")))
 
 
-def memory(run: Callable[[int], None], steps: int) -> float:
-    """MB that a run of so many steps takes beyond the loaded model, in this process."""
+def run(method: str, model: Any, clip: Any, latents: torch.Tensor, steps: int) -> None:
+    """So many steps of a method."""
+    if method.startswith("lora"):
+        lora(model, clip, latents, steps, method.endswith(CHECKPOINTING))
+        return
+    make = OURS[method.removesuffix(CHECKPOINTING)]
+    with make(model, clip, latents, steps + 1, method.endswith(CHECKPOINTING)) as (trainer, _):
+        reports = trainer.run()
+        for _ in range(steps):  # the last step would add a validation pass
+            next(reports)
+
+
+def estimate(method: str, model: Any, clip: Any, latents: torch.Tensor) -> float:
+    """MB that a method says it will take beyond the network; 0 for ComfyUI's, which says nothing."""
+    if method.startswith("lora"):
+        return 0.0
+    from infusion_pack.infusion_core.training.footprint import footprint
+
+    make = OURS[method.removesuffix(CHECKPOINTING)]
+    with make(model, clip, latents, 1, method.endswith(CHECKPOINTING)) as (trainer, denoiser):
+        found = footprint(trainer, denoiser, 0)
+    assert found is not None
+    return float(found.beside / MB)
+
+
+def memory(act: Callable[[], None]) -> float:
+    """MB that something takes beyond the loaded model, in this process."""
     if torch.cuda.is_available():
         held = torch.cuda.memory_allocated()
-        run(steps)
+        act()
         return (torch.cuda.max_memory_allocated() - held) / MB
     import resource
 
     held = psutil.Process().memory_info().rss
-    run(steps)
+    act()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - held) / MB
 
 
@@ -104,15 +119,15 @@ def main() -> None:
     load_pack()
     model, clip = build()
     latents = torch.randn(batch, 4, edge, edge)
-    runs = {name: make(model, clip, latents) for name, make in METHODS.items()}
     if len(sys.argv) > 5:
         gc.collect()
-        print(memory(runs[sys.argv[5]], steps))
+        took = memory(partial(run, sys.argv[5], model, clip, latents, steps))
+        print(json.dumps([took, estimate(sys.argv[5], model, clip, latents)]))
         return
     # Setting up is not training: the difference of a long and a short run is.
-    long = take_turns({name: lambda run=run: run(steps + 1) for name, run in runs.items()}, repeats)
-    short = take_turns({name: lambda run=run: run(1) for name, run in runs.items()}, repeats)
-    print(json.dumps({name: (long[name] - short[name]) / steps for name in METHODS}))
+    long = take_turns({m: partial(run, m, model, clip, latents, steps + 1) for m in TIMED}, repeats)
+    short = take_turns({m: partial(run, m, model, clip, latents, 1) for m in TIMED}, repeats)
+    print(json.dumps({name: (long[name] - short[name]) / steps for name in TIMED}))
 
 
 if __name__ == "__main__":

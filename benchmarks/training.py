@@ -2,10 +2,10 @@
 
     pip install -e ".[standalone,bench]"
     python benchmarks/training.py --host embedded --size sd15
-    python benchmarks/training.py --host comfyui     # against ComfyUI's own Train LoRA node, rank 4
+    python benchmarks/training.py --host comfyui     # against ComfyUI's own Train LoRA node, rank 8
 
 Both train on the same network, latents and text states. Infusion is `infusion_core.training` with its own settings.
-LoRA is the step of diffusers' train_dreambooth_lora.py: rank 4 on to_q, to_k, to_v and to_out.0 of every attention
+LoRA is the step of diffusers' train_dreambooth_lora.py: rank 8 on to_q, to_k, to_v and to_out.0 of every attention
 layer, AdamW, clipped gradients, mixed precision on CUDA; what that script may add (autoencoder, text encoder, prior
 preservation) is left out.
 
@@ -14,8 +14,9 @@ less what was held when the network stood ready; on CUDA allocated memory, on a 
 "own lora" and "apt" are this project's LoRA trainer with everything off and everything on: on LoRA's layers, in
 ComfyUI on the transformer blocks (ComfyUI's trainer adapts every layer).
 The last line is one JSON object of ratios, Infusion's figure over LoRA's: time_vs_lora, memory_vs_lora; those of the
-LoRA trainer, own_lora_... and apt_...; and (embedded) time_without_maps, what a step of Infusion takes without map
-replacement over what it takes with it, and ..._checkpointing_time and _memory, over the same without checkpointing.
+LoRA trainer, own_lora_... and apt_...; ..._checkpointing_time and _memory, over the same without checkpointing;
+..._estimate, the memory that training announces before its first step over what it took; and (embedded)
+time_without_maps, what a step of Infusion takes without map replacement over what it takes with it.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from common import build, parser
@@ -33,7 +36,7 @@ from diffusers.training_utils import cast_training_params
 from in_host import run_in_host
 from torch import Tensor
 from torch.nn import functional as F
-from turns import device, take_turns
+from turns import RANK, device, take_turns
 
 from infusion_cli.output import peak_rss_mb
 from infusion_core.denoiser import Conditioning, EncodedPrompt
@@ -42,6 +45,7 @@ from infusion_core.lora import LoraSet
 from infusion_core.lora_layers import unet_layer
 from infusion_core.training.apt import AptObjective, AptSettings
 from infusion_core.training.engine import Trainer
+from infusion_core.training.footprint import footprint
 from infusion_core.training.residual import ResidualSettings, residual_trainer
 from infusion_core.training.shown import EncodedCaptions, Shown
 
@@ -54,19 +58,20 @@ except ModuleNotFoundError as error:
 MB = 2**20
 
 
+@contextmanager
 def infusion(
     denoiser: UNetDenoiser, latents: Tensor, text: Tensor, replace_maps: bool = ResidualSettings.replace_maps
-) -> Iterator[object]:
-    """Training steps of Infusion with its own settings."""
+) -> Iterator[Trainer[Any]]:
+    """Infusion's trainer with its own settings."""
     prompt = EncodedPrompt(Conditioning(text[:1]), (((5,),),))
     settings = ResidualSettings(steps=10**6, batch_size=len(latents), snapshot_every=10**6, replace_maps=replace_maps)
-    return residual_trainer(denoiser, latents, [prompt], "word", settings).run()
+    yield residual_trainer(denoiser, latents, [prompt], "word", settings)
 
 
-def lora(denoiser: UNetDenoiser, latents: Tensor, text: Tensor) -> Iterator[object]:
+def lora(denoiser: UNetDenoiser, latents: Tensor, text: Tensor) -> Generator[object]:
     """Training steps of DreamBooth-LoRA."""
     unet, variances = denoiser.unet, denoiser.sigmas.square()
-    unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
     cast_training_params(unet)
     trained = [p for p in unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=5e-4, weight_decay=1e-2)
@@ -86,49 +91,68 @@ def lora(denoiser: UNetDenoiser, latents: Tensor, text: Tensor) -> Iterator[obje
         yield
 
 
-def apt(denoiser: UNetDenoiser, latents: Tensor, text: Tensor, restrained: bool = True) -> Iterator[object]:
-    """Training steps of APT on the layers of `lora`, with everything on or everything off."""
-    settings = AptSettings(steps=10**6, batch_size=len(latents), snapshot_every=10**6, rank=4)
+@contextmanager
+def apt(denoiser: UNetDenoiser, latents: Tensor, text: Tensor, restrained: bool = True) -> Iterator[Trainer[Any]]:
+    """APT's trainer on the layers of `lora`, with everything on or everything off."""
+    settings = AptSettings(steps=10**6, batch_size=len(latents), snapshot_every=10**6, rank=RANK)
     settings = settings if restrained else settings.unrestrained
     shown = Shown(latents[:, None], EncodedCaptions([Conditioning(text[:1])]))
     named = {unet_layer(path, settings.targets): module for path, module in denoiser.unet.named_modules()}
     own = LoraSet({name: module for name, module in named.items() if name}, settings.rank)
     with own.installed():
-        yield from Trainer(AptObjective(denoiser, own, shown, settings), settings).run()
+        yield Trainer(AptObjective(denoiser, own, shown, settings), settings)
 
 
-def with_less(
-    method: Callable[[UNetDenoiser, Tensor, Tensor], Iterator[object]],
-    denoiser: UNetDenoiser,
-    latents: Tensor,
-    text: Tensor,
-) -> Iterator[object]:
-    """A method's training steps with gradient checkpointing; the network is left as it was between them."""
-    steps = method(denoiser, latents, text)
-    while True:
-        denoiser.checkpointing = True
-        done = next(steps)
-        denoiser.checkpointing = False
-        yield done
-
-
-METHODS = {"infusion": infusion, "lora": lora, "own lora": partial(apt, restrained=False), "apt": apt}
-LESS = {f"{name}, checkpointing": partial(with_less, METHODS[name]) for name in ("infusion", "own lora")}
+CHECKPOINTING = ", checkpointing"
 WITHOUT_MAPS = "infusion, no map replacement"  # timed only, on the embedded host
-TIMED = {**METHODS, **LESS, WITHOUT_MAPS: partial(infusion, replace_maps=False)}
+OURS = {"infusion": infusion, "own lora": partial(apt, restrained=False), "apt": apt}
+METHODS = ("infusion", "lora", "own lora", "apt")
+LESS = tuple(f"{name}{CHECKPOINTING}" for name in ("infusion", "own lora"))
+TIMED = (*METHODS, *LESS, WITHOUT_MAPS)
 
 
-def steps_of(method: str, denoiser: UNetDenoiser, args: argparse.Namespace) -> Iterator[object]:
-    """The method's training steps on random latents and text states."""
+def given(denoiser: UNetDenoiser, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Random latents and text states."""
     place = {"device": denoiser.device, "dtype": denoiser.unet.dtype}
     latents = torch.randn(args.batch, 4, args.latent, args.latent, **place)
-    text = torch.randn(1, 77, denoiser.base.context_width, **place).repeat(args.batch, 1, 1)
-    return TIMED[method](denoiser, latents, text)
+    return latents, torch.randn(1, 77, denoiser.base.context_width, **place).repeat(args.batch, 1, 1)
+
+
+def trainer_of(method: str, denoiser: UNetDenoiser, args: argparse.Namespace) -> AbstractContextManager[Trainer[Any]]:
+    """The trainer of a method of ours."""
+    made = partial(infusion, replace_maps=False) if method == WITHOUT_MAPS else OURS[method.removesuffix(CHECKPOINTING)]
+    return made(denoiser, *given(denoiser, args))
+
+
+def steps_of(method: str, denoiser: UNetDenoiser, args: argparse.Namespace) -> Generator[object]:
+    """The method's training steps; the network is left as it was between them."""
+    if method == "lora":
+        yield from lora(denoiser, *given(denoiser, args))
+    with trainer_of(method, denoiser, args) as trainer:
+        steps = trainer.run()
+        while True:
+            denoiser.checkpointing = method.endswith(CHECKPOINTING)
+            done = next(steps)
+            denoiser.checkpointing = False
+            yield done
+
+
+def estimate(method: str, args: argparse.Namespace) -> float:
+    """MB that a method of ours says it will take beyond the network."""
+    denoiser, _ = build(args.size)
+    denoiser.checkpointing = method.endswith(CHECKPOINTING)
+    with trainer_of(method, denoiser, args) as trainer:
+        found = footprint(trainer, denoiser, 0)
+    assert found is not None
+    return found.beside / MB
 
 
 def own_memory(args: argparse.Namespace) -> float:
     """MB that training takes beyond the network, in this process."""
     denoiser, _ = build(args.size)
+    small = steps_of(args.memory_of, build("tiny")[0], argparse.Namespace(latent=8, batch=1))
+    next(small)  # what libraries load at their first step is not training's
+    small.close()
     held = torch.cuda.memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
     steps = steps_of(args.memory_of, denoiser, args)
     for _ in range(args.steps):
@@ -155,13 +179,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.memory_of:
         print(own_memory(args))
         return
-    given = sys.argv[1:] if arguments is None else arguments
-    megabytes = {method: memory(method, given) for method in (*METHODS, *LESS)}
+    line = sys.argv[1:] if arguments is None else arguments
+    megabytes = {method: memory(method, line) for method in (*METHODS, *LESS)}
+    expected = {method: estimate(method, args) for method in megabytes if method != "lora"}
     frozen = build(args.size)[0]  # LoRAs are put into a network of their own
     adapted = ("lora", "own lora", "apt", "own lora, checkpointing")
     running = {m: steps_of(m, build(args.size)[0] if m in adapted else frozen, args) for m in TIMED}
     seconds = take_turns({m: lambda steps=steps: next(steps) for m, steps in running.items()}, args.repeats)
-    print_table(f"{args.size}, batch {args.batch}, {args.latent}x{args.latent} latents, {device()}", seconds, megabytes)
+    print_table(
+        f"{args.size}, batch {args.batch}, {args.latent}x{args.latent} latents, {device()}",
+        seconds,
+        megabytes,
+        expected,
+    )
 
 
 def in_comfyui(args: argparse.Namespace) -> None:
@@ -170,17 +200,23 @@ def in_comfyui(args: argparse.Namespace) -> None:
         sys.exit("in ComfyUI only --size sd15 is measured")
     given = (args.latent, args.batch, args.steps, args.repeats)
     script = "in_comfyui_training.py"
-    megabytes = {m: float(run_in_host(script, *given, m).splitlines()[-1]) for m in METHODS}
+    found = {
+        m: json.loads(run_in_host(script, *given, m).splitlines()[-1]) for m in (*METHODS, *LESS, "lora, checkpointing")
+    }
     seconds = json.loads(run_in_host(script, *given).splitlines()[-1])
     title = f"ComfyUI, sd15, batch {args.batch}, {args.latent}x{args.latent} latents, {device()}"
-    print_table(title, seconds, megabytes)
+    megabytes, expected = ({m: row[i] for m, row in found.items() if row[i]} for i in range(2))
+    print_table(title, seconds, megabytes, expected)
 
 
-def print_table(title: str, seconds: Mapping[str, float], megabytes: Mapping[str, float]) -> None:
+def print_table(
+    title: str, seconds: Mapping[str, float], megabytes: Mapping[str, float], expected: Mapping[str, float]
+) -> None:
     """Seconds and memory per method, and one JSON object of ratios on the last line."""
     print(title)
     for method, took in seconds.items():
         held = f"{megabytes[method]:8.0f} MB" if method in megabytes else ""
+        held += f", estimated {expected[method]:.0f}" if method in expected else ""
         print(f"{method:>28}  {took:8.3f} s/step  {held}")
     ratios = {
         "time_vs_lora": seconds["infusion"] / seconds["lora"],
@@ -189,10 +225,12 @@ def print_table(title: str, seconds: Mapping[str, float], megabytes: Mapping[str
     for method, name in (("own lora", "own_lora"), ("apt", "apt")):
         ratios[f"{name}_time_vs_lora"] = seconds[method] / seconds["lora"]
         ratios[f"{name}_memory_vs_lora"] = megabytes[method] / megabytes["lora"]
-    for less in set(LESS) & set(seconds):
-        plain, name = less.partition(",")[0], less.partition(",")[0].replace(" ", "_")
+    for less in LESS:
+        plain = less.removesuffix(CHECKPOINTING)
+        name = plain.replace(" ", "_")
         ratios[f"{name}_checkpointing_time"] = seconds[less] / seconds[plain]
         ratios[f"{name}_checkpointing_memory"] = megabytes[less] / megabytes[plain]
+    ratios |= {f"{m.replace(', ', ' ').replace(' ', '_')}_estimate": expected[m] / megabytes[m] for m in expected}
     if WITHOUT_MAPS in seconds:
         ratios["time_without_maps"] = seconds[WITHOUT_MAPS] / seconds["infusion"]
     print(json.dumps({name: round(value, 4) for name, value in ratios.items()}))

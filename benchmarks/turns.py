@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+RANK = 8  # of the LoRAs that training is compared with
 RATIOS = ("default", "shared", "own", "balanced", "fast", "no_concept")
 
 

@@ -36,6 +36,7 @@ from .given import given_class, given_model, given_photos, require_same
 from .live import Live, Previews, chosen_every, draw_quickly
 from .output import peak_rss_mb, save_picture
 from .places import Places
+from .room import say_footprint
 from .scoring import FIGURES, JUDGES, draw_with
 
 PRIOR_SEED = 500_000  # of the first picture of the class that is drawn
@@ -187,6 +188,7 @@ class _Run:
         """Train to the last step, write, and score with the LoRA still in the network."""
         request = self.request
         with self.lora.installed():
+            say_footprint(self.trainer, self.model.denoiser)
             self.course.train()
             self.course.show_overfitting()
             size = self.written()

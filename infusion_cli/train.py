@@ -31,6 +31,7 @@ from .given import given_before_loading, given_model, given_photos, require_same
 from .live import Live, Previews, chosen_every, draw_quickly
 from .output import peak_rss_mb
 from .places import Places
+from .room import say_footprint
 from .scoring import FIGURES, JUDGES, draw_with
 
 
@@ -107,6 +108,7 @@ def run_train(request: TrainRequest, model: EmbeddedModel | None = None) -> Trai
 def train_alone(request: TrainRequest, model: EmbeddedModel | None = None, score: bool = True) -> Trained:
     """As `run_train`, for who has checked the request and keeps other runs away already; scores unless told not to."""
     run = _Run.start(request, model)
+    say_footprint(run.course.trainer, run.model.denoiser)
     run.course.train()
     run.course.show_overfitting()
     concept, size = run.written()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from infusion_core.captions import CAPTION_TEMPLATES, class_word, read_captions
+from infusion_core.captions import CAPTION_TEMPLATES, class_word, word_of
 from infusion_core.errors import InfusionError
 from infusion_core.residuals import Layout, Where
 from infusion_core.schedule import RateSchedule
@@ -18,7 +18,6 @@ from infusion_core.training.objective import Weighting
 from infusion_core.training.residual import ResidualSettings
 
 SUFFIX = ".safetensors"
-WORD_FILE = "word.txt"  # in a folder of photos: its class word
 NAME, PHOTOS, WORD, OUT = "name", "photos", "word", "out"
 
 
@@ -155,9 +154,7 @@ def _job(name: str, entry: Mapping[str, Any], manifest: Path, defaults: Defaults
     photos = beside / str(entry[PHOTOS])
     if not photos.is_dir():
         raise InfusionError(f"there is no folder {photos}; correct {PHOTOS!r}")
-    word = class_word(
-        str(entry.get(WORD) or " ".join(read_captions(photos / WORD_FILE)) or defaults.word or photos.name)
-    )
+    word = class_word(str(entry[WORD])) if entry.get(WORD) else word_of(photos, defaults.word)
     out = defaults.out / str(entry.get(OUT) or f"{name}{SUFFIX}")
     if out.suffix != SUFFIX:
         raise InfusionError(f"{OUT!r} names the concept file and must end in {SUFFIX}, got {out.name}")

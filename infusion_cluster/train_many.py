@@ -15,13 +15,14 @@ from typing import Any
 from infusion_cli.console import progress, say, say_table
 from infusion_cli.output import write_report
 from infusion_core.atomic import check_writable, write_atomic
+from infusion_core.captions import WORD_FILE
 from infusion_core.embedded.photos import find_photos
 from infusion_core.embedded.subject import load_subject
 from infusion_core.errors import InfusionError
 from infusion_core.photos import Skipped, by_name
 from infusion_core.residual_file import Storage
 
-from .manifest import WORD_FILE, Defaults, Job, read_manifest
+from .manifest import Defaults, Job, read_manifest
 from .worker import Outcome, Task, stamped
 
 LOGS = "logs"

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from infusion_core.embedded.model import EmbeddedModel
@@ -147,9 +147,8 @@ def _learn(members: Sequence[Member], at: Callable[[int], None]) -> None:
     joint = trainer.objective
     assert isinstance(joint, JointObjective)
     for report in trainer.run():
-        for number, member in enumerate(members):
-            validation = None if report.validation_loss is None else joint.validated[number]
-            member.took(replace(report, loss=joint.last[number], validation_loss=validation))
+        for member, own in zip(members, joint.reports(report), strict=True):
+            member.took(own)
         at(report.step)
     for member, concept in zip(members, trainer.learned(), strict=True):
         member.ended(concept, time.monotonic() - started)

@@ -10,6 +10,7 @@ from pathlib import Path
 from .errors import InfusionError
 
 CAPTION_SUFFIX = ".txt"  # of a caption file, beside its photo
+WORD_FILE = "word.txt"  # in a folder of photos: its class word
 MOST_CAPTION = 100_000  # bytes of it
 MOST_PREVIEWS = 8  # prompts that are drawn while training
 LONGEST_WORD = 200  # letters; a concept file takes no more
@@ -107,6 +108,15 @@ def read_captions(path: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise InfusionError(f"the caption {path.name} cannot be read ({error}); save it as text in UTF-8") from error
     return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def word_of(folder: Path, otherwise: str = "") -> str:
+    """The class word of a folder of photos: what its ``word.txt`` says, else the one given, else the folder's name.
+
+    Raises:
+        InfusionError: it cannot be a word, see `class_word`, or the file cannot be read.
+    """
+    return class_word(" ".join(read_captions(folder / WORD_FILE)) or otherwise or folder.name)
 
 
 def class_word(word: str) -> str:

@@ -97,7 +97,7 @@ class LoraSet:
             if not self._on:
                 return output
             (x,) = given
-            narrow, wide = down.to(x.dtype), up.to(x.dtype)
+            narrow, wide = down.to(x), up.to(x)  # a layer's weights may lie elsewhere than it computes
             if narrow.dim() == 2:
                 return output + F.linear(F.linear(x, narrow), wide * self.scale)
             return output + F.conv2d(F.conv2d(x, narrow), wide * self.scale)

@@ -11,6 +11,7 @@ from .attention_patch import InfusionAttentionPatch
 from .dreamblend import DreamBlendGuidance
 from .inspect_maps import InfusionInspectMaps, InfusionMapImages
 from .loaders import InfusionLoadConcept, InfusionLoadConcepts, InfusionLoadSnapshot
+from .many import InfusionTrainMany
 from .metrics import InfusionOverfitMetrics
 from .photos import InfusionLoadPhotos
 from .save import InfusionSaveConcept
@@ -28,6 +29,7 @@ class InfusionExtension(ComfyExtension):  # type: ignore[misc]
         return [
             InfusionLoadPhotos,
             InfusionTrain,
+            InfusionTrainMany,
             APTTrain,
             InfusionSaveConcept,
             InfusionLoadConcept,

@@ -34,6 +34,7 @@ from .pictures import groups_of, in_order, squares_of, thumbnail_of
 from .plot import loss_plot, overfitting_plot
 from .previews import Previews, prompts_of
 from .resuming import hash_of
+from .room import make_room
 from .runs import Run
 from .snapshots import lora_run
 from .training_inputs import CROPS
@@ -115,6 +116,7 @@ def train(
         indicator = first.indicator if settings.compares else None
         with lora.installed():
             previews = Previews(asked, drawn if preview_every else None)
+            make_room(denoiser, trainer, [clip.patcher] if live else [])
             run = Run(trainer, record, previews, write, folder, told, indicator, stop_at, Finish(stop, take))
             run.train()
         best = run.taken()

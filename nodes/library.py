@@ -90,6 +90,18 @@ def save(concept: ConceptResidual, prefix: str, storage: Storage = "fp16") -> Pa
     return path
 
 
+def folder_below(name: str) -> Path:
+    """A folder below the output folder.
+
+    Raises:
+        InfusionError: the name leaves it, or is that of snapshots.
+    """
+    path = _inside(output(), name)
+    if path.relative_to(output().resolve()).parts[0] == SNAPSHOTS:
+        raise InfusionError(f"{name!r} holds the snapshots of training; write another name, such as 'many'")
+    return path
+
+
 def _is_snapshot(name: str) -> bool:
     return Path(name).parts[0] == SNAPSHOTS and path_of(name).is_relative_to(output())
 

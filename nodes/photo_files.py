@@ -82,6 +82,25 @@ def files(folder: str, uploads: Sequence[str]) -> list[Path]:
     return found
 
 
+def place_of(folder: str) -> tuple[Path, bool]:
+    """Where a folder is that the user names, and whether it is below ComfyUI's input folder.
+
+    Raises:
+        InfusionError: a name that leaves the input folder.
+    """
+    if _is_name(folder):
+        return _below_input(folder), True
+    try:
+        return Path(folder).expanduser(), False
+    except RuntimeError:  # there is no such user
+        raise _nothing_in(folder) from None
+
+
+def name_below_input(folder: Path) -> str:
+    """What `files` calls a folder below ComfyUI's input folder."""
+    return str(folder.relative_to(folder_paths.get_input_directory()))
+
+
 def fingerprint(paths: Sequence[Path]) -> str:
     """Changes when a file is added, taken away, renamed or has another content, whatever the dates say."""
     return hashlib.sha256(repr([(path.name, _content(path)) for path in paths]).encode()).hexdigest()
@@ -156,7 +175,7 @@ def _listed(folder: str) -> list[Path]:
     Raises:
         InfusionError: it is missing or holds too much; of a folder that is not ComfyUI's, only that there is no photo.
     """
-    if not Path(folder).is_absolute() and not folder.startswith("~"):
+    if _is_name(folder):
         try:
             return list_photos(_below_input(folder))
         except InfusionError as error:
@@ -168,6 +187,11 @@ def _listed(folder: str) -> list[Path]:
     if not any(map(begins_as_photo, found)):
         raise _nothing_in(folder)
     return found
+
+
+def _is_name(folder: str) -> bool:
+    """Whether a folder is named below ComfyUI's input folder, instead of by a whole path."""
+    return not Path(folder).is_absolute() and not folder.startswith("~")
 
 
 def _nothing_in(folder: str) -> InfusionError:

@@ -33,6 +33,7 @@ from .pictures import groups_of, in_order, thumbnail_of
 from .plot import loss_plot, overfitting_plot
 from .previews import Previews, prompts_of
 from .resuming import hash_of
+from .room import make_room
 from .runs import Run
 from .snapshots import RUNS_KEPT, concept_run
 from .sockets import ConceptSocket, Stack
@@ -251,6 +252,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                 **settings.told, "node": "InfusionTrain", "word": word, "captions": captions_of_word, "said": said,
                 "photos": hash_of(photos), "masks": hash_of(masks), "flip": flip,
             }  # fmt: skip
+            make_room(denoiser, trainer)
             run = Run(trainer, record, previews, write, folder, told, indicator, stop_at, Finish(stop, take))
             run.train()
         best = run.taken()

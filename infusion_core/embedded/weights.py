@@ -25,6 +25,7 @@ NETWORK_TENSORS = 4096  # in one network; XL's UNet has 1,680
 CALLS, CALLS_OF_A_TENSOR = 200, 16  # of torch while a network is made: at most 7 for each of its tensors were seen
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 FLOATS = re.compile(r"B?F\d+(_.*)?")  # safetensors' names of floating-point types
+SCALES = (".scale_weight", ".weight_scale", ".comfy_quant", "scaled_fp8")  # ends of names beside weights in steps
 # Old names of attention in autoencoders, as diffusers translates them.
 OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 # What text encoders' files may hold beside the network: a constant, and CLIP's way to pictures.
@@ -73,6 +74,11 @@ def weights_of(files: Iterable[Path]) -> Weights:
             if len(names) + len(where) > MOST_TENSORS:
                 raise InfusionError(f"{file} holds more than {MOST_TENSORS:,} tensors, as no model does; get it again")
             for name in names:
+                if name.endswith(SCALES):
+                    raise InfusionError(
+                        f"{file} is quantised (it holds {name!r}), which is not supported; get a version in fp16, "
+                        "bf16 or plain fp8"
+                    )
                 if name in where:
                     raise InfusionError(f"{file} and {where[name].name} both hold {name!r}; get the model again")
                 part = opened.get_slice(name)

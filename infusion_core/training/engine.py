@@ -23,10 +23,11 @@ SEEDS_APART = 1_000_003  # between the random choices of one seed and the next
 VALIDATION = 999_331  # the choices of validation, beyond those of any step
 
 
-_SMALLER = (
-    "out of memory in step {}. What needs less, the cheapest first: half the batch size with twice the accumulation; "
-    "checkpointing; a lower resolution. Snapshots so far are kept"
+NEEDS_LESS = (
+    "what needs less, the cheapest first, is half the batch size with twice the accumulation; checkpointing; "
+    "a lower resolution"
 )
+_SMALLER = f"out of memory in step {{}}: {NEEDS_LESS}. Snapshots so far are kept"
 
 
 class DivergedError(InfusionError):

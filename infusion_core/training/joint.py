@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from ..errors import InfusionError
 from ..residuals import ConceptResidual
-from .engine import Trainer
+from .engine import StepReport, Trainer
 from .looks import errors_of
 from .objective import ParameterGroup
 from .residual import ResidualObjective
@@ -85,6 +85,14 @@ class JointObjective:
         found = [member.validation(draws, seed) for member in self.members]
         self.validated = [losses.mean().item() for losses in found]
         return torch.cat(found)
+
+    def reports(self, report: StepReport) -> list[StepReport]:
+        """What a step of all did, of each concept."""
+        validated = [None] * len(self.members) if report.validation_loss is None else self.validated
+        return [
+            replace(report, loss=loss, validation_loss=validation)
+            for loss, validation in zip(self.last, validated, strict=True)
+        ]
 
     def after_step(self) -> None:
         """Nothing follows a step."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -21,6 +22,7 @@ from ...infusion_core.errors import InfusionError
 from ...infusion_core.parts import additions
 from ...infusion_core.sites import Site
 from .attention import PASS, Replacer, Triple, layer_of, layers_of, patch_inputs, slots_of
+from .casting import cast_again, layers_in
 from .memory import Memory
 from .mentions import MENTIONS, Mentions
 from .model import base_of
@@ -30,6 +32,7 @@ from .text import ConceptWord, infuse_clip, word_length
 
 _TEXT = "c_crossattn"
 CHECKPOINTED = ("BasicTransformerBlock", "ResBlock")  # the host's classes
+_EVERYTHING = 1e30  # bytes, for the host to free
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,59 @@ class HostDenoiser:
         blocks = self._inner.diffusion_model.modules() if checkpointing else ()
         self._blocks = [block for block in blocks if type(block).__name__ in CHECKPOINTED]
         self._replacers = {slots_of(site)[0]: Replacer() for site in self.base.sites}
+        self._layers_of_weights = layers_in(self._inner.diffusion_model)
+        self._beside = 0
+        self._stay: tuple[Any, ...] | None = None
 
     def load(self) -> None:
-        """Bring the whole network to its device, as ordinary tensors; again after the host has drawn something."""
+        """Bring the network to its device, as ordinary tensors; again after the host has drawn something.
+
+        What does not fit beside a step stays in main memory, and the host brings its weights layer by layer.
+        """
         with torch.inference_mode(False):
-            comfy.model_management.load_models_gpu([self.model], force_full_load=True)
-            leave_inference_mode(self._inner.diffusion_model)
+            if self._stay is not None:
+                self._unload_others(self._stay)
+            self._leave_inference_mode()  # first, so that what the host makes of the weights is ordinary too
+            comfy.model_management.load_models_gpu([self.model], memory_required=self._beside)
+            self._leave_inference_mode()
+
+    def begin(self, beside: int, trained: Sequence[Any] = ()) -> None:
+        """Make room for steps: what is not trained leaves the device, and of the network what must.
+
+        Args:
+            beside: bytes that a step takes beside the network.
+            trained: other patchers of the host's that stay, such as a CLIP's.
+        """
+        self._beside, self._stay = beside, (self.model, *trained)
+        self.load()
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the network."""
+        return int(self.model.model_size())
+
+    @property
+    def elsewhere(self) -> int:
+        """Bytes of the network that are not on its device."""
+        return int(self.weights - self.model.loaded_size())
+
+    @property
+    def free(self) -> int | None:
+        """Bytes that a step can have, all else out of its way; None on a CPU, whose memory has no such bound."""
+        if comfy.model_management.is_device_cpu(self.device):
+            return None
+        return int(comfy.model_management.get_free_memory(self.device) + self.model.loaded_size())
+
+    def _unload_others(self, stay: Sequence[Any]) -> None:
+        loaded = comfy.model_management.current_loaded_models
+        keep = [one for one in loaded if any(one.model is patcher for patcher in stay)]
+        comfy.model_management.free_memory(_EVERYTHING, self.device, keep)
+
+    def _leave_inference_mode(self) -> None:
+        network = self._inner.diffusion_model
+        if any(tensor.is_inference() for tensor in (*network.parameters(), *network.buffers())):
+            self.model.unpin_all_weights()  # the host knows pinned memory by its place
+            leave_inference_mode(network)
 
     @property
     def device(self) -> torch.device:
@@ -112,7 +162,8 @@ class HostDenoiser:
                 "patches_replace": {"attn2": self._replacers},
             }
         options |= {"patches": patches} if patches else {}
-        with checkpointed(self._blocks):
+        casting = partial(cast_again, self._layers_of_weights)
+        with casting(), checkpointed(self._blocks, casting):
             denoised = self._inner.apply_model(
                 noised, sigma, **{_TEXT: conditioning.context}, transformer_options=options, **conditioning.extras
             )
@@ -135,7 +186,7 @@ class HostDenoiser:
 
 @contextmanager
 def training(model: Any, checkpointing: bool = False) -> Iterator[HostDenoiser]:
-    """Load a MODEL fully and let gradients through it.
+    """Load a MODEL and let gradients through it.
 
     The host makes weights under inference mode, which backward cannot read; they are replaced by ordinary tensors of
     the same bits, one at a time, and stay so.

@@ -18,6 +18,12 @@ def tell(text: str) -> None:
         instance.send_progress_text(text, context.node_id, instance.client_id)
 
 
+def node() -> str:
+    """The id of the node that is being executed; empty outside of one."""
+    context = get_executing_context()
+    return "" if context is None else str(context.node_id)
+
+
 def warn(node: str, text: str) -> None:
     """Show a warning on a node and beside the graph, until the next run begins, on the page that queued the run.
 

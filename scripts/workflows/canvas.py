@@ -22,6 +22,7 @@ SIZES = {  # width and least height, px; Nodes 2.0 of ComfyUI 0.8.0 wants the mo
     "InfusionLoadPhotos": (360.0, 590.0),
     "InfusionOverfitMetrics": (420.0, 460.0),
     "InfusionTrain": (400.0, 940.0),
+    "InfusionTrainMany": (400.0, 600.0),
     "LoadImage": (300.0, 400.0),
     "PreviewAny": (380.0, 150.0),
     "PreviewImage": (400.0, 300.0),

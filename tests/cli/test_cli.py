@@ -222,6 +222,7 @@ def test_what_is_no_photo_is_skipped_with_a_word(photos, sd1_folder, tmp_path):
     said = done.stdout.splitlines()
     assert "Skipped [red]9.png (the same as 0.png)" in said
     assert "Skipped phone.heic (a HEIC picture; save it as JPEG)" in said
+    assert any(line.startswith("Training takes about 0.") and line.endswith("a step of batch 4") for line in said)
     assert json.loads((tmp_path / "report.json").read_text())["images"] == 3
 
 

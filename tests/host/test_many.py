@@ -1,0 +1,152 @@
+"""Infusion Train Many: a folder of folders, several concepts in one run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comfyui_process.graph import Graph, PromptError, Ran
+from comfyui_process.server import Server
+from infusion_core.embedded.model import load_model
+from infusion_core.embedded.tasks import trainer_for
+from infusion_core.embedded.tinyworld import CONCEPTS, training_images
+from infusion_core.residual_file import load_concept
+from infusion_core.training.residual import ResidualSettings
+
+from . import graphs
+
+WIDGETS = {"steps": 4, "batch_size": 2, "learning_rate": 0.02, "layout": "block", "bins": 1, "resolution": 128,
+           "seed": 5, "together": 3, "word": "", "accumulation": 1, "save_in": "many"}  # fmt: skip
+SUBJECTS = {"ember": "circle", "wasp": "square", "frost": "triangle"}
+
+
+def write(place: Path) -> None:
+    """A folder of photos for each subject."""
+    for number, (name, word) in enumerate(SUBJECTS.items()):
+        folder = place / name
+        folder.mkdir(parents=True)
+        for i, picture in enumerate(training_images(list(CONCEPTS.values())[number])[: 2 + number]):
+            picture.save(folder / f"{i}.png")
+        (folder / "word.txt").write_text(word)
+
+
+def run(server: Server, folder: str, **changed: Any) -> tuple[list[str], Ran]:
+    """A line on each folder, and all that was sent."""
+    graph = Graph()
+    model, clip, vae = graphs.load(graph)
+    many = graph.add("InfusionTrainMany", model=model, clip=clip, vae=vae, folder=folder, **{**WIDGETS, **changed})
+    ran = server.run(graph)
+    return ran.outputs[many.node]["text"][0].splitlines(), ran
+
+
+def alone(name: str, count: int, number: int) -> dict[str, Any]:
+    """What the embedded host learns from the same folder in a run of its own."""
+    settings = ResidualSettings(
+        steps=4, batch_size=2, learning_rate=0.02, layout="block", bins=1, seed=5
+    )  # fmt: skip
+    pictures = training_images(list(CONCEPTS.values())[number])[:count]
+    trainer = trainer_for(load_model("tinyworld"), pictures, SUBJECTS[name], settings)
+    for _ in trainer.run():
+        pass
+    return dict(trainer.learned().tensors)
+
+
+def test_together_each_learns_what_it_learns_alone(server: Server) -> None:
+    write(server.base / "input" / "zoo")
+    (server.base / "input" / "zoo" / "empty").mkdir()
+    (server.base / "input" / "zoo" / "broken").mkdir()
+    (server.base / "input" / "zoo" / "broken" / "photo.png").write_bytes(b"no picture")
+    lines, _ = run(server, "zoo")
+    assert [line for line in lines if line.endswith(": trained")] == [
+        "ember (circle): trained", "frost (triangle): trained", "wasp (square): trained",
+    ]  # fmt: skip
+    told = {line.split(":")[0]: line for line in lines}
+    assert "there are no photos in" in told["empty"]
+    assert "none of 1 files can be used: photo.png" in told["broken (broken)"]
+    out = server.output / "infusion" / "many"
+    assert sorted(path.name for path in out.glob("*.safetensors")) == [f"{n}.safetensors" for n in sorted(SUBJECTS)]
+    for number, name in enumerate(SUBJECTS):
+        learned, wanted = load_concept(out / f"{name}.safetensors"), alone(name, 2 + number, number)
+        assert learned.word == SUBJECTS[name]
+        assert learned.training["images"] == str(2 + number)
+        assert learned.thumbnail
+        for key, tensor in wanted.items():
+            assert tensor.abs().max() > 0.01
+            assert (learned.tensors[key] - tensor).norm() < 0.02 * tensor.norm(), (name, key)
+
+
+def test_a_second_run_learns_only_what_is_new(server: Server) -> None:
+    place, out = server.base / "input" / "again", server.output / "infusion" / "second"
+    write(place)
+    assert all(line.endswith(": trained") for line in run(server, "again", save_in="second", together=2)[0])
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    lines, ran = run(server, "again", save_in="second")
+    assert all(line.endswith(": already there") for line in lines)
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    assert not [m for m in ran.messages if m["type"] == "progress"]
+    (place / "wasp" / "word.txt").write_text("circle")
+    (out / "frost.safetensors").unlink()
+    lines, _ = run(server, "again", save_in="second")
+    assert lines == ["ember (circle): already there", "frost (triangle): trained", "wasp (circle): trained"]
+    assert load_concept(out / "wasp.safetensors").word == "circle"
+    lines, _ = run(server, "again", save_in="second", seed=6)
+    assert all(line.endswith(": trained") for line in lines)
+
+
+def test_an_interrupt_keeps_what_is_done(server: Server) -> None:
+    write(server.base / "input" / "stopped")
+    with pytest.raises(PromptError, match="interrupted"):
+        run_until(server, "stopped", 12)
+    lines, _ = run(server, "stopped", save_in="stopped", together=1, steps=10)
+    assert "ember (circle): already there" in lines
+    assert "wasp (square): trained" in lines
+
+
+def run_until(server: Server, folder: str, step: int) -> None:
+    graph = Graph()
+    model, clip, vae = graphs.load(graph)
+    widgets = {**WIDGETS, "save_in": folder, "together": 1, "steps": 10}
+    graph.add("InfusionTrainMany", model=model, clip=clip, vae=vae, folder=folder, **widgets)
+    server.run(graph, interrupt_at=step)
+
+
+def test_concepts_of_others_are_not_overwritten(server: Server) -> None:
+    write(server.base / "input" / "taken")
+    out = server.output / "infusion" / "taken"
+    out.mkdir(parents=True)
+    (out / "ember.safetensors").write_bytes(b"somebody's")
+    lines, _ = run(server, "taken", save_in="taken", steps=1)
+    assert (
+        lines[0]
+        == "ember (circle): failed: ember.safetensors is there and not this node's; rename the folder or the file"
+    )
+    assert (out / "ember.safetensors").read_bytes() == b"somebody's"
+    assert json.loads((out / "wasp.report.json").read_text())["word"] == "square"
+
+
+def test_of_a_folder_elsewhere_only_what_holds_photos_is_told(server: Server, tmp_path: Path) -> None:
+    write(tmp_path / "far")
+    (tmp_path / "far" / "secret").mkdir()
+    (tmp_path / "far" / "secret" / "diary.txt").write_text("x")
+    lines, _ = run(server, str(tmp_path / "far"), save_in="far", steps=1)
+    assert [line.split(" ")[0] for line in lines] == sorted(SUBJECTS)
+    for folder in (tmp_path / "far" / "secret", tmp_path / "nowhere"):
+        with pytest.raises(PromptError, match="there is no folder with photos in"):
+            run(server, str(folder))
+
+
+@pytest.mark.parametrize("folder", ["", "../..", "nowhere"])
+def test_a_folder_that_cannot_be(server: Server, folder: str) -> None:
+    with pytest.raises(PromptError, match="folder"):
+        run(server, folder)
+
+
+def test_files_stay_below_the_output_folder(server: Server, photos: list[str]) -> None:
+    write(server.base / "input" / "escape")
+    with pytest.raises(PromptError, match="is not a file name below the output folder"):
+        run(server, "escape", save_in="../escape")
+    with pytest.raises(PromptError, match="holds the snapshots"):
+        run(server, "escape", save_in="snapshots/x")

@@ -4,7 +4,7 @@ The one boundary of what a stranger's picture file may do: out comes a picture o
 files of up to `MOST_BYTES` are opened, whose first bytes are those of a format we promise; the name does not count.
 What they say beside the picture never reaches a decoder (`picture_files.py`).
 
-The one module of the core that needs Pillow.
+It and what it stands on (`colours.py`), and the modules that draw (`grid.py`, `previews.py`), need Pillow.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from threading import Lock
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
+from .colours import in_rgb
 from .errors import InfusionError, printable
 from .picture_files import HEAD, PictureFile, format_of, picture_file
 
@@ -32,9 +33,7 @@ MOST_BYTES = 128 << 20  # of a file
 MOST_PIXELS = 200_000_000  # of a photo that can be decoded smaller; the largest telephones make so many
 MOST_AT_ONCE = 100_000_000  # pixels that are held in memory, 4 bytes each
 LONGEST_EDGE = 65_535  # px; JPEG has no longer one
-OPAQUE = 250  # alpha from which on a place is seen; a photo that has no less anywhere is not transparent
 LEAST_SEEN = 0.005  # share of a transparent photo that its subject takes
-_STRIP = 1 << 22  # pixels whose colours are seen to at once
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -238,7 +237,7 @@ def picture_of(data: bytes, shortest: int | None = None) -> tuple[Image.Image, I
     file = picture_file(data)
     try:
         with _pillow_as_we_need_it():
-            photo, alpha = _in_rgb(_decoded(file, shortest), file.profile, shortest)
+            photo, alpha = in_rgb(_decoded(file, shortest), file.profile, shortest)
         turn = _TURNS.get(file.orientation)
         if turn is None:
             return photo, alpha
@@ -277,60 +276,3 @@ def _pillow_as_we_need_it() -> Iterator[None]:
             yield
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = before
-
-
-# -- Colours --------------------------------------------------------------------------------------------------------
-
-
-def _in_rgb(photo: Image.Image, profile: bytes, shortest: int | None) -> tuple[Image.Image, Image.Image | None]:
-    """A decoded photo in sRGB over white and its alpha, smaller where it is large; by strips, for want of memory."""
-    factor = max(1, min(photo.size) // shortest) if shortest else 1
-    width, height = photo.size
-    brightest = _brightest(photo)
-    out = Image.new("RGB", (-(-width // factor), -(-height // factor)))
-    alpha: Image.Image | None = None
-    rows = max(1, _STRIP // (width * factor)) * factor
-    for top in range(0, height, rows):
-        strip = _plain(photo.crop((0, top, width, min(top + rows, height))), brightest)
-        if factor > 1:
-            strip = strip.reduce(factor)
-        if strip.mode == "RGBA":
-            alpha = alpha or Image.new("L", out.size, 255)
-            alpha.paste(strip.getchannel("A"), (0, top // factor))
-        out.paste(_over_white(_to_srgb(strip, profile)), (0, top // factor))
-    return out, None if alpha is None or alpha.getextrema()[0] >= OPAQUE else alpha  # type: ignore[operator]
-
-
-def _brightest(photo: Image.Image) -> float:
-    """The largest value of a greyscale with more than 8 bits; 255 of all else."""
-    if not (photo.mode.startswith("I") or photo.mode == "F"):
-        return 255.0
-    return max(255.0, float(photo.getextrema()[1]))  # type: ignore[arg-type]
-
-
-def _plain(photo: Image.Image, brightest: float) -> Image.Image:
-    """L, RGB, RGBA or CMYK; 16-bit greyscale with its whole range kept."""
-    if photo.mode.startswith("I") or photo.mode == "F":
-        depth = np.asarray(photo, dtype=np.float32)
-        return Image.fromarray((depth * (255 / brightest)).astype(np.uint8))
-    if "A" in photo.getbands() or "transparency" in photo.info:
-        return photo.convert("RGBA")
-    return photo if photo.mode in ("L", "RGB", "CMYK") else photo.convert("RGB")
-
-
-def _to_srgb(photo: Image.Image, profile: bytes) -> Image.Image:
-    """The colours that a profile means; as they are where there is none, or one that does not fit."""
-    if not profile:
-        return photo
-    mode = "RGBA" if photo.mode == "RGBA" else "RGB"
-    try:
-        turned = ImageCms.profileToProfile(photo, BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode=mode)
-    except Exception:  # a profile breaks in many ways, none of which is the photo's fault
-        return photo
-    return photo if turned is None else turned
-
-
-def _over_white(photo: Image.Image) -> Image.Image:
-    if photo.mode != "RGBA":
-        return photo.convert("RGB")
-    return Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from infusion_core import colours
 from infusion_core import photos as module
 from infusion_core.errors import InfusionError
 from infusion_core.photos import Skipped, begins_as_photo, by_name, list_photos, read_photo, read_photos
@@ -298,7 +299,7 @@ def test_strips_are_not_seen(tmp_path, monkeypatch, mode, shortest):
     photo = photo if mode in ("RGBA", "I;16") else photo.convert("RGB").convert(mode)
     (tmp_path / "photo").write_bytes(encoded(photo, "JPEG" if mode == "CMYK" else "PNG"))
     whole = read_photo(tmp_path / "photo", shortest)
-    monkeypatch.setattr(module, "_STRIP", 700)
+    monkeypatch.setattr(colours, "_STRIP", 700)
     assert read_photo(tmp_path / "photo", shortest).tobytes() == whole.tobytes()
     assert whole.size == ((70, 100) if shortest is None else (35, 50))
 

@@ -220,10 +220,11 @@ def print_table(
 ) -> None:
     """Seconds and memory per method, and one JSON object of ratios on the last line."""
     print(title)
-    for method, took in seconds.items():
+    for method in dict.fromkeys((*seconds, *megabytes)):
+        took = f"{seconds[method]:8.3f} s/step" if method in seconds else " " * 15
         held = f"{megabytes[method]:8.0f} MB" if method in megabytes else ""
         held += f", estimated {expected[method]:.0f}" if method in expected else ""
-        print(f"{method:>28}  {took:8.3f} s/step  {held}")
+        print(f"{method:>28}  {took}  {held}")
     ratios = {
         "time_vs_lora": seconds["infusion"] / seconds["lora"],
         "memory_vs_lora": megabytes["infusion"] / megabytes["lora"],

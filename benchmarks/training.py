@@ -137,14 +137,16 @@ def steps_of(method: str, denoiser: UNetDenoiser, args: argparse.Namespace) -> G
             yield done
 
 
-def estimate(method: str, args: argparse.Namespace) -> float:
-    """MB that a method of ours says it will take beyond the network."""
-    denoiser, _ = build(args.size)
-    denoiser.checkpointing = method.endswith(CHECKPOINTING)
-    with trainer_of(method, denoiser, args) as trainer:
-        found = footprint(trainer, denoiser, 0)
-    assert found is not None
-    return found.beside / MB
+def estimates(args: argparse.Namespace) -> dict[str, float]:
+    """MB that each method of ours says it will take beyond the network."""
+    denoiser, told = build(args.size)[0], dict[str, float]()
+    for method in (*OURS, *LESS):
+        denoiser.checkpointing = method.endswith(CHECKPOINTING)
+        with trainer_of(method, denoiser, args) as trainer:
+            found = footprint(trainer, denoiser, 0)
+        assert found is not None
+        told[method] = found.beside / MB
+    return told
 
 
 def own_memory(args: argparse.Namespace) -> float:
@@ -171,6 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--batch", type=int, default=4)
     options.add_argument("--steps", type=int, default=3, help="steps over which the peak of memory is taken")
+    options.add_argument("--estimates", action="store_true", help="print what training announces, MB, and stop")
     options.add_argument("--memory-of", choices=(*METHODS, *LESS), help=argparse.SUPPRESS)
     args = options.parse_args(arguments)
     if args.host == "comfyui":
@@ -179,9 +182,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.memory_of:
         print(own_memory(args))
         return
+    if args.estimates:
+        print(json.dumps({method: round(megabytes) for method, megabytes in estimates(args).items()}))
+        return
     line = sys.argv[1:] if arguments is None else arguments
     megabytes = {method: memory(method, line) for method in (*METHODS, *LESS)}
-    expected = {method: estimate(method, args) for method in megabytes if method != "lora"}
+    expected = estimates(args)
     frozen = build(args.size)[0]  # LoRAs are put into a network of their own
     adapted = ("lora", "own lora", "apt", "own lora, checkpointing")
     running = {m: steps_of(m, build(args.size)[0] if m in adapted else frozen, args) for m in TIMED}
@@ -214,10 +220,11 @@ def print_table(
 ) -> None:
     """Seconds and memory per method, and one JSON object of ratios on the last line."""
     print(title)
-    for method, took in seconds.items():
+    for method in dict.fromkeys((*seconds, *megabytes)):
+        took = f"{seconds[method]:8.3f} s/step" if method in seconds else " " * 15
         held = f"{megabytes[method]:8.0f} MB" if method in megabytes else ""
         held += f", estimated {expected[method]:.0f}" if method in expected else ""
-        print(f"{method:>28}  {took:8.3f} s/step  {held}")
+        print(f"{method:>28}  {took}  {held}")
     ratios = {
         "time_vs_lora": seconds["infusion"] / seconds["lora"],
         "memory_vs_lora": megabytes["infusion"] / megabytes["lora"],

@@ -31,7 +31,7 @@ def make_room(denoiser: HostDenoiser, trainer: Trainer[Any], trained: Sequence[A
     warning = None if free is None else found.warning(free)
     if warning is None and free is not None and elsewhere > 0:
         warning = (
-            f"{elsewhere / GB:.2f} GB of the model stay in main memory while it is trained on, which takes longer; "
+            f"{elsewhere / GB:.2f} GB of the model stay in main memory while it is trained on, which takes longer. "
             f"{NEEDS_LESS}"
         )
     if warning is not None:

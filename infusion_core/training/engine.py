@@ -24,10 +24,10 @@ VALIDATION = 999_331  # the choices of validation, beyond those of any step
 
 
 NEEDS_LESS = (
-    "what needs less, the cheapest first, is half the batch size with twice the accumulation; checkpointing; "
+    "What needs less, the cheapest first: half the batch size with twice the accumulation; checkpointing; "
     "a lower resolution"
 )
-_SMALLER = f"out of memory in step {{}}: {NEEDS_LESS}. Snapshots so far are kept"
+_SMALLER = f"out of memory in step {{}}. {NEEDS_LESS}. Snapshots so far are kept"
 
 
 class DivergedError(InfusionError):

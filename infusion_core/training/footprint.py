@@ -61,7 +61,7 @@ class Footprint:
             return None
         return (
             f"a training step takes about {self.beside / GB:.2f} GB and {free / GB:.2f} GB are free beside the model. "
-            f"If the memory runs out: {NEEDS_LESS}"
+            f"{NEEDS_LESS}"
         )
 
 

@@ -38,8 +38,8 @@ class StopRule:
         late_gain: a run slows down where the second half of its steps so far has brought less than this share of its
             gain. Halves do not know the learning rate.
         patience: it has come to rest when it slows down at so many snapshots, one after the other.
-        apart: steps before and between the snapshots that are looked at; those that come sooner are passed over. A loss comes to rest
-            before pictures do, so it must not be asked more often than the rule was measured with.
+        apart: steps before and between the snapshots that are looked at; those that come sooner are passed over. A loss
+            comes to rest before pictures do, so it must not be asked more often than the rule was measured with.
 
     Raises:
         InfusionError: a number is out of range.

@@ -38,8 +38,8 @@ class StopRule:
         late_gain: a run slows down where the second half of its steps so far has brought less than this share of its
             gain. Halves do not know the learning rate.
         patience: it has come to rest when it slows down at so many snapshots, one after the other.
-        apart: steps between snapshots that are looked at; those that come sooner are passed over. A loss comes to rest
-            before pictures do, so it must not be asked more often than the rule was measured with.
+        apart: steps before and between the snapshots that are looked at; those that come sooner are passed over. A loss
+            comes to rest before pictures do, so it must not be asked more often than the rule was measured with.
 
     Raises:
         InfusionError: a number is out of range.
@@ -64,7 +64,7 @@ class StopRule:
             losses: of the snapshots so far, in order.
         """
         seen = self._seen(losses)
-        if not losses or seen[-1] != losses[-1]:
+        if not seen or seen[-1] != losses[-1]:
             return False
         return all(self._slow(base, seen[: len(seen) - back]) for back in range(self.patience))
 
@@ -82,10 +82,11 @@ class StopRule:
 
     def _seen(self, losses: Sequence[Loss]) -> list[Loss]:
         """The snapshots that are looked at."""
-        seen = list(losses[:1])
-        for loss in losses[1:]:
-            if loss[0] - seen[-1][0] >= self.apart:
-                seen.append(loss)
+        seen, last = list[Loss](), 0
+        for step, loss in losses:
+            if step - last >= self.apart:
+                seen.append((step, loss))
+                last = step
         return seen
 
     def _slow(self, base: float, losses: Sequence[Loss]) -> bool:

@@ -74,6 +74,15 @@ def test_the_best_snapshot_is_the_first_at_which_the_run_rests():
     assert RULE.best(BASE, []) is None
 
 
+def test_snapshots_that_come_too_soon_are_passed_over():
+    rule, run = StopRule(late_gain=0.25, patience=1, apart=20), losses(0.4, 0.41, 0.42, 0.43, 0.44)
+    assert [rule.rests(BASE, run[:count]) for count in range(1, 6)] == [False, False, False, True, False]
+    assert rule.best(BASE, run) == 40
+    assert rule.best(BASE, run[1::2]) == 40  # as if there were no others
+    odd = [(10, 0.6), (25, 0.6), (31, 0.6), (50, 0.6), (69, 0.6)]  # 10 is too near to the start, 31 and 69 to others
+    assert [rule.rests(BASE, odd[:count]) for count in range(1, 6)] == [False, False, False, True, False]
+
+
 @pytest.mark.parametrize(
     "wrong", [{"late_gain": 1.0}, {"late_gain": -0.1}, {"late_gain": float("nan")}, {"patience": 0}, {"apart": 0}]
 )

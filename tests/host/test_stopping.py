@@ -20,9 +20,9 @@ from .test_training import WIDGETS as INFUSION
 # Rates at which little is learned after the first snapshot, so that the rule's third slow one comes soon.
 NODES: dict[str, dict[str, Any]] = {
     "InfusionTrain": {**INFUSION, "batch_size": 1, "learning_rate": 0.4, "steps": 220, "preview_every": 25},
-    "APTTrain": {**APT, "batch_size": 1, "restrain": False, "learning_rate": 0.003, "steps": 420, "preview_every": 50},
+    "APTTrain": {**APT, "restrain": False, "learning_rate": 0.001, "steps": 610, "preview_every": 50},
 }
-REST = {"InfusionTrain": (200,), "APTTrain": (400,)}  # the earliest there can be
+REST = {"InfusionTrain": [200], "APTTrain": [400, 500, 600]}  # the earliest there can be, and for a LoRA later ones
 
 
 def learned(

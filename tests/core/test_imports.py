@@ -12,7 +12,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PICTURES = [
-    REPOSITORY / "infusion_core" / name for name in ("photos.py", "colours.py", "grid.py", "previews.py")
+    REPOSITORY / "infusion_core" / name
+    for name in ("photos.py", "colours.py", "grid.py", "previews.py", "snapshot_grid.py")
 ]  # Pillow, which every host has
 CORE = [p for p in (REPOSITORY / "infusion_core").rglob("*.py") if "embedded" not in p.parts and p not in PICTURES]
 MODULES = [".".join(p.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__") for p in CORE]

@@ -14,7 +14,7 @@ from ..infusion_core.training.overfitting import TEMPERATURE
 from .apt_training import train
 from .host.compat import ADVANCED, schema
 from .sockets import LoraSocket
-from .training_inputs import previews_output, shared_inputs
+from .training_inputs import previews_output, shared_inputs, watched_inputs
 from .widgets import only
 
 _DEFAULT = AptSettings()
@@ -154,7 +154,7 @@ class APTTrain(io.ComfyNode):  # type: ignore[misc]
                     "bars. 0: never.",
                     **ADVANCED,
                 ),
-                *shared_inputs(),
+                *shared_inputs(), *watched_inputs(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="With the LoRA in it."),

@@ -37,7 +37,7 @@ from .room import make_room
 from .runs import Run
 from .snapshots import RUNS_KEPT, concept_run
 from .sockets import ConceptSocket, Stack
-from .training_inputs import CROPS, previews_output, shared_inputs
+from .training_inputs import CROPS, previews_output, shared_inputs, watched_inputs
 from .widgets import captions_of, only
 
 _DEFAULT = ResidualSettings()
@@ -165,7 +165,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                     "accumulation", default=1, min=1, max=64, optional=True,
                     tooltip="Passes in each step: as a larger batch, without its memory.", **ADVANCED,
                 ),
-                *shared_inputs(),
+                *shared_inputs(), *watched_inputs(),
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept", tooltip="For Save Concept Residual or the patch."),

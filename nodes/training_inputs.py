@@ -1,4 +1,4 @@
-"""Inputs that every node that trains has."""
+"""Inputs and outputs that nodes that train share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CROPS = ("center square", "keep shape")
 
 
 def shared_inputs() -> list[Any]:
-    """``checkpointing``, ``flip``, ``preview_prompts``, ``crop``, ``stop`` and ``take``."""
+    """``checkpointing`` and ``flip``."""
     return [
         io.Boolean.Input(
             "checkpointing", default=False, optional=True,
@@ -24,6 +24,12 @@ def shared_inputs() -> list[Any]:
             tooltip="Show each photo mirrored as well. Not for a subject with letters, or another left and right.",
             **ADVANCED,
         ),
+    ]  # fmt: skip
+
+
+def watched_inputs() -> list[Any]:
+    """Those of a run of one subject that can be looked at: ``preview_prompts``, ``crop``, ``stop`` and ``take``."""
+    return [
         io.String.Input(
             "preview_prompts", default="", multiline=True, optional=True,
             tooltip="What previews draw, one prompt per line, with a pair of curly brackets for the subject. Empty: a "

@@ -116,7 +116,8 @@ def train_once(server: Server, photos: list[str], **changed: Any) -> Path:
 def test_a_run_leaves_a_folder_that_is_no_concept(server: Server, photos: list[str]) -> None:
     first, second = train_once(server, photos, seed=31), train_once(server, photos, seed=32)
     for folder, seed in ((first, "31"), (second, "32")):
-        assert [p.name for p in sorted(folder.iterdir())] == ["step-00001.safetensors", "step-00002.safetensors"]
+        kept = [f"step-0000{step}.{kind}" for step in (1, 2) for kind in ("png", "safetensors")]
+        assert [p.name for p in sorted(folder.iterdir())] == kept
         assert load_concept(folder / "step-00002.safetensors").training["seed"] == seed
     assert "step-0000" not in json.dumps(server.get("/object_info/InfusionLoadConcept"))
     listed = server.get("/object_info/InfusionLoadSnapshot")["InfusionLoadSnapshot"]["input"]["required"]["snapshot"]

@@ -45,12 +45,12 @@ def alone(server: Server, prompts: Sequence[str], picture: int, **options: Any) 
 
 def drawn(
     server: Server, prompts: Sequence[str], picture: int | None, size: int, names: Sequence[str] = LOADED,
-    negative: str = "", low_memory: bool = False, patch: dict[str, Any] | None = None, **sampled: Any,
+    negative: str = "", beside: dict[str, Any] | None = None, patch: dict[str, Any] | None = None, **sampled: Any,
 ) -> torch.Tensor:  # fmt: skip
     graph = Graph()
     model, clip = loaded(graph, names, **(patch or {}))
-    if low_memory:
-        model = graph.add("TestLowMemory", model=model)
+    if beside:
+        model = graph.add(**beside, model=model)
     if picture is None:
         positive, count = rows(graph, clip, prompts)
         batch: Any = count if size == len(prompts) else size
@@ -74,7 +74,10 @@ WAYS: dict[str, dict[str, Any]] = {
     "shared": {},
     "own": {"patch": {"base_latent": "own"}},
     "no guidance": {"cfg": 1.0},
-    "one conditioning a batch": {"low_memory": True},
+    "one conditioning a batch": {"beside": {"class_type": "TestLowMemory"}},
+    "row-growing patch": {"beside": {"class_type": "TestCouple"}},
+    "patch that counts positive rows": {"beside": {"class_type": "TestRegional"}},
+    "several tiles at once": {"beside": {"class_type": "TestTiles", "tile": 8, "at_once": 3}},
     "separate calls": {"negative": "gray " * 400},
     "longer negative": {"negative": "gray " * 90},
     "layouts in all spaces": {"names": ("layered", "valued", "parted")},

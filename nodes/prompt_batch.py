@@ -9,9 +9,10 @@ from comfy_api.latest import io
 from ..infusion_core.errors import InfusionError
 from .host.compat import schema
 from .host.joining import joined_prompts
-from .widgets import lines_of
+from .widgets import lines_of, plain_name
 
 MOST = 64
+_LONGEST_NAME = 60  # letters: three bytes each still leave room for a number
 _PROMPTS = "a photo of a cat\na photo of a cat on the beach"
 
 
@@ -40,7 +41,8 @@ class InfusionPromptBatch(io.ComfyNode):  # type: ignore[misc]
                 io.Conditioning.Output(display_name="conditioning", tooltip="For the sampler. A negative is for all."),
                 io.Int.Output(display_name="count", tooltip="How many prompts there are: batch_size of the latent."),
                 io.String.Output(
-                    display_name="prompts", is_output_list=True, tooltip="The prompts one by one, for file names."
+                    display_name="names", is_output_list=True,
+                    tooltip="A name for each picture's file, made of its prompt.",
                 ),
             ],
         )  # fmt: skip
@@ -53,4 +55,6 @@ class InfusionPromptBatch(io.ComfyNode):  # type: ignore[misc]
             raise InfusionError("there is no prompt; write one per line")
         if len(lines) > MOST:
             raise InfusionError(f"{len(lines)} prompts are more than the {MOST} of a batch; use several nodes")
-        return io.NodeOutput(joined_prompts(clip, lines), len(lines), lines)
+        return io.NodeOutput(
+            joined_prompts(clip, lines), len(lines), [plain_name(line)[:_LONGEST_NAME] for line in lines]
+        )

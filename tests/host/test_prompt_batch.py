@@ -208,14 +208,15 @@ def test_maps_of_each_picture_are_of_its_own_prompt(server: Server) -> None:
         assert abs(found[picture] - masks(server, prompts, picture)[0]).max() < 0.01
 
 
-def test_prompts_are_given_out_one_by_one(server: Server) -> None:
+def test_each_picture_is_saved_under_its_prompts_name(server: Server, concepts: Any) -> None:
     graph = Graph()
-    _, clip, _ = graphs.load(graph)
-    made = graph.add("InfusionPromptBatch", clip=clip, prompts="\n".join(["", *PROMPTS, "  "]))
-    shown, count = graph.add("PreviewAny", source=made[2]), graph.add("PreviewAny", source=made[1])
-    outputs = server.run(graph).outputs
-    assert list(outputs[shown.node]["text"]) == list(PROMPTS)
-    assert list(outputs[count.node]["text"]) == ["3"]
+    _, clip = loaded(graph)
+    made = graph.add("InfusionPromptBatch", clip=clip, prompts="\n".join(["", "a <round>: on/pink", "  ", "x " * 50]))
+    pictures = graph.add("EmptyImage", width=64, height=64, batch_size=made[1], color=0)
+    apart = graph.add("RebatchImages", images=pictures, batch_size=1)
+    saved = graph.add("SaveImage", images=apart, filename_prefix=made[2])
+    names = [image["filename"] for image in server.run(graph).outputs[saved.node]["images"]]
+    assert names == ["a-round-on-pink_00001_.png", f"{'x-' * 30}_00001_.png"]
 
 
 @pytest.mark.parametrize("pictures", [1, 3])

@@ -151,6 +151,23 @@ def test_a_negative_for_each_picture(server: Server, concepts: Any) -> None:
     assert graphs.close(pink[1:], circle[1:]) > DIFFERENT
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_states_alone_are_known(server: Server, concepts: Any, count: int) -> None:
+    latents = []
+    for stripped in (True, False):  # the other way round the sampler would know the very tensor
+        graph = Graph()
+        model, clip = loaded(graph)
+        positive, batch = rows(graph, clip, PROMPTS[:count])
+        if stripped:
+            positive = graph.add("TestBare", conditioning=positive)
+        latent = graph.add("EmptyLatentImage", width=128, height=128, batch_size=batch)
+        empty = graphs.encode(graph, clip, "")
+        samples = graphs.sample(graph, model, positive, empty, latent=latent)
+        latents.append(graphs.drawn(server, graph, samples, "bare"))
+    assert graphs.close(*latents) < 1e-5
+    assert graphs.close(latents[0][:1], together(server, PROMPTS, names=())[:1]) > DIFFERENT
+
+
 def test_rows_that_another_node_joined_are_known(server: Server, concepts: Any) -> None:
     graph = Graph()
     model, clip = loaded(graph)

@@ -301,8 +301,15 @@ def joined_rows(one, other):
     return [[torch.cat([one[0][0], other[0][0]]), one[0][1].copy()]]
 
 
+@node(("CONDITIONING",), conditioning="CONDITIONING")
+def bare(conditioning):
+    """The states alone, without what travels beside them."""
+    return [[states, {}] for states, _ in conditioning]
+
+
 NODES = {
     "TestLowMemory": low_memory,
+    "TestBare": bare,
     "TestRows": joined_rows,
     "TestBoxed": boxed,
     "TestSigmas": sigmas,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -90,19 +91,21 @@ class WordReader:
 
     Attributes:
         rows: of one prompt, a row per picture.
-        positions: of each word's tokens along the context.
+        positions: of each word's tokens along the context; or such for several texts, which the rows take in turn. A
+            row whose text lacks a word that another has pays it no attention.
         maps: filled.
     """
 
     rows: slice
-    positions: Mapping[str, Sequence[int]]
+    positions: Mapping[str, Sequence[int]] | Sequence[Mapping[str, Sequence[int]]]
     maps: WordMaps
 
     def __call__(self, site: Site, query: Tensor, key: Tensor) -> None:
         """Look at the rows, picture by picture: a map of all tokens is large."""
-        for word, positions in self.positions.items():
-            shares = [attention_to(q, k, positions) for q, k in zip(query[self.rows], key[self.rows], strict=True)]
-            self.maps.add(word, torch.stack(shares))
+        texts = self.positions if isinstance(self.positions, Sequence) else (self.positions,)
+        rows = list(zip(query[self.rows], key[self.rows], cycle(texts), strict=False))
+        for word in dict.fromkeys(word for text in texts for word in text):
+            self.maps.add(word, torch.stack([attention_to(q, k, text.get(word, ())) for q, k, text in rows]))
 
 
 def attention_to(query: Tensor, key: Tensor, positions: Sequence[int]) -> Tensor:

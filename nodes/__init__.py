@@ -14,6 +14,7 @@ from .loaders import InfusionLoadConcept, InfusionLoadConcepts, InfusionLoadSnap
 from .many import InfusionTrainMany
 from .metrics import InfusionOverfitMetrics
 from .photos import InfusionLoadPhotos
+from .prompt_batch import InfusionPromptBatch
 from .save import InfusionSaveConcept
 from .similarity import InfusionSimilarity
 from .snapshot_grid import InfusionSnapshotGrid
@@ -36,6 +37,7 @@ class InfusionExtension(ComfyExtension):  # type: ignore[misc]
             InfusionLoadConcepts,
             InfusionLoadSnapshot,
             InfusionAttentionPatch,
+            InfusionPromptBatch,
             DreamBlendGuidance,
             CheckpointAdvisor,
             InfusionSnapshotGrid,

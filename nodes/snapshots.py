@@ -20,6 +20,7 @@ from ..infusion_core.residual_file import load_concept
 from ..infusion_core.training.state import TrainState, load_state, save_state
 from . import library
 from .resuming import Given
+from .widgets import plain_name
 
 RUNS_KEPT = 5
 _RUN = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-.+")  # date, time, word
@@ -229,8 +230,7 @@ def _new_folder(root: Path, word: str) -> Path:
     Raises:
         InfusionError: it cannot be made.
     """
-    plain = re.sub(r"[^\w-]+", "-", word).strip("-")
-    name, number = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{plain}", 1
+    name, number = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{plain_name(word)}", 1
     while True:
         folder = root / (name if number == 1 else f"{name}-{number}")
         try:

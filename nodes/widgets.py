@@ -15,6 +15,11 @@ def lines_of(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
+def plain_name(text: str) -> str:
+    """A text as part of a file's name, on every system: of letters, digits, ``_`` and ``-``."""
+    return re.sub(r"[^\w-]+", "-", text).strip("-")
+
+
 def split_words(text: str) -> list[str]:
     """The words of a text widget, separated by commas."""
     return [word.strip() for word in text.split(",") if word.strip()]

@@ -24,7 +24,7 @@ from ...infusion_core.sites import Site
 from .attention import PASS, Replacer, Triple, layer_of, layers_of, patch_inputs, slots_of
 from .casting import cast_again, layers_in
 from .memory import Memory
-from .mentions import MENTIONS, Mentions
+from .mentions import MENTIONS
 from .model import base_of
 from .options import require_unpatched
 from .rows import site_name
@@ -220,7 +220,7 @@ def encode_captions(model: Any, clip: Any, captions: Sequence[str], word: str, l
     out = []
     for caption in captions:
         cond = _cond_of(infused, caption)
-        mentions: Mentions = cond[MENTIONS]
+        (mentions,) = cond[MENTIONS]
         if mentions.interleaved:
             raise InfusionError("this CLIP gives keys and values, as NegPip's does; connect the CLIP in front of it")
         out.append(EncodedPrompt(_conditioning(model, cond, latents), (mentions.spans.get("", ()),)))

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .mentions import MENTIONS, Mentions, joined
+from .mentions import MENTIONS, Mentions, Texts, joined
 
 CHUNK = 77  # positions that a CLIP reads at once; whoever joins prompts joins whole chunks
 SKETCH = 32  # numbers that stand for a chunk
@@ -50,7 +50,7 @@ class Memory:
 
     def add(self, states: Tensor, mentions: Mentions, copied: bool = False) -> None:
         """Remember the states (1, L, D) of an encoded prompt; see `_Prompt.copied`."""
-        self._known[states] = mentions
+        self._known[states] = (mentions,)
         forms = [(sketch(states[0]), mentions)]
         if mentions.interleaved:
             forms.append((sketch(states[0, 1::2]), mentions.values))
@@ -69,14 +69,14 @@ class Memory:
         """Whether a prompt that is remembered names a concept."""
         return any(key in prompt.forms[0][1].spans for prompt in self._prompts)
 
-    def of(self, states: Tensor) -> Mentions | None:
-        """The mentions of this very tensor, if it is known."""
-        found: Mentions | None = self._known.get(states)
+    def of(self, states: Tensor) -> Texts | None:
+        """The texts of this very tensor, if it is known."""
+        found: Texts | None = self._known.get(states)
         return found
 
-    def keep(self, states: Tensor, mentions: Mentions) -> None:
-        """Know this very tensor from now on."""
-        self._known[states] = mentions
+    def keep(self, states: Tensor, texts: Texts) -> None:
+        """Know this very tensor (N, L, D) from now on, a text for each row."""
+        self._known[states] = texts
 
     def find(self, states: Tensor, first: int = 0, whole: bool = False) -> Mentions | None:
         """Mentions of the prompts that states (L, D) are made of, from position `first` on; None: of no known one.
@@ -109,8 +109,8 @@ class Memory:
                 yield form, whole or prompt.copied
 
 
-def mentions_in(cond: dict[str, Any], memory: Memory) -> Mentions | None:
-    """Mentions of a conditioning, as the sampler has it; None where the patch's CLIP encoded no part of it.
+def mentions_in(cond: dict[str, Any], memory: Memory) -> Texts:
+    """The texts of a conditioning, as the sampler has it; None for one of which the patch's CLIP encoded no part.
 
     The host gives negatives without an area a copy of a positive's dict that holds the negative's text states; what
     travels beside the states counts only where it belongs to them. The answer is kept beside the conditioning.
@@ -118,31 +118,41 @@ def mentions_in(cond: dict[str, Any], memory: Memory) -> Mentions | None:
     known = cond.setdefault(_FOUND, {})
     if id(memory) not in known:
         known[id(memory)] = _find(cond, memory)
-    found: Mentions | None = known[id(memory)]
+    found: Texts = known[id(memory)]
     return found
 
 
-def _find(cond: dict[str, Any], memory: Memory) -> Mentions | None:
+def _find(cond: dict[str, Any], memory: Memory) -> Texts:
     text = cond["model_conds"].get("c_crossattn")
     if text is None:
-        return None
+        return (None,)
     states, given = text.cond, cond.get("cross_attn")
     if given is None or given.shape != states.shape or not torch.equal(given.to(states), states):
-        return memory.find(states[0])
+        return _recognized(states, None, memory)
     known = memory.of(given)
     if known is None:
         known = _recognized(given, cond.get(MENTIONS), memory)
-        if known is not None:
+        if any(text is not None for text in known):
             memory.keep(given, known)
     return known
 
 
-def _recognized(states: Tensor, beside: Mentions | None, memory: Memory) -> Mentions | None:
-    """Mentions of states (1, L, D) that other nodes have made, of what travelled beside them and of what is in them."""
-    length = states.shape[1]
+def _recognized(states: Tensor, beside: Texts | None, memory: Memory) -> Texts:
+    """The texts of states (N, L, D) that other nodes have made, of what travelled beside them and of what is in them.
+
+    Where rows of several conditionings were joined, what lies beside them is one's own, so each is looked up.
+    """
+    if beside is not None and len(beside) == len(states):
+        return tuple(_of_row(*row, memory) for row in zip(states, beside, strict=True))
+    return tuple(memory.find(row, whole=len(states) > 1) for row in states)
+
+
+def _of_row(states: Tensor, beside: Mentions | None, memory: Memory) -> Mentions | None:
+    """Mentions of one row of states (L, D)."""
+    length = len(states)
     if beside is None or length < beside.length or not states.any():
-        return memory.find(states[0])
-    rest = memory.find(states[0], beside.length) if length > beside.length else None
+        return memory.find(states)
+    rest = memory.find(states, beside.length) if length > beside.length else None
     return joined([beside] if rest is None else [beside, rest], length)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...infusion_core.errors import InfusionError
 from ...infusion_core.tokens import Span
 
-MENTIONS = "infusion_mentions"  # beside a conditioning's states: its `Mentions`
+MENTIONS = "infusion_mentions"  # beside a conditioning's states: its `Texts`
 _WATCHED = "word:"
 
 
@@ -73,6 +73,10 @@ class Mentions:
         """The same with every position replaced by ``place(position)``, in a context of another length."""
         spans = {key: tuple(tuple(map(place, span)) for span in found) for key, found in self.spans.items()}
         return Mentions(spans, length, frozenset(map(place, self.negated)), interleaved)
+
+
+Texts = tuple[Mentions | None, ...]
+"""The texts of a conditioning, one for each row of its states, which pictures take in turn; None: an unknown one."""
 
 
 def watched_key(word: str) -> str:

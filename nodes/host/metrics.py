@@ -93,5 +93,5 @@ def encode(clip: Any, prompts: Sequence[str]) -> list[Encoded]:
 
 def names_concept(encoded: Encoded) -> bool:
     """Whether a prompt names a concept that is loaded on the CLIP it was encoded with."""
-    found = (options.get(MENTIONS) for _, options in encoded)
+    found = (text for _, options in encoded for text in options.get(MENTIONS, ()))
     return any(mentions.of_concepts for mentions in found if mentions is not None)

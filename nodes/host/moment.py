@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -55,14 +55,18 @@ class Moment:
         """Every conditioning on which concepts act; `own`: the base stream has a latent of its own."""
         found: dict[Entry, ConceptRows] = {}
         for entry, cond in entries_of(conds):
-            mentions = mentions_in(cond, self.patch.memory)
-            keys = self.patch.named(mentions) | self.patch.acting(self.run.regions.get(entry, frozenset()))
-            injected = not keys.isdisjoint(self.acting)
+            texts = mentions_in(cond, self.patch.memory)
+            regions = self.patch.acting(self.run.regions.get(entry, frozenset()))
+            named = [self.patch.named(text) | regions for text in texts]
+            injected = [not keys.isdisjoint(self.acting) for keys in named]
             # On a shared latent the base stream's maps are the row's own wherever no residual is added.
-            replaced = (injected or own) and any(self._covers(self.patch.concepts[key].map_window) for key in keys)
-            if injected or replaced:
-                found[entry] = ConceptRows(mentions, replaced)
+            replaced = [(acts or own) and self._replaces(keys) for keys, acts in zip(named, injected, strict=True)]
+            if any(injected) or any(replaced):
+                found[entry] = ConceptRows(texts, tuple(replaced))
         return found
+
+    def _replaces(self, keys: Collection[str]) -> bool:
+        return any(self._covers(self.patch.concepts[key].map_window) for key in keys)
 
     def _covers(self, window: Any) -> bool:
         return covers(window, self.sigma, self.sampling)

@@ -14,7 +14,7 @@ from ...infusion_core.readers import WordMaps, WordReader
 from ...infusion_core.sites import Site
 from .conds import entries_of
 from .memory import Memory, mentions_in
-from .mentions import Mentions, watched_key
+from .mentions import Mentions, Texts, watched_key
 from .model import base_of
 from .options import with_option
 from .patch import patch_of
@@ -30,11 +30,11 @@ class Observation:
     """One prediction that is watched.
 
     Attributes:
-        mentions: per conditioning.
+        texts: of each conditioning.
         pictures: in the batch.
     """
 
-    mentions: Mapping[Entry, Mentions]
+    texts: Mapping[Entry, Texts]
     pictures: int
 
 
@@ -69,12 +69,8 @@ class Observer:
         *args: Any, **kwargs: Any,
     ) -> Any:  # fmt: skip
         """One prediction, watched; areas are left out, for their maps are of a part of the picture."""
-        mentions = {
-            entry: found
-            for entry, cond in entries_of(conds)
-            if "area" not in cond and (found := mentions_in(cond, self._memory)) is not None
-        }
-        options = with_option(model_options, OBSERVED, Observation(mentions, len(x)))
+        texts = {entry: mentions_in(cond, self._memory) for entry, cond in entries_of(conds) if "area" not in cond}
+        options = with_option(model_options, OBSERVED, Observation(texts, len(x)))
         return executor(model, conds, x, timestep, options, *args, **kwargs)
 
     def inputs(self, query: Tensor, key: Tensor, value: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,21 +84,23 @@ class Observer:
     def _read(self, observation: Observation, query: Tensor, key: Tensor, extra: dict[str, Any]) -> None:
         layer, batch = self._layer(extra), batch_of(extra, key, observation.pictures, "Infusion Inspect Maps")
         for i, entry in enumerate(batch.entries if batch.tiles == 1 else ()):  # maps of tiles are of a part, too
-            if isinstance(entry[1], BaseRow) or entry not in observation.mentions:
+            if isinstance(entry[1], BaseRow) or entry not in observation.texts:
                 continue
-            mentions, keys = observation.mentions[entry].repeated(key.shape[1]), batch.part(key, i)[0]
-            if mentions.interleaved:
-                mentions, keys = mentions.values, keys[:, 0::2]
-            positions = self._positions(mentions)
-            if positions:
+            texts = [text and text.repeated(key.shape[1]) for text in observation.texts[entry]]
+            keys = batch.part(key, i)[0]
+            if any(text is not None and text.interleaved for text in texts):
+                texts, keys = [text and text.values for text in texts], keys[:, 0::2]
+            positions = [self._positions(text) for text in texts]
+            if any(positions):
                 projected = layer.to_q(batch.part(query, i)[0]), layer.to_k(keys)
                 heads = (split_heads(p, layer.heads) for p in projected)
                 WordReader(slice(None), positions, self._maps)(self._sites[site_name(extra)], *heads)
 
-    def _positions(self, mentions: Mentions) -> dict[str, list[int]]:
+    def _positions(self, text: Mentions | None) -> dict[str, list[int]]:
         """Context positions of each watched word that is mentioned."""
-        found = {word: mentions.spans.get(watched_key(word), ()) for word in self._maps.words}
-        return {word: sorted({p for span in spans for p in span}) for word, spans in found.items() if spans}
+        spans = text.spans if text else {}
+        found = {word: spans.get(watched_key(word), ()) for word in self._maps.words}
+        return {word: sorted({p for span in own for p in span}) for word, own in found.items() if own}
 
     def _layer(self, extra: Mapping[str, Any]) -> Any:
         """The cross-attention layer that calls the patch."""

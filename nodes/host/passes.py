@@ -17,7 +17,7 @@ from ...infusion_core.parts import additions
 from ...infusion_core.sites import Site
 from .attention import Triple, layer_of
 from .grown import Grown, InputPatch, trace
-from .mentions import Mentions
+from .mentions import Mentions, Texts
 from .options import is_foreign
 from .patch import Patch
 from .rows import BaseRow, Batch, Entry, batch_of, site_name
@@ -40,12 +40,34 @@ class ConceptRows:
     """A conditioning whose rows are the concept stream, at one noise level.
 
     Attributes:
-        mentions: where concepts' words stand in its own text; None where only its regions name them.
-        replaced: the rows attend with the base rows' maps.
+        texts: its own, which pictures take in turn; with none that names a concept only its regions do.
+        replaced: for each of them, whether its rows attend with the base rows' maps.
     """
 
-    mentions: Mentions | None
-    replaced: bool
+    texts: Texts
+    replaced: tuple[bool, ...]
+
+    def check_fit(self, pictures: int) -> None:
+        """Refuse a batch in which it is not sure which picture has which text.
+
+        Raises:
+            InfusionError: its texts do not go evenly into so many pictures.
+        """
+        if pictures % len(self.texts):
+            raise InfusionError(
+                f"a conditioning of {len(self.texts)} prompts for a batch of {pictures}: every picture needs its own; "
+                "set batch_size of the latent to the count of Infusion Prompt Batch, or a multiple"
+            )
+
+    def text_of(self, picture: int) -> Mentions | None:
+        """What a picture's text names."""
+        return self.texts[picture % len(self.texts)]
+
+    def takes_maps(self, pictures: int) -> slice | list[int]:
+        """Which of the pictures attend with the base rows' maps."""
+        if all(self.replaced):
+            return slice(None)
+        return [picture for picture in range(pictures) if self.replaced[picture % len(self.replaced)]]
 
 
 @dataclass
@@ -139,7 +161,10 @@ class TwoStreamPass:
     def _batch(self, extra: Mapping[str, Any], context: Tensor) -> Batch:
         layout = (tuple(extra["cond_or_uncond"]), tuple(extra["uuids"]), len(context))
         if layout not in self._batches:
-            self._batches[layout] = batch_of(extra, context, self.pictures, "Infusion Attention Patch")
+            batch = batch_of(extra, context, self.pictures, "Infusion Attention Patch")
+            for entry in self.concept_rows.keys() & set(batch.entries):
+                self.concept_rows[entry].check_fit(batch.pictures)
+            self._batches[layout] = batch
         return self._batches[layout]
 
     def _replaced(self, site: str, query: Tensor, batch: Batch) -> Tensor:
@@ -152,11 +177,12 @@ class TwoStreamPass:
         replaced = query.clone() if wanted else query
         for entry, i in wanted.items():
             supplied = batch.part(query, base[entry]) if entry in base else self._noted(site, entry)
-            batch.part(replaced, i).copy_(supplied)
+            pictures = self.concept_rows[entry].takes_maps(batch.pictures)
+            batch.part(replaced, i)[:, pictures] = supplied[:, pictures]
         return replaced
 
     def _takes_maps(self, entry: Entry) -> bool:
-        return entry in self.concept_rows and self.concept_rows[entry].replaced
+        return entry in self.concept_rows and any(self.concept_rows[entry].replaced)
 
     def _noted(self, site: str, entry: Entry) -> Tensor:
         if not self.queries[site, entry]:
@@ -181,10 +207,7 @@ class TwoStreamPass:
         """The residuals for the rows of one forward, made once per layout."""
         layout = (batch, id(grown), like.shape[1], like.dtype, like.device)
         if layout not in self._plans:
-            own = [
-                (row, m) for i, entry in enumerate(batch.entries) if (m := self._own(entry)) for row in batch.rows(i)
-            ]
-            context, value = own, own
+            context = value = own = self._own(batch)
             if grown is not None:  # rows that were there before hold context-space residuals already
                 context = grown.regions(batch)
                 value = context + grown.taken_over(dict(own))
@@ -199,9 +222,14 @@ class TwoStreamPass:
             )
         return self._plans[layout]
 
-    def _own(self, entry: Entry) -> Mentions | None:
-        """What a conditioning's own text names, where its rows are the concept stream."""
-        return self.concept_rows[entry].mentions if entry in self.concept_rows else None
+    def _own(self, batch: Batch) -> list[tuple[int, Mentions]]:
+        """The rows of the concept stream, each with what its own text names."""
+        return [
+            (row, text)
+            for i, entry in enumerate(batch.entries)
+            for row in (batch.rows(i) if entry in self.concept_rows else ())
+            if (text := self.concept_rows[entry].text_of(row % batch.pictures)) is not None
+        ]
 
     def _inject(self, key: str, rows: Sequence[tuple[int, Mentions]], like: Tensor) -> Iterator[Injection]:
         """A concept on rows (R, L, D), each with the mentions of its text; negative where its word is."""

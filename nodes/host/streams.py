@@ -59,7 +59,7 @@ class TwoStreams:
         """One sampling run; with base latent `own` the base stream's comes first."""
         self.patch.memory.begin_run()
         options, conds = extra_args["model_options"], list(guider.conds.values())
-        found = [mentions_in(cond, self.patch.memory) for _, cond in entries_of(conds)]
+        found = [text for _, cond in entries_of(conds) for text in mentions_in(cond, self.patch.memory)]
         run = Run(named=frozenset[str]().union(*map(self.patch.named, found)))
 
         def draw(trajectory: Trajectory | None, shown: Any) -> Any:
@@ -144,7 +144,7 @@ def _two_streams(
     predict: Predict, state: TwoStreamPass, conds: Conds, x: Tensor, base_x: Tensor, model_options: Mapping[str, Any]
 ) -> Any:
     """The concept stream's prediction, after or together with the base stream's."""
-    replaced = {entry for entry, rows in state.concept_rows.items() if rows.replaced}
+    replaced = {entry for entry, rows in state.concept_rows.items() if any(rows.replaced)}
     if not replaced:
         return predict(conds, x, state)
     watched = patches_rows(model_options, conds)

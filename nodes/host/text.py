@@ -98,7 +98,7 @@ class InfusedCLIP(comfy.sd.CLIP):  # type: ignore[misc]
         mentions = mentions_of(texts[0], states)
         self.memory.add(states, mentions, copied=not return_dict)
         if return_dict:
-            out[MENTIONS] = mentions
+            out[MENTIONS] = (mentions,)
         return out
 
     def encode_from_tokens_scheduled(self, tokens: Any, *args: Any, **kwargs: Any) -> Any:

@@ -27,7 +27,7 @@ def warn_of_unused(patch: Patch, run: Run, conds: Conds) -> None:
 
 def _reason(patch: Patch, run: Run, key: str, conds: Conds) -> str:
     concept = patch.concepts[key]
-    known = [mentions_in(cond, patch.memory) is not None for _, cond in entries_of(conds)]
+    known = [text is not None for _, cond in entries_of(conds) for text in mentions_in(cond, patch.memory)]
     if key in run.named:
         return "another node runs the model without the patches on its cross-attention; leave that node out"
     if not all(known) and patch.memory.names(key):

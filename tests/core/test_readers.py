@@ -9,6 +9,7 @@ import torch
 
 from infusion_core.attention import Plan
 from infusion_core.readers import WordMaps, WordReader, attention_to, grid_of
+from infusion_core.sites import Site
 
 from . import explicit
 from .toy import ToyDenoiser, latents, prompts
@@ -27,6 +28,18 @@ def test_words_receive_what_the_maps_of_every_layer_say():
         assert found.counts[word, 4] == 3
         mean = found.mean(word, 0, 2, 2)
         torch.testing.assert_close(mean.double(), (wanted / 3).reshape(2, 2, 2), rtol=1e-4, atol=1e-5)
+
+
+def test_rows_take_the_texts_in_turn():
+    """A row whose text lacks a word that another's has pays it no attention."""
+    query, key = torch.randn(4, 2, 7, 3), torch.randn(4, 2, 5, 3)
+    found = WordMaps(("cat", "hat"))
+    WordReader(slice(None), ({"cat": [2]}, {"cat": [1], "hat": [0, 4]}), found)(Site("one", "mid", 3), query, key)
+    maps = (query @ key.transpose(-1, -2) / 3**0.5).softmax(-1).mean(1)  # (4, 7, 5)
+    cats = torch.stack([maps[row, :, place] for row, place in enumerate((2, 1, 2, 1))])
+    torch.testing.assert_close(found.sums["cat", 7], cats)
+    hats = maps[:, :, [0, 4]].sum(-1) * torch.tensor([0.0, 1.0, 0.0, 1.0])[:, None]
+    torch.testing.assert_close(found.sums["hat", 7], hats)
 
 
 def test_attention_is_shared_out_among_the_tokens():

@@ -295,8 +295,22 @@ def boxed(conditioning):
     return [[states, {**options, "gligen": ("position", boxes, [])}] for states, options in conditioning]
 
 
+@node(("CONDITIONING",), one="CONDITIONING", other="CONDITIONING")
+def joined_rows(one, other):
+    """As nodes that schedule prompts over a batch do: a row of states for each picture, what else is the first's."""
+    return [[torch.cat([one[0][0], other[0][0]]), one[0][1].copy()]]
+
+
+@node(("CONDITIONING",), conditioning="CONDITIONING")
+def bare(conditioning):
+    """The states alone, without what travels beside them."""
+    return [[states, {}] for states, _ in conditioning]
+
+
 NODES = {
     "TestLowMemory": low_memory,
+    "TestBare": bare,
+    "TestRows": joined_rows,
     "TestBoxed": boxed,
     "TestSigmas": sigmas,
     "TestRowLog": row_log,

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from comfyui_process.graph import Graph, PromptError, Ran
 from comfyui_process.server import Server
 from infusion_core.embedded.model import load_model
+from infusion_core.embedded.subject import load_subject
 from infusion_core.embedded.tasks import trainer_for
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 from infusion_core.residual_file import load_concept
@@ -42,23 +44,21 @@ def run(server: Server, folder: str, **changed: Any) -> tuple[list[str], Ran]:
     return ran.outputs[many.node]["text"][0].splitlines(), ran
 
 
-def alone(name: str, count: int, number: int) -> dict[str, Any]:
+def alone(folder: Path, word: str) -> dict[str, Any]:
     """What the embedded host learns from the same folder in a run of its own."""
-    settings = ResidualSettings(
-        steps=4, batch_size=2, learning_rate=0.02, layout="block", bins=1, seed=5
-    )  # fmt: skip
-    pictures = training_images(list(CONCEPTS.values())[number])[:count]
-    trainer = trainer_for(load_model("tinyworld"), pictures, SUBJECTS[name], settings)
+    settings = ResidualSettings(steps=4, batch_size=2, learning_rate=0.02, layout="block", bins=1, seed=5)
+    trainer = trainer_for(load_model("tinyworld"), load_subject(folder, 128, []), word, settings)
     for _ in trainer.run():
         pass
     return dict(trainer.learned().tensors)
 
 
 def test_together_each_learns_what_it_learns_alone(server: Server) -> None:
-    write(server.base / "input" / "zoo")
-    (server.base / "input" / "zoo" / "empty").mkdir()
-    (server.base / "input" / "zoo" / "broken").mkdir()
-    (server.base / "input" / "zoo" / "broken" / "photo.png").write_bytes(b"no picture")
+    place = server.base / "input" / "zoo"
+    write(place)
+    (place / "empty").mkdir()
+    (place / "broken").mkdir()
+    (place / "broken" / "photo.png").write_bytes(b"no picture")
     lines, _ = run(server, "zoo")
     assert [line for line in lines if line.endswith(": trained")] == [
         "ember (circle): trained", "frost (triangle): trained", "wasp (square): trained",
@@ -69,13 +69,30 @@ def test_together_each_learns_what_it_learns_alone(server: Server) -> None:
     out = server.output / "infusion" / "many"
     assert sorted(path.name for path in out.glob("*.safetensors")) == [f"{n}.safetensors" for n in sorted(SUBJECTS)]
     for number, name in enumerate(SUBJECTS):
-        learned, wanted = load_concept(out / f"{name}.safetensors"), alone(name, 2 + number, number)
+        learned, wanted = load_concept(out / f"{name}.safetensors"), alone(place / name, SUBJECTS[name])
         assert learned.word == SUBJECTS[name]
         assert learned.training["images"] == str(2 + number)
         assert learned.thumbnail
         for key, tensor in wanted.items():
             assert tensor.abs().max() > 0.01
             assert (learned.tensors[key] - tensor).norm() < 0.02 * tensor.norm(), (name, key)
+
+
+def test_what_is_transparent_is_not_learned(server: Server) -> None:
+    place, learned = server.base / "input" / "cut", {}
+    for name, opaque in (("whole", 255), ("half", 0)):
+        (place / name).mkdir(parents=True)
+        for i, picture in enumerate(training_images(CONCEPTS["ember"])[:2]):
+            alpha = Image.new("L", picture.size, 255)
+            alpha.paste(opaque, (0, 0, picture.width // 2, picture.height))
+            picture.putalpha(alpha)
+            picture.save(place / name / f"{i}.png")
+    run(server, "cut", save_in="cut", word="circle")
+    for name in ("whole", "half"):
+        learned[name] = load_concept(server.output / "infusion" / "cut" / f"{name}.safetensors").tensors
+        for key, tensor in alone(place / name, "circle").items():
+            assert (learned[name][key] - tensor).norm() < 0.02 * tensor.norm(), (name, key)
+    assert all((t - learned["whole"][k]).norm() > 0.2 * t.norm() for k, t in learned["half"].items())
 
 
 def test_a_second_run_learns_only_what_is_new(server: Server) -> None:

@@ -14,7 +14,7 @@ from infusion_core.attention import Plan, QueryKey, Reader
 from infusion_core.concepts import LoadedConcept
 from infusion_core.embedded.tinyworld.captions import OPENINGS, caption, random_aspects
 from infusion_core.embedded.tinyworld.world import Scene
-from infusion_core.injection import Injection
+from infusion_core.injection import ConceptInjection
 from infusion_core.residuals import Base, ConceptResidual
 from infusion_core.sites import Site
 
@@ -64,7 +64,7 @@ class Lesson:
         residual = ConceptResidual("noun", "layer", tensors, base.architecture, base.context_width)
         entries = torch.arange(len(self.rows), device=self.rows.device)
         concept = LoadedConcept("noun", residual)
-        injection = Injection(concept, self.rows, self.positions, entries, torch.zeros_like(entries))
+        injection = ConceptInjection(self.rows, self.positions, entries, torch.zeros_like(entries), concept)
         return Plan(SomeSupplied(self.replaced, maps), readers, [injection])
 
 

@@ -170,12 +170,11 @@ class _Run:
         unsaid = unsaid_of(self.model.text, request.word, request.phrase, request.templates[0])
         meter = lora_meter(self.trainer, objective, unsaid) if settings.validation_draws else None
         self.record = RunRecord(settings, len(self.photos), self.model.resolution, meter=meter)
-        indicator = objective.indicator if settings.compares else None
         drawn = partial(draw_quickly, self.model)
         live = Live(f"learning {request.phrase!r}", request.drawn, drawn, self.record, request.places)
         self.course = Course(
-            self.trainer, self.record, request.places, given, self.write, "LoRA", live, indicator, request.stop_at,
-            request.finish,
+            self.trainer, self.record, request.places, given, self.write, "LoRA", live, objective.measured,
+            request.stop_at, request.finish,
         )  # fmt: skip
         self.course.begin(state)
 

@@ -166,15 +166,14 @@ class _Run:
         def write(path: Path) -> int:
             return save_concept(path, run.concept(), request.storage)
 
-        indicator = objective.indicator if request.settings.restraint.measures else None
-
         def drawn(prompt: str, seed: int) -> Image.Image:
             return draw_quickly(model, prompt, seed, LoadedConcept(request.out.stem, trainer.learned()))
 
         live = Live(f"learning {request.word!r}", request.drawn, drawn, record, request.places)
         course = Course(
-            trainer, record, request.places, given, write, "concept", live, indicator, request.stop_at, request.finish
-        )
+            trainer, record, request.places, given, write, "concept", live, objective.measured, request.stop_at,
+            request.finish,
+        )  # fmt: skip
         course.begin(state)
         run = cls(request, model, pictures, course, started)
         return run

@@ -113,11 +113,10 @@ def train(
             **settings.told, "node": "APTTrain", "phrase": phrase, "captions": of_photos, "said": said, "word": word,
             "photos": hash_of(photos), "masks": hash_of(masks), "flip": flip, "prior": hash_of(class_squares),
         }  # fmt: skip
-        indicator = first.indicator if settings.compares else None
         with lora.installed():
             previews = Previews(asked, drawn if preview_every else None)
             make_room(denoiser, trainer, [clip.patcher] if live else [])
-            run = Run(trainer, record, previews, write, folder, told, indicator, stop_at, Finish(stop, take))
+            run = Run(trainer, record, previews, write, folder, told, first.measured, stop_at, Finish(stop, take))
             run.train()
         best = run.taken()
         state = lora_tensors(trained()) if best is None else read_tensors(best.read_bytes())[0]

@@ -247,13 +247,12 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             def write(path: Path) -> object:
                 return save_concept(path, described())
 
-            indicator = first.indicator if settings.restraint.measures else None
             told = {
                 **settings.told, "node": "InfusionTrain", "word": word, "captions": captions_of_word, "said": said,
                 "photos": hash_of(photos), "masks": hash_of(masks), "flip": flip,
             }  # fmt: skip
             make_room(denoiser, trainer)
-            run = Run(trainer, record, previews, write, folder, told, indicator, stop_at, Finish(stop, take))
+            run = Run(trainer, record, previews, write, folder, told, first.measured, stop_at, Finish(stop, take))
             run.train()
         best = run.taken()
         learned = (LoadedConcept(word, described() if best is None else load_concept(best)),)

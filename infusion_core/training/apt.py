@@ -95,6 +95,11 @@ class AptObjective(LoraObjective):
         """The indicator's."""
         return self.indicator.state() if self.settings.compares else {}
 
+    @property
+    def measured(self) -> Indicator | None:
+        """The indicator, where the base model is asked about every batch."""
+        return self.indicator if self.settings.compares else None
+
     def restore(self, extra: Mapping[str, Tensor]) -> None:
         """Take it back."""
         if self.settings.compares:

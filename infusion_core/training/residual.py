@@ -173,6 +173,11 @@ class ResidualObjective:
         """Whether the base model is asked about every batch."""
         return self.settings.restraint.measures
 
+    @property
+    def measured(self) -> Indicator | None:
+        """The indicator, where overfitting is measured."""
+        return self.indicator if self.compares else None
+
     def look(self, generator: Generator) -> Look:
         """A random batch."""
         size = self.settings.batch_size

@@ -41,11 +41,12 @@ class ExplicitProcessor:
         return attn.to_out[0](out)
 
 
-def sample(model, context, uncond, noise, residuals, spans, steps, guidance, base_latent):
+def sample(model, context, uncond, noise, residuals, spans, steps, guidance, base_latent, unconditional=False):
     """DDIM from the formula (Song et al. 2021, eq. 12, eta 0) with rows [uncond, base, concept] or four with `own`.
 
     Args:
         residuals: list of (ConceptResidual, strength), spans: per concept its occurrences.
+        unconditional: with `own`, the concept stream's unconditional rows take the base stream's maps too.
     """
     denoiser, scheduler, n = model.denoiser, model.scheduler, len(noise)
     scheduler.set_timesteps(steps)
@@ -56,6 +57,8 @@ def sample(model, context, uncond, noise, residuals, spans, steps, guidance, bas
     states = torch.cat([t.expand(n, -1, -1) for t in texts])
     sources = torch.arange(groups * n)
     sources[(groups - 1) * n :] = torch.arange(n) + n  # the concept rows take the base cond rows' maps
+    if unconditional:
+        sources[2 * n : 3 * n] = torch.arange(n)
     concept_rows = range((groups - 1) * n, groups * n)
     x = base = noise
     before = dict(denoiser.unet.attn_processors)

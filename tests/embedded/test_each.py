@@ -45,31 +45,37 @@ def alone(model, row, settings):
     return mixed(model, [row], settings)
 
 
-def by_hand(model, row, steps, guidance, base_latent):
+def by_hand(model, row, settings):
     """Latents of a row by itself, from attention maps that are computed and copied."""
     encoded = model.text.encode(row.prompt, {c.name: c.residual.word for c in row.concepts})
     with torch.no_grad():
         return explicit.sample(
             model, encoded.conditioning.context, model.text.encode(row.negative).conditioning.context,
-            model.noise(1, row.seed), [(c.residual, c.strength) for c in row.concepts], encoded.spans, steps, guidance,
-            base_latent,
+            model.noise(1, row.seed), [(c.residual, c.strength) for c in row.concepts], encoded.spans,
+            settings.steps, settings.guidance, settings.base_latent, settings.replace_unconditional,
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("base_latent", ["shared", "own"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SampleSettings(2, 3.0),
+        SampleSettings(3, 3.0, "own"),  # the base stream's second step is seen in the third
+        SampleSettings(2, 3.0, "own", replace_unconditional=True),
+    ],
+)
 @pytest.mark.parametrize("layout", ["block", "layer", "value", "parts"])
-def test_each_row_equals_explicit_maps_of_it_alone(tinyworld, base_latent, layout):
+def test_each_row_equals_explicit_maps_of_it_alone(tinyworld, settings, layout):
     rows = [
         Row(PROMPT, (named(tinyworld, "circle", layout, 1, 0.7, 2), named(tinyworld, "square", layout, 2, 1.2, 2)), 5),
         Row("a big square", (named(tinyworld, "square", layout, 3, bins=2),), 6, "a small circle"),
         Row(PLAIN, (), 7),
         Row(PROMPT, (named(tinyworld, "circle", layout, 4, 1.5, 2),), 5),
     ]
-    drawn = mixed(tinyworld, rows, SampleSettings(2, 3.0, base_latent))
-    base = mixed(tinyworld, [Row(row.prompt, (), row.seed, row.negative) for row in rows],
-                 SampleSettings(2, 3.0, base_latent))  # fmt: skip
+    drawn = mixed(tinyworld, rows, settings)
+    base = mixed(tinyworld, [Row(row.prompt, (), row.seed, row.negative) for row in rows], settings)
     for i in (0, 1, 3):
-        assert relative(drawn[i], by_hand(tinyworld, rows[i], 2, 3.0, base_latent)[0]) < 5e-5
+        assert relative(drawn[i], by_hand(tinyworld, rows[i], settings)[0]) < 5e-5
         assert relative(drawn[i], base[i]) > 1e-3  # the residual did something
     assert relative(drawn[0], drawn[3]) > 1e-3
     assert torch.equal(drawn[2], base[2])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from PIL import Image
 from infusion_core.concepts import LoadedConcept
 from infusion_core.embedded.adapters import read_lora, with_lora
 from infusion_core.embedded.model import EmbeddedModel, load_model
-from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.embedded.tasks import draw
 from infusion_core.errors import InfusionError
 from infusion_core.residual_file import is_concept_file, load_concept
@@ -24,6 +23,8 @@ from .console import progress, say
 from .generate import sampling_of
 from .output import peak_rss_mb, save_picture, write_report
 from .places import Places
+
+Artist = tuple[EmbeddedModel, list[LoadedConcept]]  # what draws
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,15 @@ def run_grid(request: GridRequest) -> Image.Image:
     cells = request.plan.cells(len(files))
     model = load_model(request.model, config=request.config)
     settings = sampling_of(model, request.sampling)
-    artist = lru_cache(1)(lambda file, strength: _loaded(model, file, strength))  # a row has one
     with progress("drawing snapshots", cells) as advance:
 
-        def drawn(file: Path, strength: float, prompt: str) -> Image.Image:
-            picture = _drawn(*artist(file, strength), prompt, request.seed, settings)
+        def drawn(artist: Artist, prompt: str) -> Image.Image:
+            drawing, concepts = artist
+            (picture,) = draw(drawing, prompt, concepts, 1, request.seed, settings)
             advance()
             return picture
 
-        grid = request.plan.drawn(files, drawn)
+        grid = request.plan.drawn(files, partial(_loaded, model), drawn)
     save_picture(request.out / "grid.png", grid)
     report = {
         "model": model.name,
@@ -104,15 +105,8 @@ def run_grid(request: GridRequest) -> Image.Image:
     return grid
 
 
-def _loaded(model: EmbeddedModel, file: Path, strength: float) -> tuple[EmbeddedModel, list[LoadedConcept]]:
-    """What draws: the base model with a concept, or a model with a LoRA in it."""
+def _loaded(model: EmbeddedModel, file: Path, strength: float) -> Artist:
+    """The base model with a concept, which at strength 0 is the base model; or a model with a LoRA in it."""
     if is_concept_file(file):
         return model, [LoadedConcept(file.stem, load_concept(file), strength)]
     return with_lora(model, read_lora(file), file.name, strength), []
-
-
-def _drawn(
-    model: EmbeddedModel, concepts: list[LoadedConcept], prompt: str, seed: int, settings: SampleSettings
-) -> Image.Image:
-    """One picture; a concept at strength 0 is the base model."""
-    return draw(model, prompt, concepts, 1, seed, settings)[0]

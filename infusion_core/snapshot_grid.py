@@ -17,6 +17,7 @@ from .grid import labelled_grid
 MOST_CELLS = 400  # pictures of one grid
 _STEP = re.compile(r"step-(\d{5,})\.safetensors")
 S = TypeVar("S")
+A = TypeVar("A")
 
 
 @dataclass(frozen=True)
@@ -52,19 +53,22 @@ class GridPlan:
             raise InfusionError(f"{count} pictures are too many for one grid; choose up to {MOST_CELLS}")
         return count
 
-    def drawn(self, snapshots: Sequence[tuple[str, S]], draw: Callable[[S, float, str], Image.Image]) -> Image.Image:
+    def drawn(
+        self, snapshots: Sequence[tuple[str, S]], load: Callable[[S, float], A], draw: Callable[[A, str], Image.Image]
+    ) -> Image.Image:
         """The grid: a row for each snapshot at each strength, a column for each prompt.
 
         Args:
-            snapshots: label and what `draw` knows each by.
-            draw: a picture by a snapshot, at a strength, of a prompt.
+            snapshots: label and what `load` knows each by.
+            load: what draws, by a snapshot at a strength; once for each row.
+            draw: a picture by that, of a prompt.
         """
         self.cells(len(snapshots))
-        rows = [
-            (self._label(label, strength), [draw(snapshot, strength, prompt) for prompt in self.prompts])
-            for label, snapshot in snapshots
-            for strength in self.strengths
-        ]
+        rows = []
+        for label, snapshot in snapshots:
+            for strength in self.strengths:
+                artist = load(snapshot, strength)
+                rows.append((self._label(label, strength), [draw(artist, prompt) for prompt in self.prompts]))
         return labelled_grid(rows, self.prompts)
 
     def _label(self, snapshot: str, strength: float) -> str:

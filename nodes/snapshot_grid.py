@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import comfy.sd
 import comfy.utils
-import numpy as np
-import torch
 from comfy_api.latest import io
 from PIL import Image
 
@@ -20,7 +19,7 @@ from . import library, snapshots
 from .host.candidates import Candidates
 from .host.compat import ADVANCED, schema
 from .host.install import apply
-from .pictures import first_of
+from .pictures import first_of, image_of
 from .widgets import lines_of, parts_of
 
 _PROMPTS = "a photo of a cat\na photo of a cat on the beach"
@@ -90,13 +89,13 @@ class InfusionSnapshotGrid(io.ComfyNode):  # type: ignore[misc]
         artist = Candidates(model, clip, vae, size, 1, steps, cfg, seed)
         progress = comfy.utils.ProgressBar(plan.cells(len(files)))
 
-        def drawn(file: Path, strength: float, prompt: str) -> Image.Image:
-            picture = first_of(artist.drawn(*_loaded(model, clip, file, strength), prompt))
+        def drawn(loaded: tuple[Any, Any], prompt: str) -> Image.Image:
+            picture = first_of(artist.drawn(*loaded, prompt))
             progress.update(1)
             return picture
 
-        grid = plan.drawn([(f"step {step}", file) for step, file in files], drawn)
-        return io.NodeOutput(torch.from_numpy(np.asarray(grid, dtype=np.float32) / 255)[None])
+        grid = plan.drawn([(f"step {step}", file) for step, file in files], partial(_loaded, model, clip), drawn)
+        return io.NodeOutput(image_of(grid))
 
 
 def _loaded(model: Any, clip: Any, file: Path, strength: float) -> tuple[Any, Any]:

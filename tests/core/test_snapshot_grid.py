@@ -15,9 +15,21 @@ def coloured(snapshot, strength, prompt):
     return Image.new("RGB", (40, 30), (snapshot, int(strength * 100), len(prompt)))
 
 
+def drawn(plan, snapshots):
+    """The grid, and what was loaded for it."""
+    loaded = []
+
+    def load(*row):
+        loaded.append(row)
+        return row
+
+    return plan.drawn(snapshots, load, lambda row, prompt: coloured(*row, prompt)), loaded
+
+
 def test_a_row_is_a_snapshot_at_a_strength_and_a_column_a_prompt():
     plan = GridPlan((0.5, 1.0), ("a cat", "a cat on the moon"))
-    grid = plan.drawn([("step 5", 50), ("step 10", 100)], coloured)
+    grid, loaded = drawn(plan, [("step 5", 50), ("step 10", 100)])
+    assert loaded == [(50, 0.5), (50, 1.0), (100, 0.5), (100, 1.0)]  # once for each row
     rows = [
         (f"step {step}, strength {strength:g}", [coloured(10 * step, strength, prompt) for prompt in plan.prompts])
         for step in (5, 10)
@@ -28,7 +40,7 @@ def test_a_row_is_a_snapshot_at_a_strength_and_a_column_a_prompt():
 
 def test_a_strength_that_is_always_1_is_not_told():
     plan = GridPlan((1.0,), ("a cat",))
-    grid = plan.drawn([("step 5", 50)], coloured)
+    grid, _ = drawn(plan, [("step 5", 50)])
     assert np.array_equal(grid, labelled_grid([("step 5", [coloured(50, 1.0, "a cat")])], ["a cat"]))
 
 
@@ -54,4 +66,4 @@ def test_what_cannot_be_drawn_is_refused():
     plan = GridPlan((0.5, 1.0), ("a", "b"))
     assert plan.cells(MOST_CELLS // 4) == MOST_CELLS
     with pytest.raises(InfusionError, match=f"{MOST_CELLS + 4} pictures are too many"):
-        plan.drawn([("", 0)] * (MOST_CELLS // 4 + 1), coloured)
+        drawn(plan, [("", 0)] * (MOST_CELLS // 4 + 1))

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from infusion_core.atomic import write_atomic
-from infusion_core.captions import CAPTION_TEMPLATES, class_word, fill, preview_prompts
+from infusion_core.captions import CAPTION_TEMPLATES, class_word, fill
 from infusion_core.embedded.lora import apt_trainer
 from infusion_core.embedded.metering import unsaid_of
 from infusion_core.embedded.model import EmbeddedModel, load_model
@@ -33,7 +33,7 @@ from .alone import alone
 from .console import progress, say
 from .course import Course, former, photos_in
 from .given import given_class, given_model, given_photos, require_same
-from .live import Live, Previews, chosen_every, draw_quickly
+from .live import Live, Previews, draw_quickly
 from .output import peak_rss_mb, save_picture
 from .places import Places
 from .room import say_footprint
@@ -95,8 +95,7 @@ class AptRequest:
     @property
     def drawn(self) -> Previews:
         """What is drawn while training."""
-        every = chosen_every(self.preview_every, self.previews, self.settings.snapshot_every)
-        return Previews(preview_prompts(self.previews, self.phrase), every)
+        return Previews.asked(self.previews, self.preview_every, self.phrase, self.settings.snapshot_every)
 
     @property
     def phrase(self) -> str:

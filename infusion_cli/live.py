@@ -11,6 +11,7 @@ from io import BytesIO
 from PIL import Image
 
 from infusion_core.atomic import write_atomic
+from infusion_core.captions import preview_prompts
 from infusion_core.concepts import LoadedConcept
 from infusion_core.embedded.model import EmbeddedModel
 from infusion_core.embedded.sampling import SampleSettings
@@ -40,14 +41,25 @@ class Previews:
     prompts: tuple[str, ...] = ()
     every: int = 0
 
+    @classmethod
+    def asked(cls, templates: Sequence[str], every: int | None, phrase: str, snapshots: int) -> Previews:
+        """As a user asks: at every snapshot where only templates are given, never without both.
+
+        Args:
+            templates: with ``{}`` for the subject.
+            every: steps between two times; None where that is not said.
+            phrase: of the subject.
+            snapshots: steps between two of them.
+
+        Raises:
+            InfusionError: see `preview_prompts`.
+        """
+        unsaid = snapshots if templates else 0
+        return cls(preview_prompts(templates, phrase), unsaid if every is None else every)
+
     def due(self, step: int, steps: int) -> bool:
         """Whether pictures are drawn after a step: every so many, and after the last."""
         return self.every > 0 and (step % self.every == 0 or step == steps)
-
-
-def chosen_every(asked: int | None, prompts: Sequence[str], snapshots: int) -> int:
-    """Steps between pictures: as asked; at every snapshot where only prompts are given; never without both."""
-    return (snapshots if prompts else 0) if asked is None else asked
 
 
 def draw_quickly(model: EmbeddedModel, prompt: str, seed: int, *concepts: LoadedConcept) -> Image.Image:
@@ -131,7 +143,8 @@ class Live:
         if not became:
             facts["time left"] = self._clock.left(step, steps)
         if step:
-            facts["loss, mean of " + str(record.means[0])] = f"{record.means[1][-1]:.4f}"
+            window, means = record.means
+            facts[f"loss, mean of {window}"] = f"{means[-1]:.4f}"
             facts["learning rate"] = f"{record.rates[-1]:.3g}"
         if record.validation:
             facts["validation loss"] = f"{record.validation[-1][1]:.4f}"

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from infusion_core.atomic import write_atomic
-from infusion_core.captions import CAPTION_TEMPLATES, class_word, fill, preview_prompts
+from infusion_core.captions import CAPTION_TEMPLATES, class_word, fill
 from infusion_core.concepts import LoadedConcept
 from infusion_core.embedded.model import EmbeddedModel, load_model
 from infusion_core.embedded.photos import find_photos, thumbnail
@@ -28,7 +28,7 @@ from .alone import alone
 from .console import say
 from .course import Course, former, photos_in
 from .given import given_before_loading, given_model, given_photos, require_same
-from .live import Live, Previews, chosen_every, draw_quickly
+from .live import Live, Previews, draw_quickly
 from .output import peak_rss_mb
 from .places import Places
 from .room import say_footprint
@@ -62,8 +62,7 @@ class TrainRequest:
     @property
     def drawn(self) -> Previews:
         """What is drawn while training."""
-        every = chosen_every(self.preview_every, self.previews, self.settings.snapshot_every)
-        return Previews(preview_prompts(self.previews, class_word(self.word)), every)
+        return Previews.asked(self.previews, self.preview_every, class_word(self.word), self.settings.snapshot_every)
 
     @property
     def places(self) -> Places:

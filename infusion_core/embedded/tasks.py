@@ -118,13 +118,17 @@ def draw_latents(
     """Latents (n, C, h, w) of each batch of pictures of a prompt; see `draw`."""
     sampler = sampler_for(model, prompt, concepts, settings, negative)
     for first in range(0, count, batch):
-        latents = None
-        for step in sampler.run(model.noise(min(batch, count - first), seed + first)):
-            latents = step.latents
-            if on_step:
-                on_step(step)
-        assert latents is not None  # steps >= 1
-        yield latents
+        yield _last(sampler, model.noise(min(batch, count - first), seed + first), on_step)
+
+
+def _last(sampler: Sampler, noise: Tensor, on_step: Callable[[SampleStep], None] | None) -> Tensor:
+    """The latents at the end of a run."""
+    latents = noise
+    for step in sampler.run(noise):
+        latents = step.latents
+        if on_step:
+            on_step(step)
+    return latents
 
 
 def sampler_for(
@@ -178,12 +182,7 @@ def draw_each(
         some = wishes[first : first + batch]
         sampler = Sampler.of_each(model.denoiser, model.scheduler, [wish.picture for wish in some], settings)
         noise = torch.cat([model.noise(1, wish.seed) for wish in some])
-        steps: list[SampleStep] = []
-        for step in sampler.run(noise):
-            steps = [step]
-            if on_step:
-                on_step(step)
-        pictures += model.decode(steps[0].latents)
+        pictures += model.decode(_last(sampler, noise, on_step))
     return pictures
 
 

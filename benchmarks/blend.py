@@ -23,7 +23,7 @@ from infusion_core.attention import Plan, QueryKey
 from infusion_core.denoiser import Conditioning, EncodedPrompt
 from infusion_core.dreamblend import BlendSettings, MapDistance, map_gradient
 from infusion_core.embedded.blend import BlendSampler
-from infusion_core.embedded.sampling import Sampler, SampleSettings
+from infusion_core.embedded.sampling import Picture, Sampler, SampleSettings
 from infusion_core.embedded.unet import UNetDenoiser
 from infusion_core.readers import Recorder
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     noise = torch.randn(1, 4, args.latent, args.latent, **place)
 
     def sampler(text: Conditioning) -> Sampler:
-        return Sampler(denoiser, scheduler, EncodedPrompt(text), text, (), SampleSettings(args.steps, 8.0))
+        return Sampler(denoiser, scheduler, [Picture(EncodedPrompt(text), text)], SampleSettings(args.steps, 8.0))
 
     def guided(settings: BlendSettings) -> Callable[[], object]:
         return lambda: list(BlendSampler(sampler(early), sampler(late), settings).run(noise))

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, text in zip(names, prompts, strict=True)
         ]
         settings = SampleSettings(args.steps, 8.0)
-        list(Sampler.of_each(denoiser, scheduler, pictures, settings).run(noise))
+        list(Sampler(denoiser, scheduler, pictures, settings).run(noise))
 
     def look_up() -> None:
         tables_of([library.concept(name).residual for name in spread], denoiser.device, denoiser.unet.dtype)

@@ -21,7 +21,7 @@ from turns import device, print_sampling, take_turns
 
 from infusion_core.concepts import LoadedConcept
 from infusion_core.denoiser import Conditioning, EncodedPrompt
-from infusion_core.embedded.sampling import Sampler, SampleSettings
+from infusion_core.embedded.sampling import Picture, Sampler, SampleSettings
 from infusion_core.residuals import zero_residual
 from infusion_core.schedule import NEVER, Window
 from infusion_core.streams import BaseLatent
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         spans = tuple(((3 + i,),) if named else () for i in range(count))
         concepts = [LoadedConcept(str(i), residual, replacement=replacement) for i in range(count)]
         how = SampleSettings(args.steps, 8.0, base_latent)
-        sampler = Sampler(denoiser, scheduler, EncodedPrompt(text, spans), text, concepts, how)
+        sampler = Sampler(denoiser, scheduler, [Picture(EncodedPrompt(text, spans), text, concepts)], how)
         return lambda: list(sampler.run(noise))
 
     cases = {

@@ -107,9 +107,7 @@ class Sampler:
     Args:
         denoiser: the base model.
         scheduler: a diffusers DDIMScheduler; used for its steps alone.
-        prompt: encoded, with the spans of each concept's word.
-        negative: conditioning of the unconditional half.
-        concepts: made for this base, in the order of the prompt's spans.
+        pictures: what each is drawn from, texts of different lengths being brought to one; or one, for any number.
         settings: how to sample.
 
     Raises:
@@ -120,29 +118,10 @@ class Sampler:
         self,
         denoiser: UNetDenoiser,
         scheduler: Any,
-        prompt: EncodedPrompt,
-        negative: Conditioning,
-        concepts: Sequence[LoadedConcept] = (),
+        pictures: Sequence[Picture],
         settings: SampleSettings | None = None,
     ) -> None:
-        self._init(denoiser, scheduler, [Picture(prompt, negative, concepts)], settings or SampleSettings())
-
-    @classmethod
-    def of_each(
-        cls, denoiser: UNetDenoiser, scheduler: Any, pictures: Sequence[Picture], settings: SampleSettings
-    ) -> Sampler:
-        """A sampler of a picture of each prompt; texts of different lengths are brought to one.
-
-        Raises:
-            InfusionError: more steps than the model has noise levels.
-        """
-        made = cls.__new__(cls)
-        made._init(denoiser, scheduler, pictures, settings)
-        return made
-
-    def _init(
-        self, denoiser: UNetDenoiser, scheduler: Any, pictures: Sequence[Picture], settings: SampleSettings
-    ) -> None:
+        settings = settings or SampleSettings()
         self.denoiser, self.scheduler, self.settings = denoiser, scheduler, settings
         steps, most = settings.steps, len(denoiser.sigmas)
         if steps > most:

@@ -139,8 +139,7 @@ def sampler_for(
     Raises:
         InfusionError: see `draw`.
     """
-    picture = picture_of(model, prompt, concepts, negative)
-    return Sampler(model.denoiser, model.scheduler, picture.prompt, picture.negative, concepts, settings)
+    return Sampler(model.denoiser, model.scheduler, [picture_of(model, prompt, concepts, negative)], settings)
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ def draw_each(
     pictures: list[Image.Image] = []
     for first in range(0, len(wishes), batch):
         some = wishes[first : first + batch]
-        sampler = Sampler.of_each(model.denoiser, model.scheduler, [wish.picture for wish in some], settings)
+        sampler = Sampler(model.denoiser, model.scheduler, [wish.picture for wish in some], settings)
         noise = torch.cat([model.noise(1, wish.seed) for wish in some])
         pictures += model.decode(_last(sampler, noise, on_step))
     return pictures

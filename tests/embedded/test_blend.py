@@ -12,7 +12,7 @@ from infusion_core.concepts import LoadedConcept
 from infusion_core.dreamblend import BlendSettings
 from infusion_core.embedded.blend import BlendSampler
 from infusion_core.embedded.model import load_model
-from infusion_core.embedded.sampling import Sampler, SampleSettings
+from infusion_core.embedded.sampling import Picture, Sampler, SampleSettings
 from infusion_core.embedded.unet import UNetDenoiser
 from infusion_core.errors import InfusionError
 from infusion_core.residuals import zero_residual
@@ -50,7 +50,7 @@ def precise(model):
 def sampler(model, sampling=SETTINGS, prompt=PROMPT, concepts=()):
     encoded = model.text.encode(prompt, {c.name: c.residual.word for c in concepts})
     negative = model.text.encode("").conditioning
-    return Sampler(model.denoiser, copy.deepcopy(model.scheduler), encoded, negative, concepts, sampling)
+    return Sampler(model.denoiser, copy.deepcopy(model.scheduler), [Picture(encoded, negative, concepts)], sampling)
 
 
 def alone(model, noise, **options):

@@ -35,7 +35,7 @@ def named(model, word, layout="block", seed=0, strength=1.0, bins=1, **options):
 def mixed(model, rows, settings):
     """Latents of rows in one batch."""
     pictures = [picture_of(model, row.prompt, row.concepts, row.negative) for row in rows]
-    sampler = Sampler.of_each(model.denoiser, model.scheduler, pictures, settings)
+    sampler = Sampler(model.denoiser, model.scheduler, pictures, settings)
     *_, last = sampler.run(torch.cat([model.noise(1, row.seed) for row in rows]))
     return last.latents
 
@@ -177,6 +177,6 @@ def test_wishes_are_drawn_in_their_order_as_each_is_alone(tinyworld):
 
 def test_several_prompts_need_as_many_pictures(tinyworld):
     pictures = [picture_of(tinyworld, PLAIN)] * 2
-    sampler = Sampler.of_each(tinyworld.denoiser, tinyworld.scheduler, pictures, SampleSettings(1, 4.0))
+    sampler = Sampler(tinyworld.denoiser, tinyworld.scheduler, pictures, SampleSettings(1, 4.0))
     with pytest.raises(ValueError, match="3 pictures cannot be drawn of 2 prompts"):
         next(sampler.run(tinyworld.noise(3, 0)))

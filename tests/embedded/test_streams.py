@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from infusion_core.concepts import LoadedConcept
-from infusion_core.embedded.sampling import Sampler, SampleSettings
+from infusion_core.embedded.sampling import Picture, Sampler, SampleSettings
 from infusion_core.embedded.tasks import draw
 from infusion_core.errors import InfusionError
 from infusion_core.residuals import zero_residual
@@ -35,7 +35,7 @@ def loaded(residual, strength=1.0, name="a", **options):
 def run(model, prompt, concepts, settings, count=2):
     encoded = model.text.encode(prompt, {c.name: c.residual.word for c in concepts})
     negative = model.text.encode("").conditioning
-    sampler = Sampler(model.denoiser, model.scheduler, encoded, negative, concepts, settings)
+    sampler = Sampler(model.denoiser, model.scheduler, [Picture(encoded, negative, concepts)], settings)
     *_, last = sampler.run(model.noise(count, 7))
     return last.latents
 

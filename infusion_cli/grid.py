@@ -17,7 +17,8 @@ from infusion_core.embedded.model import EmbeddedModel, load_model
 from infusion_core.embedded.tasks import draw
 from infusion_core.errors import InfusionError
 from infusion_core.residual_file import is_concept_file, load_concept
-from infusion_core.snapshot_grid import GridPlan, snapshots_in
+from infusion_core.snapshot_files import snapshots_in
+from infusion_core.snapshot_grid import GridPlan
 
 from .console import progress, say
 from .generate import sampling_of

@@ -10,10 +10,10 @@ from typing import Any
 from infusion_core.atomic import check_writable
 from infusion_core.errors import InfusionError
 from infusion_core.previews import clear_strips
+from infusion_core.snapshot_files import file_of
+from infusion_core.tensor_file import SUFFIX
 
 from .output import write_report
-
-SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Places:
 
     def snapshot(self, step: int) -> Path:
         """The concept file after a step."""
-        return self.snapshots / f"step-{step:05d}{SUFFIX}"
+        return self.snapshots / file_of(step)
 
     def check(self) -> None:
         """See that all of it can be written; makes the folder.

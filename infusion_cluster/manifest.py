@@ -14,10 +14,10 @@ from infusion_core.captions import CAPTION_TEMPLATES, class_word, word_of
 from infusion_core.errors import InfusionError
 from infusion_core.residuals import Layout, Where
 from infusion_core.schedule import RateSchedule
+from infusion_core.tensor_file import SUFFIX
 from infusion_core.training.objective import Weighting
 from infusion_core.training.residual import ResidualSettings
 
-SUFFIX = ".safetensors"
 NAME, PHOTOS, WORD, OUT = "name", "photos", "word", "out"
 
 

@@ -14,8 +14,8 @@ from .errors import InfusionError
 from .residual_file import load_concept
 from .residual_table import Kind, ResidualTable
 from .residuals import Base, ConceptResidual
+from .tensor_file import SUFFIX
 
-SUFFIX = ".safetensors"
 NEAR = 3  # names that an error offers
 
 

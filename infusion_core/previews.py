@@ -14,10 +14,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from .atomic import write_atomic
 from .grid import labelled_grid, shrunk
+from .snapshot_files import PICTURE, file_of
 
 MOST_ROWS = 16  # steps in one picture; of more, so many that lie evenly apart
 _TOLD = "infusion-previews"  # key of a PNG's text: step and prompts, as JSON
-_FILES = "step-*.png"
+_FILES = f"step-*{PICTURE}"
 Item = TypeVar("Item")
 
 
@@ -53,7 +54,7 @@ class Strip:
         told, buffer = PngInfo(), BytesIO()
         told.add_text(_TOLD, json.dumps({"step": self.step, "prompts": self.prompts}))
         sheet.save(buffer, "PNG", pnginfo=told)
-        path = folder / f"step-{self.step:05d}.png"
+        path = folder / file_of(self.step, PICTURE)
         write_atomic(path, buffer.getvalue())
         return path
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 from PIL import Image
@@ -15,7 +13,6 @@ from .errors import InfusionError
 from .grid import labelled_grid
 
 MOST_CELLS = 400  # pictures of one grid
-_STEP = re.compile(r"step-(\d{5,})\.safetensors")
 S = TypeVar("S")
 A = TypeVar("A")
 
@@ -74,24 +71,3 @@ class GridPlan:
     def _label(self, snapshot: str, strength: float) -> str:
         """Of a row; the strength is told where it is not always 1."""
         return snapshot if list(self.strengths) == [1] else f"{snapshot}, strength {strength:g}"
-
-
-def snapshots_in(folder: Path, steps: Sequence[int] = ()) -> list[tuple[int, Path]]:
-    """Step and file of the snapshots in a run's folder, by step.
-
-    Args:
-        folder: of the run.
-        steps: of those that are wanted; none for all.
-
-    Raises:
-        InfusionError: there is none, or none of a step.
-    """
-    named = [(found, path) for path in folder.glob("*") if (found := _STEP.fullmatch(path.name))]
-    there = {int(found.group(1)): path for found, path in named}
-    if not there:
-        raise InfusionError(f"there are no snapshots in {folder}; give the folder of a training run")
-    missing = [step for step in steps if step not in there]
-    if missing:
-        known = ", ".join(map(str, sorted(there)))
-        raise InfusionError(f"there is no snapshot of step {missing[0]} in {folder}; choose of: {known}")
-    return sorted((step, there[step]) for step in (steps or there))

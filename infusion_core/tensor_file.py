@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+SUFFIX = ".safetensors"
 UNREADABLE = (SafetensorError, ValueError, KeyError, TypeError, struct.error)  # what `read_tensors` raises
 LONGEST_HEADER = 16 * 2**20  # bytes; a training state of a large LoRA has one below 2 MiB
 _BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,

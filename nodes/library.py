@@ -12,9 +12,9 @@ from ..infusion_core.concepts import LoadedConcept
 from ..infusion_core.errors import InfusionError
 from ..infusion_core.residual_file import Storage, concept_bytes, load_concept
 from ..infusion_core.residuals import ConceptResidual
+from ..infusion_core.tensor_file import SUFFIX
 
 FOLDER = "infusion"
-SUFFIX = ".safetensors"
 SNAPSHOTS = "snapshots"  # below the output folder; `snapshots.py` keeps it
 
 

@@ -8,6 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..infusion_core.errors import InfusionError
 from ..infusion_core.residuals import LAYOUTS
+from ..infusion_core.tensor_file import SUFFIX
 from ..infusion_core.training.residual import ResidualSettings
 from . import library
 from .folders import subjects_in
@@ -109,7 +110,7 @@ class InfusionTrainMany(io.ComfyNode):  # type: ignore[misc]
         """Run again when a photo has changed, or a concept file is gone."""
         subjects = subjects_in((folder or "").strip())
         photos = [subject.fingerprint() for subject in subjects]
-        files = [library.folder_below(save_in or "") / f"{s.name}{library.SUFFIX}" for s in subjects]
+        files = [library.folder_below(save_in or "") / f"{s.name}{SUFFIX}" for s in subjects]
         return f"{photos} {[file.exists() for file in files]}"
 
     @classmethod

@@ -23,12 +23,13 @@ from ..infusion_core.errors import InfusionError
 from ..infusion_core.noise import seeded
 from ..infusion_core.residual_file import load_concept, save_concept
 from ..infusion_core.residuals import ConceptResidual
+from ..infusion_core.tensor_file import SUFFIX
 from ..infusion_core.training.clock import Clock
 from ..infusion_core.training.engine import Trainer
 from ..infusion_core.training.joint import JointObjective, joint_trainer
 from ..infusion_core.training.record import RunRecord
 from ..infusion_core.training.residual import ResidualObjective, ResidualSettings
-from . import library, photo_files
+from . import photo_files
 from .encoding import Encoding
 from .folders import Subject
 from .host.denoiser import HostDenoiser, encode_caption, encode_captions, training
@@ -150,7 +151,7 @@ class Many:
 
     def __init__(self, asked: Asked, subjects: Sequence[Subject]) -> None:
         self.asked = asked
-        self.entries = [Entry(subject, asked.out / f"{subject.name}{library.SUFFIX}") for subject in subjects]
+        self.entries = [Entry(subject, asked.out / f"{subject.name}{SUFFIX}") for subject in subjects]
         check_writable(asked.out)
         self._room_for = 0
         self._bar = comfy.utils.ProgressBar(asked.settings.steps * len(subjects))

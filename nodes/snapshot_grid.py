@@ -14,7 +14,8 @@ from PIL import Image
 from ..infusion_core.concepts import LoadedConcept
 from ..infusion_core.errors import InfusionError
 from ..infusion_core.residual_file import is_concept_file, load_concept
-from ..infusion_core.snapshot_grid import GridPlan, snapshots_in
+from ..infusion_core.snapshot_files import snapshots_in
+from ..infusion_core.snapshot_grid import GridPlan
 from . import library, snapshots
 from .host.candidates import Candidates
 from .host.compat import ADVANCED, schema

@@ -17,6 +17,8 @@ from ..infusion_core.concepts import LoadedConcept
 from ..infusion_core.errors import InfusionError
 from ..infusion_core.previews import Strip, strips_in
 from ..infusion_core.residual_file import load_concept
+from ..infusion_core.snapshot_files import file_of, is_of_a_step
+from ..infusion_core.tensor_file import SUFFIX
 from ..infusion_core.training.state import TrainState, load_state, save_state
 from . import library
 from .resuming import Given
@@ -26,7 +28,6 @@ RUNS_KEPT = 5
 _RUN = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-.+")  # date, time, word
 LORAS = "apt/"  # in front of a run that learned a LoRA
 STATE = "training.state"  # beside the snapshots of a run that has not ended; no suffix that loaders list
-_STEP = re.compile(r"step-\d{5,}\.(safetensors|png)")
 
 
 @dataclass
@@ -59,7 +60,7 @@ class RunFolder:
 
     def kept_at(self, step: int) -> Path | None:
         """The snapshot of a step, if it is there."""
-        path = None if self._folder is None else self._folder / _file(step)
+        path = None if self._folder is None else self._folder / file_of(step)
         return path if path is not None and path.is_file() else None
 
     def interrupted(self, given: Given) -> TrainState | None:
@@ -114,15 +115,11 @@ class RunFolder:
         """
         first = self._folder is None
         folder = self._folder = self._folder or _new_folder(self.root, self.word)
-        path = folder / _file(step)
+        path = folder / file_of(step)
         write(path)
         if first and self.kept is not None:
             clear(folder, self.kept)
         return path
-
-
-def _file(step: int) -> str:
-    return f"step-{step:05d}{library.SUFFIX}"
 
 
 def concept_run(word: str) -> RunFolder:
@@ -147,7 +144,7 @@ def root() -> Path:
 
 def names() -> list[str]:
     """Every snapshot as ``run/step-00050``, the newest run first, its last step first."""
-    found = [path.relative_to(root()).with_suffix("").as_posix() for path in root().rglob(f"*{library.SUFFIX}")]
+    found = [path.relative_to(root()).with_suffix("").as_posix() for path in root().rglob(f"*{SUFFIX}")]
     return sorted(found, key=lambda name: (bool(_RUN.match(name)), name.split("/")), reverse=True)
 
 
@@ -157,7 +154,7 @@ def runs() -> list[str]:
         (folder.name, f"{prefix}{folder.name}")
         for prefix, place in (("", root()), (LORAS, lora_root()))
         for folder in (place.iterdir() if place.is_dir() else ())
-        if folder.is_dir() and any(_STEP.fullmatch(file.name) for file in folder.iterdir())
+        if folder.is_dir() and any(is_of_a_step(file.name) for file in folder.iterdir())
     ]
     return [name for _, name in sorted(folders, key=lambda found: (bool(_RUN.match(found[0])), found), reverse=True)]
 
@@ -181,7 +178,7 @@ def path_of(name: str) -> Path:
     Raises:
         InfusionError: it is gone.
     """
-    path = (root() / (name + library.SUFFIX)).resolve()
+    path = (root() / (name + SUFFIX)).resolve()
     if not path.is_relative_to(root().resolve()) or not path.is_file():
         raise InfusionError(f"there is no snapshot {name!r}; press R to refresh the list, and choose another")
     return path
@@ -221,7 +218,7 @@ def _is_ours(folder: Path) -> bool:
         return False
     clear_leftovers(folder)
     kept = [f for f in folder.iterdir() if f.name != STATE]
-    return all(_STEP.fullmatch(f.name) and f.is_file() and not f.is_symlink() for f in kept)
+    return all(is_of_a_step(f.name) and f.is_file() and not f.is_symlink() for f in kept)
 
 
 def _new_folder(root: Path, word: str) -> Path:

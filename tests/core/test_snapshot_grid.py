@@ -8,7 +8,8 @@ from PIL import Image
 
 from infusion_core.errors import InfusionError
 from infusion_core.grid import labelled_grid
-from infusion_core.snapshot_grid import MOST_CELLS, GridPlan, snapshots_in
+from infusion_core.snapshot_files import snapshots_in
+from infusion_core.snapshot_grid import MOST_CELLS, GridPlan
 
 
 def coloured(snapshot, strength, prompt):

@@ -15,7 +15,7 @@ from .folders import subjects_in
 from .host.compat import ADVANCED, schema
 from .many_training import Asked, Many
 from .sockets import ConceptSocket
-from .training_inputs import shared_inputs
+from .training_inputs import bins_input, shared_inputs
 
 _DEFAULT = ResidualSettings()
 
@@ -74,12 +74,7 @@ class InfusionTrainMany(io.ComfyNode):  # type: ignore[misc]
                     "layout", options=list(LAYOUTS), default=_DEFAULT.layout,
                     tooltip="How much room there is for detail; see Infusion Train.", **ADVANCED,
                 ),
-                io.Int.Input(
-                    "bins", default=_DEFAULT.bins, min=1, max=10,
-                    tooltip="Learn the rough stages of a picture and the fine ones apart, in so many parts: nearer to "
-                    "the photos, a larger file.",
-                    **ADVANCED,
-                ),
+                bins_input(),
                 io.Int.Input(
                     "resolution", default=512, min=64, max=2048, step=8,
                     tooltip="Edge in pixels the photos are scaled to: 512 for SD 1.x, 768 or 512 for 2.x, 1024 for XL.",

@@ -37,7 +37,7 @@ from .room import make_room
 from .runs import Run
 from .snapshots import RUNS_KEPT, concept_run
 from .sockets import ConceptSocket, Stack
-from .training_inputs import CROPS, previews_output, shared_inputs, watched_inputs
+from .training_inputs import CROPS, bins_input, previews_output, shared_inputs, watched_inputs
 from .widgets import captions_of, only
 
 _DEFAULT = ResidualSettings()
@@ -100,12 +100,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
                     "out by place in the subject, for patterns and faces; the largest file.",
                     **ADVANCED,
                 ),
-                io.Int.Input(
-                    "bins", default=_DEFAULT.bins, min=1, max=10,
-                    tooltip="Learn the rough stages of a picture and the fine ones apart, in so many parts: nearer to "
-                    "the photos, a larger file.",
-                    **ADVANCED,
-                ),
+                bins_input(),
                 io.Int.Input(
                     "resolution", default=512, min=64, max=2048, step=8,
                     tooltip="Edge in pixels the photos are scaled to; smaller is faster and loses detail. 512 for SD "

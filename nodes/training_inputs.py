@@ -6,10 +6,20 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
+from ..infusion_core.training.residual import ResidualSettings
 from ..infusion_core.training.stopping import Stop, Take
 from .host.compat import ADVANCED
 
 CROPS = ("center square", "keep shape")
+
+
+def bins_input() -> Any:
+    """The input ``bins``, of nodes that learn concepts."""
+    return io.Int.Input(
+        "bins", default=ResidualSettings().bins, min=1, max=10,
+        tooltip="Learn the rough stages of a picture and the fine ones apart, in so many parts: nearer to the photos, "
+        "a larger file.", **ADVANCED,
+    )  # fmt: skip
 
 
 def shared_inputs() -> list[Any]:

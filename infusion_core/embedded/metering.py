@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from ..advisor import watched_words
 from ..captions import CAPTION_TEMPLATES
 from ..denoiser import EncodedPrompt
 from ..errors import InfusionError
-from ..training.gauges import Unsaid, unsaid_prompts
+from ..training.gauges import Unsaid
 from .text import TextPath
 
 
 def unsaid_of(text: TextPath, word: str, phrase: str, template: str = CAPTION_TEMPLATES[0]) -> Unsaid:
-    """What a LoRA that learns `phrase` should leave as it is, and a caption whose attention is watched.
+    """As `Unsaid.read`, by a model's text encoders; prompts that they do not know a word of are left out."""
 
-    Args:
-        text: the model's. Prompts that it does not know a word of are left out.
-        word: the class word.
-        phrase: what is said for the subject.
-        template: of a caption.
-    """
-    subject, others = watched_words(template, phrase)
-    caption = template.replace("{}", phrase)
-    watched = {one: text.encode(caption, {one: one}) for one in (subject, *others)}
-    return Unsaid(
-        list(_read(text, unsaid_prompts(word, phrase))),
-        {one: read for one, read in watched.items() if read.spans[0]},
-        subject,
-    )
+    def plain(prompts: Sequence[str]) -> list[EncodedPrompt]:
+        read = []
+        for prompt in prompts:
+            try:
+                read.append(text.encode(prompt))
+            except InfusionError:  # TinyWorld's model knows few words
+                continue
+        return read
 
-
-def _read(text: TextPath, prompts: Sequence[str]) -> Iterator[EncodedPrompt]:
-    for prompt in prompts:
-        try:
-            yield text.encode(prompt)
-        except InfusionError:  # TinyWorld's model knows few words
-            continue
+    return Unsaid.read(word, phrase, template, plain, lambda caption, one: text.encode(caption, {one: one}))

@@ -37,7 +37,7 @@ def encoded(
     place = size or (model.resolution, model.resolution)
     given = _weights(masks, place)
     if not restraint.augment:
-        latents = model.encode_pixels(_pixels(photos, place))[:, None]
+        latents = (model.encode(list(photos)) if size is None else model.encode_pixels(_pixels(photos, size)))[:, None]
         if given is None:
             return latents, None
         small = F.adaptive_avg_pool2d(given, (latents.shape[3], latents.shape[4]))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..advisor import watched_words
 from ..attention import Plan
 from ..captions import CAPTION_TEMPLATES, OTHER_PROMPTS
 from ..collapse import overlap
@@ -28,6 +29,8 @@ DRAWS = 8  # of a distance
 LOOKS = (0.4, 0.7)  # shares of the training timesteps at which maps are looked at: where layout is decided
 SEED = 314_159
 CONCEPT_APART, LORA_APART = 50, 100  # steps between the snapshots that the stop rule was measured with
+Plain = Callable[[Sequence[str]], Sequence[EncodedPrompt]]
+Watching = Callable[[str, str], EncodedPrompt]
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,24 @@ class Unsaid:
     prompts: Sequence[EncodedPrompt]
     watched: Mapping[str, EncodedPrompt]
     subject: str
+
+    @classmethod
+    def read(cls, word: str, phrase: str, template: str, plain: Plain, watching: Watching) -> Unsaid:
+        """What a LoRA that learns `phrase` should leave as it is, and a caption whose attention is watched.
+
+        Args:
+            word: the class word.
+            phrase: what is said for the subject.
+            template: of the caption, with ``{}`` for that.
+            plain: reads prompts; those that cannot be read may be left out.
+            watching: reads a prompt, with the spans of one of its words.
+        """
+        subject, others = watched_words(template, phrase)
+        caption = template.replace("{}", phrase)
+        watched = {one: watching(caption, one) for one in (subject, *others)}
+        return cls(
+            plain(unsaid_prompts(word, phrase)), {one: read for one, read in watched.items() if read.spans[0]}, subject
+        )
 
 
 def unsaid_prompts(word: str, phrase: str) -> list[str]:

@@ -10,7 +10,7 @@ from comfyui_process.graph import Graph, Output
 from comfyui_process.server import Server
 from infusion_core.concepts import LoadedConcept, words_of
 from infusion_core.embedded.model import EmbeddedModel, load_model
-from infusion_core.embedded.sampling import Sampler, SampleSettings
+from infusion_core.embedded.sampling import Picture, Sampler, SampleSettings
 from infusion_core.residual_file import load_concept
 from infusion_core.schedule import Window
 from infusion_core.streams import BaseLatent
@@ -30,7 +30,8 @@ def embedded(
     concepts = [LoadedConcept(name, residual, replacement=replacement) for name, residual in files.items()]
     text = model.text.encode(prompt, words_of(concepts))
     settings = SampleSettings(steps, GUIDANCE, base_latent)
-    sampler = Sampler(model.denoiser, model.scheduler, text, model.text.encode("").conditioning, concepts, settings)
+    picture = Picture(text, model.text.encode("").conditioning, concepts)
+    sampler = Sampler(model.denoiser, model.scheduler, [picture], settings)
     *_, last = sampler.run(model.noise(1, SEED))
     return last.latents
 

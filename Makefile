@@ -20,6 +20,8 @@ lint: $(VENV)/.ready
 	$(RUN)/mypy
 	@mkdir -p $(VENV)/pack && ln -sfn "$(CURDIR)" $(VENV)/pack/infusion_pack  # a package name for the checkout
 	MYPYPATH=$(VENV)/pack $(RUN)/mypy -p infusion_pack.nodes
+	MYPYPATH=. $(RUN)/mypy --explicit-package-bases --ignore-missing-imports --exclude 'tests/(packs|host/pack)' \
+		tests benchmarks scripts
 
 # Changes the code line by line and says which changes no test notices; docs/mutants.md has the last result.
 mutants: $(VENV)/.ready

@@ -46,10 +46,10 @@ def test_the_distance_is_the_mean_difference_of_maps_written_out(distance):
         expected.append((apart.abs() if distance == "absolute" else apart**2).mean())
     found = map_distance(query, key, other_query, other_key, distance)
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-12, atol=0)
-    single = map_distance(*(x.float() for x in (query, key, other_query, other_key)), distance)
+    single = map_distance(*(x.float() for x in (query, key, other_query, other_key)), distance=distance)
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), found, rtol=1e-5, atol=0)
-    half = map_distance(*(x.half() for x in (query, key, other_query, other_key)), distance)
+    half = map_distance(*(x.half() for x in (query, key, other_query, other_key)), distance=distance)
     assert half.dtype == torch.float32  # half precision would lose the mean of so many small numbers
     torch.testing.assert_close(half.double(), found, rtol=2e-2, atol=0)
 
@@ -57,8 +57,8 @@ def test_the_distance_is_the_mean_difference_of_maps_written_out(distance):
 def test_maps_are_precise_in_mixed_precision_too():
     inputs = [x.float() for x in query_keys()]
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = map_distance(*inputs, "absolute")
-    assert torch.equal(mixed, map_distance(*inputs, "absolute"))
+        mixed = map_distance(*inputs, distance="absolute")
+    assert torch.equal(mixed, map_distance(*inputs, distance="absolute"))
 
 
 @pytest.mark.parametrize("distance", ["absolute", "squared"])

@@ -24,7 +24,7 @@ def drawn(plan, snapshots):
         loaded.append(row)
         return row
 
-    return plan.drawn(snapshots, load, lambda row, prompt: coloured(*row, prompt)), loaded
+    return plan.drawn(snapshots, load, lambda row, prompt: coloured(row[0], row[1], prompt)), loaded
 
 
 def test_a_row_is_a_snapshot_at_a_strength_and_a_column_a_prompt():

@@ -23,7 +23,7 @@ def test_two_patches_in_a_chain_are_one_patch_with_two_concepts(server: Server, 
         graph = Graph()
         model, clip, _ = graphs.load(graph)
         if chained:
-            model, clip = graphs.patch(graph, *graphs.patch(graph, model, clip, ["round"]), ["corner"])
+            model, clip = graphs.patch(graph, *graphs.patch(graph, model, clip, ["round"]), names=["corner"])
         else:
             model, clip = graphs.patch(graph, model, clip, ["round", "corner"])
         empty = graphs.encode(graph, clip, "")

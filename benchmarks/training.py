@@ -10,12 +10,13 @@ layer, AdamW, clipped gradients, mixed precision on CUDA; what that script may a
 preservation) is left out.
 
 Seconds are medians of steps that take turns. Memory is taken in a fresh process per method: the peak while it trains
-less what was held when the network stood ready; on CUDA allocated memory, on a CPU the resident set.
+less what was held when the network stood ready; on CUDA allocated memory, on a CPU the resident set. Beside it stands
+what training announces before its first step, and what PyTorch's allocator then gave out.
 "own lora" and "apt" are this project's LoRA trainer with everything off and everything on: on LoRA's layers, in
 ComfyUI on the transformer blocks (ComfyUI's trainer adapts every layer).
 The last line is one JSON object of ratios, Infusion's figure over LoRA's: time_vs_lora, memory_vs_lora; those of the
 LoRA trainer, own_lora_... and apt_...; ..._checkpointing_time and _memory, over the same without checkpointing;
-..._estimate, the memory that training announces before its first step over what it took; and (embedded)
+..._estimate, the memory that training announces before its first step over what the allocator gave out; and (embedded)
 time_without_maps, what a step of Infusion takes without map replacement over what it takes with it.
 """
 
@@ -36,7 +37,7 @@ from diffusers.training_utils import cast_training_params
 from in_host import run_in_host
 from torch import Tensor
 from torch.nn import functional as F
-from turns import RANK, device, take_turns
+from turns import RANK, device, most_allocated, take_turns
 
 from infusion_cli.output import peak_rss_mb
 from infusion_core.denoiser import Conditioning, EncodedPrompt
@@ -149,24 +150,30 @@ def estimates(args: argparse.Namespace) -> dict[str, float]:
     return told
 
 
-def own_memory(args: argparse.Namespace) -> float:
-    """MB that training takes beyond the network, in this process."""
+def own_memory(args: argparse.Namespace) -> tuple[float, float]:
+    """MB that training takes beyond the network, in this process: the process in all, and PyTorch's allocator."""
     denoiser, _ = build(args.size)
     small = steps_of(args.memory_of, build("tiny")[0], argparse.Namespace(latent=8, batch=1))
     next(small)  # what libraries load at their first step is not training's
     small.close()
     held = torch.cuda.memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
-    steps = steps_of(args.memory_of, denoiser, args)
-    for _ in range(args.steps):
-        next(steps)
+
+    def train() -> None:
+        steps = steps_of(args.memory_of, denoiser, args)
+        for _ in range(args.steps):
+            next(steps)
+        steps.close()
+
+    train()
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_rss_mb() * MB
-    return (peak - held) / MB
+    return (peak - held) / MB, most_allocated(train) / MB if args.memory_of in (*OURS, *LESS) else 0.0
 
 
-def memory(method: str, arguments: Sequence[str]) -> float:
+def memory(method: str, arguments: Sequence[str]) -> tuple[float, float]:
     """`own_memory` of a fresh process."""
     command = [sys.executable, __file__, *arguments, "--memory-of", method]
-    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    took, allocated = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return took, allocated
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -180,13 +187,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         in_comfyui(args)
         return
     if args.memory_of:
-        print(own_memory(args))
+        print(json.dumps(own_memory(args)))
         return
     if args.estimates:
         print(json.dumps({method: round(megabytes) for method, megabytes in estimates(args).items()}))
         return
     line = sys.argv[1:] if arguments is None else arguments
-    megabytes = {method: memory(method, line) for method in (*METHODS, *LESS)}
+    found = {method: memory(method, line) for method in (*METHODS, *LESS)}
+    megabytes, allocated = ({m: row[i] for m, row in found.items() if row[i]} for i in range(2))
     expected = estimates(args)
     frozen = build(args.size)[0]  # LoRAs are put into a network of their own
     adapted = ("lora", "own lora", "apt", "own lora, checkpointing")
@@ -196,6 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{args.size}, batch {args.batch}, {args.latent}x{args.latent} latents, {device()}",
         seconds,
         megabytes,
+        allocated,
         expected,
     )
 
@@ -211,19 +220,24 @@ def in_comfyui(args: argparse.Namespace) -> None:
     }
     seconds = json.loads(run_in_host(script, *given).splitlines()[-1])
     title = f"ComfyUI, sd15, batch {args.batch}, {args.latent}x{args.latent} latents, {device()}"
-    megabytes, expected = ({m: row[i] for m, row in found.items() if row[i]} for i in range(2))
-    print_table(title, seconds, megabytes, expected)
+    megabytes, allocated, expected = ({m: row[i] for m, row in found.items() if row[i]} for i in range(3))
+    print_table(title, seconds, megabytes, allocated, expected)
 
 
 def print_table(
-    title: str, seconds: Mapping[str, float], megabytes: Mapping[str, float], expected: Mapping[str, float]
+    title: str,
+    seconds: Mapping[str, float],
+    megabytes: Mapping[str, float],
+    allocated: Mapping[str, float],
+    expected: Mapping[str, float],
 ) -> None:
     """Seconds and memory per method, and one JSON object of ratios on the last line."""
     print(title)
     for method in dict.fromkeys((*seconds, *megabytes)):
         took = f"{seconds[method]:8.3f} s/step" if method in seconds else " " * 15
         held = f"{megabytes[method]:8.0f} MB" if method in megabytes else ""
-        held += f", estimated {expected[method]:.0f}" if method in expected else ""
+        if method in expected:
+            held += f", {allocated[method]:.0f} allocated, {expected[method]:.0f} announced"
         print(f"{method:>28}  {took}  {held}")
     ratios = {
         "time_vs_lora": seconds["infusion"] / seconds["lora"],
@@ -237,7 +251,7 @@ def print_table(
         name = plain.replace(" ", "_")
         ratios[f"{name}_checkpointing_time"] = seconds[less] / seconds[plain]
         ratios[f"{name}_checkpointing_memory"] = megabytes[less] / megabytes[plain]
-    ratios |= {f"{m.replace(', ', ' ').replace(' ', '_')}_estimate": expected[m] / megabytes[m] for m in expected}
+    ratios |= {f"{m.replace(', ', ' ').replace(' ', '_')}_estimate": expected[m] / allocated[m] for m in expected}
     if WITHOUT_MAPS in seconds:
         ratios["time_without_maps"] = seconds[WITHOUT_MAPS] / seconds["infusion"]
     print(json.dumps({name: round(value, 4) for name, value in ratios.items()}))

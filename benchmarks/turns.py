@@ -1,4 +1,4 @@
-"""What every benchmark shares: cases that take turns, and the table of a sampling benchmark."""
+"""What every benchmark shares: cases that take turns, the allocator's record, and the table of a sampling benchmark."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 RANK = 8  # of the LoRAs that training is compared with
 RATIOS = ("default", "shared", "own", "balanced", "fast", "no_concept")
@@ -27,6 +28,23 @@ def take_turns(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict[
         for name, case in cases.items():
             times[name].append(_seconds(case))
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def most_allocated(act: Callable[[], object]) -> int:
+    """Most bytes that PyTorch's allocator had given out at once while something ran, beyond what was held before."""
+    if torch.cuda.is_available():
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        act()
+        return torch.cuda.max_memory_allocated() - held
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        act()
+    now = most = 0
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
 
 
 def _seconds(case: Callable[[], object]) -> float:

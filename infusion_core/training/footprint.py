@@ -117,6 +117,7 @@ class Live(TorchDispatchMode):
                 for tensor in tree_leaves(output):
                     if isinstance(tensor, Tensor):
                         self._allocated(tensor.untyped_storage())
+        self.most = max(self.most, self.now + _scratch(func, args))
         return out
 
     def _allocated(self, storage: torch.UntypedStorage) -> None:
@@ -130,6 +131,15 @@ class Live(TorchDispatchMode):
     def _freed(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
+
+
+def _scratch(func: Any, args: Sequence[Any]) -> int:
+    """Bytes an operator takes while it runs: a CPU's convolution copies its weights into an order of its own."""
+    weight = {"aten::convolution": 1, "aten::convolution_backward": 2}.get(func._schema.name)
+    if weight is None or args[weight].device.type != "cpu":
+        return 0
+    copied: int = args[weight].nbytes
+    return copied
 
 
 @contextmanager

@@ -60,7 +60,10 @@ class Course:
         if state:
             self.record.restore(state.told["course"])
         else:
-            self.places.clear()
+            if self.places.set_aside():
+                say(f"Snapshots of an earlier run are now in {self.places.earlier}")
+        if warning := self.record.too_short(self.finish):
+            say(f"Note: {warning}")
         self.live.begin(self.trainer.step)
 
     def train(self) -> None:

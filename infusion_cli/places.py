@@ -10,7 +10,7 @@ from typing import Any
 from infusion_core.atomic import check_writable
 from infusion_core.errors import InfusionError
 from infusion_core.previews import clear_strips
-from infusion_core.snapshot_files import file_of
+from infusion_core.snapshot_files import every_snapshot, file_of
 from infusion_core.tensor_file import SUFFIX
 
 from .output import write_report
@@ -35,6 +35,11 @@ class Places:
     def state(self) -> Path:
         """What `--resume` goes on from; it belongs to the last run that was started."""
         return self.snapshots / "state.safetensors"
+
+    @property
+    def earlier(self) -> Path:
+        """The folder of what the run before this one left of snapshots."""
+        return self.snapshots / "earlier"
 
     @property
     def overfitting(self) -> Path:
@@ -76,19 +81,28 @@ class Places:
         for folder in (self.out.parent, self.snapshots) if kept else (self.out.parent,):
             check_writable(folder)
 
-    def clear(self) -> None:
-        """Remove an earlier run's state, so that none goes on with it, and its pictures; snapshots stay until they are
-        replaced.
+    def set_aside(self) -> bool:
+        """Make room for a new run: an earlier one's snapshots and state go to `earlier`, its pictures go.
+
+        Returns:
+            Whether there were snapshots.
 
         Raises:
-            InfusionError: it cannot be removed.
+            InfusionError: they cannot be moved.
         """
+        snapshots = every_snapshot(self.snapshots)
         try:
-            self.state.unlink(missing_ok=True)
             clear_strips(self.snapshots)
+            for path in every_snapshot(self.earlier) if snapshots else ():
+                path.unlink()
+            for path in (*snapshots, self.state):
+                if path.exists():
+                    self.earlier.mkdir(exist_ok=True)
+                    path.replace(self.earlier / path.name)
         except OSError as error:
             what = error.filename or self.state
-            raise InfusionError(f"cannot remove {what}: {error.strerror or error}; remove it yourself") from error
+            raise InfusionError(f"cannot move {what}: {error.strerror or error}; move it yourself") from error
+        return bool(snapshots)
 
     def write_reports(self, report: dict[str, Any]) -> None:
         """Write the report in both places: another concept in the folder keeps its own."""

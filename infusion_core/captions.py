@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import InfusionError
+from .paths import is_there
+from .tokens import says
 
 CAPTION_SUFFIX = ".txt"  # of a caption file, beside its photo
 WORD_FILE = "word.txt"  # in a folder of photos: its class word
@@ -88,7 +90,7 @@ def said_of(
 
 
 def _filled(line: str, word: str, named: str, needed: bool) -> str:
-    if needed and "{}" not in line and word.casefold() not in line.casefold():
+    if needed and "{}" not in line and not says(line, word):
         raise InfusionError(f"a caption of {named}, {line[:80]!r}, says neither {{}} nor {word!r}; write where it is")
     return line.replace("{}", word)
 
@@ -99,7 +101,7 @@ def read_captions(path: Path) -> tuple[str, ...]:
     Raises:
         InfusionError: it is no text, or too long to be a caption.
     """
-    if not path.is_file():
+    if not is_there(path):
         return ()
     if path.stat().st_size > MOST_CAPTION:
         raise InfusionError(f"{path.name} is no caption: it has more than {MOST_CAPTION} bytes; write a line or a few")

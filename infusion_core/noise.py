@@ -29,6 +29,17 @@ def sigmas_from_alphas(alphas_cumprod: Tensor) -> Tensor:
     return ((1 - alphas_cumprod) / alphas_cumprod).sqrt().float()
 
 
+def uniform_times(count: int, steps: int, generator: Generator) -> Tensor:
+    """Training timesteps (count,), each uniform and independent."""
+    return torch.randint(steps, (count,), generator=generator)
+
+
+def stratified_times(count: int, steps: int, generator: Generator) -> Tensor:
+    """Training timesteps (count,), one per equal slice: still uniform, with less variance from step to step."""
+    spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count * steps
+    return spread.long().clamp(max=steps - 1)  # rounding may reach the end of the last slice
+
+
 def input_scale(sigma: Tensor) -> Tensor:
     """What a noised latent is multiplied with before it enters the network: ``1 / sqrt(sigma^2 + 1)``."""
     return (sigma.square() + 1).rsqrt()

@@ -10,17 +10,23 @@ from .errors import InfusionError
 from .tensor_file import SUFFIX
 
 PICTURE = ".png"  # of what was drawn after a step
-_NAME = re.compile(rf"step-(\d{{5,}})({re.escape(SUFFIX)}|{re.escape(PICTURE)})")
+_BEFORE = "step-"
+_NAME = re.compile(rf"{_BEFORE}\d{{5,}}({re.escape(SUFFIX)}|{re.escape(PICTURE)})")
 
 
 def file_of(step: int, suffix: str = SUFFIX) -> str:
     """What the file of a step is called: ``step-00050.safetensors``."""
-    return f"step-{step:05d}{suffix}"
+    return f"{_BEFORE}{step:05d}{suffix}"
 
 
 def is_of_a_step(name: str) -> bool:
     """Whether a file is called like a snapshot, or like what was drawn beside one."""
     return _NAME.fullmatch(name) is not None
+
+
+def every_snapshot(folder: Path) -> list[Path]:
+    """The files of snapshots in a folder, in no order; none where there is no folder."""
+    return [path for path in folder.glob(f"*{SUFFIX}") if is_of_a_step(path.name)]
 
 
 def snapshots_in(folder: Path, steps: Sequence[int] = ()) -> list[tuple[int, Path]]:
@@ -33,8 +39,7 @@ def snapshots_in(folder: Path, steps: Sequence[int] = ()) -> list[tuple[int, Pat
     Raises:
         InfusionError: there is none, or none of a step.
     """
-    named = [(found, path) for path in folder.glob("*") if (found := _NAME.fullmatch(path.name))]
-    there = {int(found[1]): path for found, path in named if found[2] == SUFFIX}
+    there = {int(path.stem.removeprefix(_BEFORE)): path for path in every_snapshot(folder)}
     if not there:
         raise InfusionError(f"there are no snapshots in {folder}; give the folder of a training run")
     missing = [step for step in steps if step not in there]

@@ -86,6 +86,12 @@ def standing(text: str, word: str) -> tuple[Chosen, int]:
     return (None if len(alone) == count else tuple(k for k, _ in alone)), count
 
 
+def says(text: str, word: str) -> bool:
+    """Whether a word stands alone anywhere in a text."""
+    chosen, count = standing(text, word)
+    return count > 0 and chosen != ()
+
+
 def _standing(line: str, word: str) -> tuple[int, list[tuple[int, int]]]:
     """How often a folded text has a word, and of those that stand alone which they are, and where they start."""
     found = list(places(line, folded(word).split()))

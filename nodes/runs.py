@@ -64,6 +64,8 @@ class Run:
         """
         self._given = Given.of(self.trainer, self.told)
         self._resume()
+        if warning := self.record.too_short(self.finish):
+            _say(f"will not end early: {warning}")
         bar = comfy.utils.ProgressBar(self.record.settings.steps)
         clock, started = Clock(self.trainer.step), time.monotonic()
         picture: Image.Image | None = None

@@ -93,7 +93,7 @@ def apt_trainer(
 
     def seen(size: Size | None, numbers: Sequence[int]) -> Shown:
         photos = given.some(numbers)
-        latents, masks = encoded(model, photos.pictures, settings.restraint, settings.seed, photos.masks, size)
+        latents, masks = encoded(model, photos, settings.restraint, settings.seed, size)
         own = said and [said[number] for number in numbers]
         return Shown(latents, captions_for(model.text, every, live, size), masks, own)
 

@@ -86,6 +86,7 @@ class Moment:
         uncond, cond: conditioning of both halves, a row for each picture.
         adding: of each picture, the concepts whose residuals are added.
         replaced: of each picture, whether it attends with the base stream's maps.
+        awaited: of each picture, whether it will later, though not now.
     """
 
     index: int
@@ -95,6 +96,7 @@ class Moment:
     cond: Conditioning
     adding: Sequence[Sequence[Named]]
     replaced: Sequence[bool]
+    awaited: Sequence[bool]
 
 
 class Sampler:
@@ -161,11 +163,16 @@ class Sampler:
         self.scheduler.set_timesteps(self.settings.steps, device=self.denoiser.device)
         cond, uncond, everything = stack(self._cond * times), stack(self._uncond * times), self._named * times
         timesteps = self.scheduler.timesteps
+        steps = len(timesteps)
+        replacing = [
+            [any(c.map_window.covers(i / steps) for c, _ in named) for named in everything] for i in range(steps)
+        ]
         for i, t in enumerate(timesteps):
-            done = i / len(timesteps)
-            adding = [[(c.scaled(done), spans) for c, spans in named if c.adds_at(done)] for named in everything]
-            replaced = [any(c.map_window.covers(done) for c, _ in named) for named in everything]
-            yield Moment(i, len(timesteps), t, uncond, cond, adding, replaced)
+            adding = [
+                [(c.scaled(i / steps), spans) for c, spans in named if c.adds_at(i / steps)] for named in everything
+            ]
+            awaited = [not now and any(later) for now, *later in zip(*replacing[i:], strict=True)]
+            yield Moment(i, steps, t, uncond, cond, adding, replacing[i], awaited)
 
     def rows(self, x: Tensor, moment: Moment) -> list[Row]:
         """A latent (N, C, H, W) with the conditioning of each half that there is; the conditional one comes last."""
@@ -181,6 +188,7 @@ class Sampler:
         The rows that the base model has come first: of pictures that attend with the base stream's maps, that is the
         base stream. Further rows follow for those, with the maps of the first.
         """
+        base_x = None if base_x is None else self._followed(base_x, moment)
         mapped = [i for i, r in enumerate(moment.replaced) if r and (base_x is not None or moment.adding[i])]
         seen = x if base_x is None else _put(x, mapped, base_x[mapped])
         # The unconditional half of two trajectories is two; which one comes first decides whose maps it has.
@@ -201,6 +209,15 @@ class Sampler:
         elif self.guided:
             base[0] = more[0]
         return self.advance(ours, moment, x), _put(base_x, mapped, self.advance(base, moment, base_x[mapped]))
+
+    def _followed(self, base_x: Tensor, moment: Moment) -> Tensor:
+        """One step of the base stream of those pictures that await its maps: it is on its own trajectory by then."""
+        rows = [i for i, awaited in enumerate(moment.awaited) if awaited]
+        if not rows:
+            return base_x
+        x, halves = base_x[rows], [moment.uncond, moment.cond][not self.guided :]
+        out = self.predict([(x, half.of(rows)) for half in halves], moment)
+        return _put(base_x, rows, self.advance(out, moment, x))
 
     def _predict_both(
         self, first: Sequence[Row], further: Sequence[Row], mapped: Sequence[int], moment: Moment, swapped: bool

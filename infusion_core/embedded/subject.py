@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from ..captions import CAPTION_SUFFIX, read_captions
 from ..errors import InfusionError
+from ..paths import is_there
 from ..photos import Photo, Skipped, read_photo, read_photos
 from .photos import find_photos, no_larger, none_in
 
@@ -120,7 +121,7 @@ def _mask(photo: Photo, masks: Path | None) -> Image.Image | None:
     path = photo.path
     given = [] if masks is None else [masks / path.name, masks / f"{path.stem}.png"]
     for place in (*given, *(path.with_name(f"{path.stem}{end}.png") for end in MASK_ENDS)):
-        if not place.is_file():
+        if not is_there(place):
             continue
         try:
             mask = read_photo(place).convert("L")

@@ -61,7 +61,7 @@ def trainer_for(
         size: Size | None, numbers: Sequence[int]
     ) -> tuple[Tensor, list[EncodedPrompt], Tensor | None, Said | None]:
         photos = given.some(numbers)
-        latents, masks = encoded(model, photos.pictures, settings.restraint, settings.seed, photos.masks, size)
+        latents, masks = encoded(model, photos, settings.restraint, settings.seed, size)
         read = [replace(prompt, conditioning=sized(prompt.conditioning, size)) for prompt in prompts]
         return latents, read, masks, said and [said[number] for number in numbers]
 

@@ -18,33 +18,33 @@ from .subject import SubjectPhotos
 
 
 def encoded(
-    model: EmbeddedModel, photos: Sequence[Image.Image], restraint: Restraint, seed: int,
-    masks: Sequence[Image.Image | None] = (), size: Size | None = None,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    model: EmbeddedModel, photos: SubjectPhotos, restraint: Restraint, seed: int, size: Size | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Latents (N, 1 + variants, C, h, w) of photos and their variants, and how their loss is weighted; None for evenly.
 
     Args:
         model: encodes.
-        photos: of the subject.
+        photos: of the subject, with their masks.
         restraint: without augmentation there are no variants.
         seed: of the variants.
-        masks: white where the subject is in each photo, or None for all of it.
         size: that the middle of each is scaled to; None for the model's square.
 
     Raises:
         InfusionError: a mask is empty.
     """
     place = size or (model.resolution, model.resolution)
-    given = _weights(masks, place)
+    given, pictures = _weights(photos.masks, place), photos.pictures
     if not restraint.augment:
-        latents = (model.encode(list(photos)) if size is None else model.encode_pixels(_pixels(photos, size)))[:, None]
+        latents = (model.encode(list(pictures)) if size is None else model.encode_pixels(_pixels(pictures, size)))[
+            :, None
+        ]
         if given is None:
             return latents, None
         small = F.adaptive_avg_pool2d(given, (latents.shape[3], latents.shape[4]))
-        return latents, normalised(small)[:, None].to(latents)
+        return latents, normalised(small, photos.names)[:, None].to(latents)
     if given is not None:
-        normalised(given)  # refuses an empty one
-    made = variants_of(_pixels(photos, place) / 2 + 0.5, VARIANTS, seed, given, restraint.augmentation or PUBLISHED)
+        normalised(given, photos.names)  # refuses an empty one
+    made = variants_of(_pixels(pictures, place) / 2 + 0.5, VARIANTS, seed, given, restraint.augmentation or PUBLISHED)
     latents = model.encode_pixels(made.pictures.flatten(0, 1) * 2 - 1)
     shaped = latents.reshape(*made.pictures.shape[:2], *latents.shape[1:])
     return shaped, made.weights(*latents.shape[2:]).to(latents)

@@ -15,7 +15,7 @@ from ..concepts import LoadedConcept
 from ..denoiser import Denoiser, EncodedPrompt
 from ..errors import InfusionError
 from ..injection import inject
-from ..noise import as_epsilon, bin_of, seeded, share_done
+from ..noise import as_epsilon, bin_of, seeded, share_done, stratified_times
 from ..streams import by_maps, concept_stream
 from .interval import Interval, bootstrap_interval
 
@@ -135,7 +135,7 @@ def fisher_divergence(
     if paired and prompts != len(latents):
         raise InfusionError(f"{prompts} captions for {len(latents)} images; give one for each")
     generator = seeded(seed)
-    times = ((torch.arange(draws) + torch.rand(draws, generator=generator)) * len(sigmas) / draws).long()
+    times = stratified_times(draws, len(sigmas), generator)
     spoken = torch.arange(draws) % prompts
     images = spoken if paired else torch.randperm(draws, generator=generator) % len(latents)
     noise = torch.randn(draws, *latents.shape[1:], generator=generator)

@@ -101,8 +101,8 @@ class Trainer(Generic[Learned]):
             self._optimizer.zero_grad()
             self.step += 1
             self.objective.after_step()
-            due = self.step % settings.snapshot_every == 0 or self.step == settings.steps
-            yield StepReport(self.step, settings.steps, loss, rate, self.validation_loss() if due else None)
+            validated = self.validation_loss() if settings.due(self.step) else None
+            yield StepReport(self.step, settings.steps, loss, rate, validated)
 
     def learned(self) -> Learned:
         """What has been learned so far."""

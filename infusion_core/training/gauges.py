@@ -18,6 +18,7 @@ from ..denoiser import EncodedPrompt
 from ..metrics.fisher import DenoiserPredictor, NoisePredictor, fisher_divergence
 from ..noise import seeded
 from ..readers import WordMaps, WordReader
+from ..tokens import says
 from .apt import AptObjective
 from .engine import Trainer
 from .lora import LoraObjective
@@ -39,8 +40,8 @@ class Unsaid:
 
     Attributes:
         prompts: without the subject.
-        watched: says the subject; once for each watched word, with the spans of that word alone.
-        subject: the word of it that is watched.
+        watched: says the subject; once for each watched word that is found in it, with its spans alone.
+        subject: the word of it that is watched, if it was found.
     """
 
     prompts: Sequence[EncodedPrompt]
@@ -68,7 +69,7 @@ class Unsaid:
 
 def unsaid_prompts(word: str, phrase: str) -> list[str]:
     """Prompts that do not say a subject; the class word alone is one where the subject has an identifier."""
-    others = [prompt for prompt in OTHER_PROMPTS if word.casefold() not in prompt.casefold()]
+    others = [prompt for prompt in OTHER_PROMPTS if not says(prompt, word)]
     return ["", *others, *([] if phrase == word else [CAPTION_TEMPLATES[0].replace("{}", word)])]
 
 
@@ -90,7 +91,7 @@ def residual_meter(trainer: Trainer[Any], objective: ResidualObjective, rule: St
     def moved() -> float:
         concept = LoadedConcept("metered", objective.learned())
         return _distance(
-            base, DenoiserPredictor(denoiser, said, [concept]), objective.latents[:, 0], 1, denoiser.sigmas
+            base, DenoiserPredictor(denoiser, said, [concept]), objective.shown.latents[:, 0], 1, denoiser.sigmas
         )
 
     gauges = [Gauge("moved", (2 + settings.map_window.end) * DRAWS, moved)]
@@ -124,7 +125,7 @@ def lora_meter(trainer: Trainer[Any], objective: LoraObjective, unsaid: Unsaid, 
         return _overlap(objective, unsaid) - before
 
     gauges = [Gauge("drift", 2 * DRAWS, drift)]
-    if len(unsaid.watched) > 1:
+    if unsaid.subject in unsaid.watched and len(unsaid.watched) > 1:
         gauges.append(Gauge("collapse", 2 * len(LOOKS), collapse))
     batches, rule = 1 if objective.prior is None else 2, rule or StopRule(apart=LORA_APART)
     return _meter(trainer, objective, gauges, settings.batch_size * batches, 1.0 if frozen else 0.0, 1.0, rule)

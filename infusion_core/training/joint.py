@@ -46,7 +46,7 @@ class JointObjective:
         for member in members:
             if member.denoiser is not first.denoiser or member.settings != first.settings:
                 raise InfusionError("concepts that are trained together need one model and the same settings")
-            if member.latents.shape[3:] != first.latents.shape[3:]:
+            if member.shown.latents.shape[3:] != first.shown.latents.shape[3:]:
                 raise InfusionError("concepts that are trained together need photos of one size")
             if member.context_length != first.context_length:
                 raise InfusionError("concepts that are trained together need captions of one length in 77-token chunks")

@@ -16,10 +16,9 @@ from ..denoiser import Denoiser
 from ..errors import InfusionError
 from ..lora import LoraSet
 from ..lora_layers import TEXT, Targets
-from ..noise import seeded
-from .objective import Noised, ParameterGroup, Times, Weighting, loss_weights, timesteps
+from .objective import Noised, ParameterGroup, Times, Weighting, loss_weights
 from .settings import MOST_AT_ONCE, TrainSettings
-from .shown import Shown, captions_in_turn, drawn_captions
+from .shown import Drawn, Shown
 
 Own = TypeVar("Own", bound="LoraObjective")
 
@@ -114,17 +113,9 @@ class LoraObjective:
         return {"denoising": self._weighted(self._errors(self.shown, batch), batch), **self._prior_loss(generator)}
 
     def validation(self, draws: int, seed: int) -> Tensor:
-        """Unweighted losses (draws,) on photos as they are; all take turns, timesteps are spread evenly."""
-        latents, steps = self.shown.latents, len(self.denoiser.sigmas)
-        times = ((torch.arange(draws) + 0.5) * steps / draws).long()
-        eps = torch.randn(draws, *latents.shape[2:], generator=seeded(seed))
-        losses = []
-        for part in torch.split(torch.arange(draws), self.settings.batch_size):
-            pictures = part % len(latents)
-            captions = captions_in_turn(self.shown.said, pictures, part, len(self.shown.captions)).tolist()
-            batch = self._batch(self.shown, pictures, part * 0, times[part], eps[part], captions)
-            losses.append(self._errors(self.shown, batch))
-        return torch.cat(losses)
+        """Unweighted losses (draws,), see `Shown.fixed`."""
+        parts = self.shown.fixed(draws, self.settings.batch_size, len(self.denoiser.sigmas), seed)
+        return torch.cat([self._errors(self.shown, self._batch(self.shown, part)) for part in parts])
 
     def after_step(self) -> None:
         """Nothing follows a step."""
@@ -151,26 +142,21 @@ class LoraObjective:
         return {"prior": self.settings.prior_weight * self._weighted(self._errors(self.prior, batch), batch)}
 
     def _drawn(self, shown: Shown, generator: Generator) -> Batch:
-        """A random batch of pictures as they are."""
-        size, settings = self.settings.batch_size, self.settings
-        pictures = torch.randint(len(shown.latents), (size,), generator=generator)
-        captions = drawn_captions(shown.said, pictures, len(shown.captions), generator).tolist()
-        times = timesteps(settings.times, size, len(self.denoiser.sigmas), generator)
-        eps = torch.randn(size, *shown.latents.shape[2:], generator=generator)
-        variants = self._variants(shown, times, generator)
-        return self._batch(shown, pictures, variants, times, eps, captions)
+        """A random batch."""
+        settings, steps = self.settings, len(self.denoiser.sigmas)
+
+        def variants(times: Tensor) -> Tensor:
+            return self._variants(shown, times, generator)
+
+        return self._batch(shown, shown.drawn(settings.batch_size, settings.times, steps, generator, variants))
 
     def _variants(self, shown: Shown, times: Tensor, generator: Generator) -> Tensor:
         """Which variant of each picture is shown, (B,)."""
         return torch.zeros(len(times), dtype=torch.long)
 
-    def _batch(
-        self, shown: Shown, pictures: Tensor, variants: Tensor, times: Tensor, eps: Tensor, captions: list[int]
-    ) -> Batch:
-        denoiser = self.denoiser
-        noised = Noised.of(shown.latents[pictures, variants], times, eps, denoiser.sigmas, denoiser.prediction)
-        masks = None if shown.masks is None else shown.masks[pictures, variants]
-        return Batch(noised, times, captions, masks)
+    def _batch(self, shown: Shown, drawn: Drawn) -> Batch:
+        noised = shown.noised(drawn, self.denoiser.sigmas, self.denoiser.prediction)
+        return Batch(noised, drawn.times, drawn.captions.tolist(), shown.weighted(drawn))
 
     def _errors(self, shown: Shown, batch: Batch, plan: Plan | None = None) -> Tensor:
         """Squared error per sample, (B,)."""

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from .. import noise as noise_levels
-from ..noise import Prediction
+from ..noise import Prediction, stratified_times, uniform_times
 
 Learned = TypeVar("Learned", covariant=True)
 Weighting = Literal["uniform", "velocity"]
@@ -110,13 +110,3 @@ def loss_weights(weighting: Weighting, sigmas: Tensor) -> Tensor:
 def timesteps(times: Times, count: int, steps: int, generator: Generator) -> Tensor:
     """Training timesteps (count,), chosen either way."""
     return (stratified_times if times == "stratified" else uniform_times)(count, steps, generator)
-
-
-def uniform_times(count: int, steps: int, generator: Generator) -> Tensor:
-    """Training timesteps (count,), each uniform and independent."""
-    return torch.randint(steps, (count,), generator=generator)
-
-
-def stratified_times(count: int, steps: int, generator: Generator) -> Tensor:
-    """Training timesteps (count,), one per equal slice: still uniform, with less variance from step to step."""
-    return ((torch.arange(count) + torch.rand(count, generator=generator)) / count * steps).long()

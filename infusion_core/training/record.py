@@ -79,6 +79,19 @@ class RunRecord:
         best = None if finish.take == "last" or self.meter is None else self.meter.best(self.validation)
         return last if best is None else best
 
+    def too_short(self, finish: Finish) -> str:
+        """What to say where a run is to end or be judged by its rest, and cannot come to it before its last step."""
+        if finish == Finish() or self.meter is None:
+            return ""
+        settings = self.settings
+        first = self.meter.rule.earliest(settings.steps, settings.snapshot_every)
+        if first is not None and first < settings.steps:
+            return ""
+        return (
+            f"a run of {settings.steps} steps, snapshots {settings.snapshot_every} apart, cannot come to rest before "
+            "its last step, so that is where it ends; raise steps or lower snapshot_every"
+        )
+
     def wrote(self, step: int, file: str) -> None:
         """Note a snapshot of a step, in place of an earlier one of the same step."""
         self.snapshots = [s for s in self.snapshots if s.step != step]
@@ -130,10 +143,11 @@ class RunRecord:
         return facts
 
     def restore(self, told: Mapping[str, Any]) -> None:
-        """Take back the course of the interrupted run, as `course` told it."""
+        """Take back the course of the interrupted run, as `course` told it; not the snapshot that its end left."""
         self.losses = list(told["losses"])
         self.validation = [(step, loss) for step, loss in told["validation"]]
-        self.snapshots = [SnapshotFile(**snapshot) for snapshot in told["snapshots"]]
+        snapshots = [SnapshotFile(**snapshot) for snapshot in told["snapshots"]]
+        self.snapshots = [s for s in snapshots if s.validation_loss is not None or self.settings.due(s.step)]
         self.indicator = [(step, gamma) for step, gamma in told.get("indicator", [])]
         if self.meter is not None and "meter" in told:
             self.meter.restore(told["meter"])

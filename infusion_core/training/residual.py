@@ -13,16 +13,15 @@ from torch import Generator, Tensor
 from ..concepts import LoadedConcept
 from ..denoiser import Denoiser, EncodedPrompt
 from ..errors import InfusionError
-from ..noise import seeded
 from ..residuals import REPLACEMENT_END, ConceptResidual, Layout, Where, zero_residual
 from ..schedule import ALWAYS, NEVER, RateSchedule, Window
 from .engine import Trainer
 from .looks import Look, errors_of
 from .numbers import Numbers, with_random_keys
-from .objective import Noised, ParameterGroup, Times, Weighting, loss_weights, timesteps
+from .objective import ParameterGroup, Times, Weighting, loss_weights
 from .overfitting import UNRESTRAINED, Indicator, Restraint
 from .settings import MOST_AT_ONCE, TrainSettings
-from .shown import Said, captions_in_turn, checked, drawn_captions, normalised, require_said
+from .shown import Drawn, EncodedCaptions, Said, Shown, normalised
 from .state import TrainState
 
 
@@ -148,10 +147,12 @@ class ResidualObjective:
         if not prompts or not all(p.spans and p.spans[0] for p in prompts):
             raise InfusionError(f"a caption does not hold the word {word!r}; check the caption templates")
         self.prompts = prompts
-        self.latents = checked(latents if latents.dim() == 5 else latents[:, None])
-        require_said(said, len(self.latents), len(prompts))
-        self._said = said
-        self._masks = masks if masks is None or masks.dim() == 5 else normalised(masks)[:, None]
+        self.shown = Shown(
+            latents if latents.dim() == 5 else latents[:, None],
+            EncodedCaptions([prompt.conditioning for prompt in prompts]),
+            masks if masks is None or masks.dim() == 5 else normalised(masks)[:, None],
+            said,
+        )
 
     def groups(self) -> list[ParameterGroup]:
         """The residuals by place, and the keys of their parts."""
@@ -180,13 +181,12 @@ class ResidualObjective:
 
     def look(self, generator: Generator) -> Look:
         """A random batch."""
-        size = self.settings.batch_size
-        images = torch.randint(len(self.latents), (size,), generator=generator)
-        captions = drawn_captions(self._said, images, len(self.prompts), generator)
-        times = timesteps(self.settings.times, size, len(self.denoiser.sigmas), generator)
-        eps = torch.randn(size, *self.latents.shape[2:], generator=generator)
-        variants = self.indicator.variants(times, self.latents.shape[1] - 1, generator)
-        return self._look(images, variants, captions, times, eps)
+        settings, steps, others = self.settings, len(self.denoiser.sigmas), self.shown.latents.shape[1] - 1
+
+        def variants(times: Tensor) -> Tensor:
+            return self.indicator.variants(times, others, generator)
+
+        return self._look(self.shown.drawn(settings.batch_size, settings.times, steps, generator, variants))
 
     def weighed(self, times: Tensor, errors: Tensor, reference: Tensor | None) -> Tensor:
         """The loss of each sample of a batch, (B,); the indicator takes the batch in.
@@ -202,17 +202,10 @@ class ResidualObjective:
         return errors * weights.to(errors)
 
     def validation(self, draws: int, seed: int) -> Tensor:
-        """Unweighted losses (draws,); images and captions take turns, timesteps are spread evenly."""
-        steps = len(self.denoiser.sigmas)
-        times = ((torch.arange(draws) + 0.5) * steps / draws).long()
-        eps = torch.randn(draws, *self.latents.shape[2:], generator=seeded(seed))
-        losses = []
-        for part in torch.split(torch.arange(draws), self.settings.batch_size):
-            images = part % len(self.latents)
-            captions = captions_in_turn(self._said, images, part, len(self.prompts))
-            look = self._look(images, part * 0, captions, times[part], eps[part])
-            losses.append(errors_of(self.denoiser, [look], self.settings.map_window)[0][0])
-        return torch.cat(losses)
+        """Unweighted losses (draws,), see `Shown.fixed`."""
+        parts = self.shown.fixed(draws, self.settings.batch_size, len(self.denoiser.sigmas), seed)
+        window = self.settings.map_window
+        return torch.cat([errors_of(self.denoiser, [self._look(part)], window)[0][0] for part in parts])
 
     def after_step(self) -> None:
         """Nothing follows a step."""
@@ -240,12 +233,12 @@ class ResidualObjective:
         if self.settings.restraint.measures:
             self.indicator.restore(extra)
 
-    def _look(self, images: Tensor, variants: Tensor, captions: Tensor, times: Tensor, eps: Tensor) -> Look:
-        denoiser, residual = self.denoiser, self._numbers.residual()
-        noised = Noised.of(self.latents[images, variants], times, eps, denoiser.sigmas, denoiser.prediction)
-        masks = None if self._masks is None else self._masks[images, variants]
-        prompts = [self.prompts[caption] for caption in captions.tolist()]
-        return Look(LoadedConcept(residual.word, residual, self._numbers.strength), noised, times, prompts, masks)
+    def _look(self, drawn: Drawn) -> Look:
+        residual = self._numbers.residual()
+        prompts = [self.prompts[caption] for caption in drawn.captions.tolist()]
+        concept = LoadedConcept(residual.word, residual, self._numbers.strength)
+        noised = self.shown.noised(drawn, self.denoiser.sigmas, self.denoiser.prediction)
+        return Look(concept, noised, drawn.times, prompts, self.shown.weighted(drawn))
 
 
 def residual_trainer(

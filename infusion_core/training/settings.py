@@ -11,7 +11,8 @@ from ..errors import InfusionError
 from ..noise import SEEDS
 from ..schedule import RateSchedule
 
-MOST_STEPS = 1_000_000
+MOST_STEPS = 500_000
+MOST_SNAPSHOTS = 10_000  # of a run; each is a line in its state
 MOST_AT_ONCE = 1000  # samples, bins, passes: more is a slip of the finger, and would fill the memory
 
 
@@ -50,6 +51,11 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         self._require(steps=MOST_STEPS, accumulation=MOST_AT_ONCE, snapshot_every=MOST_STEPS)
+        if self.steps // self.snapshot_every > MOST_SNAPSHOTS:
+            raise InfusionError(
+                f"{self.steps // self.snapshot_every} snapshots are more than the {MOST_SNAPSHOTS} a run can have; "
+                "raise snapshot_every"
+            )
         if not 0 < self.learning_rate < math.inf:
             raise InfusionError(f"the learning rate must be a positive number, got {self.learning_rate}")
         if not 0 <= self.warmup_steps <= MOST_STEPS:
@@ -62,6 +68,10 @@ class TrainSettings:
         """What decides what is learned, as JSON has it; how often snapshots are kept does not."""
         told: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return {name: value for name, value in told.items() if name != "snapshot_every"}
+
+    def due(self, step: int) -> bool:
+        """Whether a run of these settings leaves a snapshot after a step."""
+        return step % self.snapshot_every == 0 or step == self.steps
 
     def _require(self, **most: int) -> None:
         """Fields that must be at least 1, each with the most it may be."""

@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 
 from ..errors import InfusionError
 from .objective import Learned, Objective, ParameterGroup
+from .shown import in_turn
 
 Size = tuple[int, int]  # width and height, px
 COMMON_STEP = 64  # px: the multiple that trainers use for every Stable Diffusion
@@ -87,8 +88,8 @@ class ShapedObjective(Generic[Learned]):
         return self.members[int(self._whose[photo])].losses(generator)
 
     def validation(self, draws: int, seed: int) -> Tensor:
-        """Unweighted losses (draws,), levels of noise ascending; the photos take turns, and with them the sizes."""
-        turns = sorted(Counter(self._whose[torch.arange(draws) % len(self._whose)].tolist()).items())
+        """Unweighted losses (draws,), levels of noise ascending; photos, and so sizes, take turns (`in_turn`)."""
+        turns = sorted(Counter(self._whose[in_turn(len(self._whose), draws)].tolist()).items())
         levels = torch.cat([(torch.arange(count) + 0.5) / count for _, count in turns])
         losses = torch.cat([self.members[number].validation(count, seed) for number, count in turns])
         return losses[levels.argsort(stable=True)]

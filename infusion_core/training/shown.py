@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -11,6 +12,8 @@ from torch import Generator, Tensor
 
 from ..denoiser import Conditioning, stack
 from ..errors import InfusionError
+from ..noise import Prediction, seeded
+from .objective import Noised, Times, timesteps
 
 
 class Captions(Protocol):
@@ -100,6 +103,25 @@ def require_said(said: Said | None, pictures: int, captions: int) -> None:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """A batch, before anything is noised.
+
+    Attributes:
+        pictures: by number, (B,).
+        variants: of each, 0 being the picture itself, (B,).
+        captions: by number, (B,).
+        times: training timesteps, (B,).
+        eps: unit noise, (B, C, H, W).
+    """
+
+    pictures: Tensor
+    variants: Tensor
+    captions: Tensor
+    times: Tensor
+    eps: Tensor
+
+
+@dataclass(frozen=True)
 class Shown:
     """Pictures to learn from, and what is said of them.
 
@@ -124,6 +146,64 @@ class Shown:
             raise InfusionError("no captions; give at least one")
         require_said(self.said, len(self.latents), len(self.captions))
 
+    def drawn(
+        self, size: int, times: Times, steps: int, generator: Generator, variants: Callable[[Tensor], Tensor]
+    ) -> Drawn:
+        """A random batch. What is drawn in which order is what a resumed run repeats.
+
+        Args:
+            size: of the batch.
+            times: how its timesteps are chosen.
+            steps: training timesteps of the model.
+            generator: random numbers.
+            variants: of each picture at its timestep, (B,) by number; 0 takes the place of one without any weight.
+        """
+        pictures = torch.randint(len(self.latents), (size,), generator=generator)
+        captions = drawn_captions(self.said, pictures, len(self.captions), generator)
+        at = timesteps(times, size, steps, generator)
+        eps = torch.randn(size, *self.latents.shape[2:], generator=generator)
+        chosen = variants(at)
+        return Drawn(pictures, chosen * self._counts[pictures, chosen], captions, at, eps)
+
+    def fixed(self, draws: int, size: int, steps: int, seed: int) -> Iterator[Drawn]:
+        """The same batches at every call, of pictures as they are.
+
+        Pictures and captions take turns, timesteps are spread evenly.
+
+        Args:
+            draws: samples in all.
+            size: of a batch, at most.
+            steps: training timesteps of the model.
+            seed: of the noise.
+        """
+        times = ((torch.arange(draws) + 0.5) * steps / draws).long()
+        eps = torch.randn(draws, *self.latents.shape[2:], generator=seeded(seed))
+        every = in_turn(len(self.latents), draws)
+        for part in torch.split(torch.arange(draws), size):
+            captions = captions_in_turn(self.said, every[part], part, len(self.captions))
+            yield Drawn(every[part], part * 0, captions, times[part], eps[part])
+
+    def noised(self, drawn: Drawn, sigmas: Tensor, prediction: Prediction) -> Noised:
+        """The pictures of a batch at its noise levels, for a model of those `sigmas` that predicts so."""
+        latents = self.latents[drawn.pictures, drawn.variants]
+        return Noised.of(latents, drawn.times, drawn.eps, sigmas, prediction)
+
+    def weighted(self, drawn: Drawn) -> Tensor | None:
+        """The masks of a batch, (B, 1, H, W), or None."""
+        return None if self.masks is None else self.masks[drawn.pictures, drawn.variants]
+
+    @cached_property
+    def _counts(self) -> Tensor:
+        """Whether any of a variant is learned from, (N, 1 + variants)."""
+        if self.masks is None:
+            return torch.ones(self.latents.shape[:2], dtype=torch.bool)
+        return self.masks.flatten(2).any(2).cpu()
+
+
+def in_turn(count: int, turns: int) -> Tensor:
+    """Whose turn it is, (turns,): one after the other; where there are more than turns, as far apart as they can be."""
+    return torch.arange(turns) % count if count <= turns else torch.arange(turns) * count // turns
+
 
 def checked(latents: Tensor) -> Tensor:
     """Encoded images (N, C, H, W), all finite.
@@ -143,8 +223,12 @@ def checked(latents: Tensor) -> Tensor:
     return latents
 
 
-def normalised(masks: Tensor) -> Tensor:
+def normalised(masks: Tensor, names: Sequence[str] = ()) -> Tensor:
     """Loss weights (N, 1, H, W) with a mean of 1 in each image.
+
+    Args:
+        masks: (N, 1, H, W).
+        names: of their photos, for errors.
 
     Raises:
         InfusionError: a mask is empty, negative or not finite.
@@ -152,6 +236,7 @@ def normalised(masks: Tensor) -> Tensor:
     means = masks.mean(dim=(1, 2, 3), keepdim=True)
     good = (means.flatten() > 0) & masks.isfinite().flatten(1).all(1) & (masks.flatten(1).amin(1) >= 0)
     if not good.all():
-        first = int((~good).nonzero()[0]) + 1
-        raise InfusionError(f"mask {first} of {len(masks)} is empty or not between 0 and 1; paint the subject white")
+        first = int((~good).nonzero()[0])
+        which = f"the mask of {names[first]}" if names else f"mask {first + 1} of {len(masks)}"
+        raise InfusionError(f"{which} is empty or not between 0 and 1; paint the subject white")
     return masks / means

@@ -80,6 +80,16 @@ class StopRule:
         ends = (step for count, (step, _) in enumerate(losses, 1) if self.rests(base, losses[:count]))
         return next(ends, None)
 
+    def earliest(self, steps: int, every: int) -> int | None:
+        """The first step at which a run could come to rest; None if it ends sooner.
+
+        Args:
+            steps: of the run.
+            every: steps between its snapshots; the last step has one too.
+        """
+        snapshots = dict.fromkeys([*range(every, steps + 1, every), steps])
+        return self.best(1.0, [(step, 0.0) for step in snapshots])
+
     def _seen(self, losses: Sequence[Loss]) -> list[Loss]:
         """The snapshots that are looked at."""
         seen, last = list[Loss](), 0

@@ -16,9 +16,9 @@ from infusion_core.attention import Plan, QueryKey
 from infusion_core.denoiser import Conditioning
 from infusion_core.embedded.tinyworld.world import Scene
 from infusion_core.embedded.unet import UNetDenoiser
-from infusion_core.noise import scaled_linear_sigmas, seeded
+from infusion_core.noise import scaled_linear_sigmas, seeded, stratified_times
 from infusion_core.readers import Recorder
-from infusion_core.training.objective import Noised, ParameterGroup, stratified_times
+from infusion_core.training.objective import Noised, ParameterGroup
 
 from .lesson import Lesson, lesson
 from .probes import Grounding, Whereabouts

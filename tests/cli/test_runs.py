@@ -148,15 +148,31 @@ def test_a_spoilt_or_foreign_state_is_refused_in_one_line(ran):
     assert "is not a training state" in refusal(ran)
 
 
-def test_starting_afresh_clears_the_state_and_nothing_of_the_users(ran, monkeypatch):
+def test_starting_afresh_sets_the_earlier_run_aside_and_touches_nothing_of_the_users(ran, monkeypatch):
+    before = {path.name: path.read_bytes() for path in ran.places.snapshots.glob("*.safetensors")}
+    assert len(before) > 1
     mine = ran.places.snapshots / "mine.txt"
     mine.write_text("mine")
     monkeypatch.setattr("infusion_cli.course.Course.train", stop)
     with pytest.raises(SystemExit):
         run_train(replace(ran, resume=False), toy_model())
     assert not ran.places.state.exists()
+    assert sorted(path.name for path in ran.places.snapshots.iterdir()) == ["earlier", "mine.txt"]
+    left = {path.name: path.read_bytes() for path in ran.places.earlier.iterdir()}
+    assert left == before
     assert mine.read_text() == "mine"
     assert "nothing to resume" in refusal(ran)
+
+
+def test_what_ctrl_c_left_is_no_snapshot_of_the_run_that_goes_on(request_, monkeypatch):
+    whole = run_train(request_, toy_model()).report
+    with monkeypatch.context() as patch:
+        patch.setattr("infusion_cli.console.Interrupt.asked", True)
+        with pytest.raises(SystemExit):
+            run_train(request_, toy_model())
+    assert (request_.places.snapshot(1)).is_file()
+    resumed = run_train(replace(request_, resume=True), toy_model()).report
+    assert resumed["snapshots"] == whole["snapshots"]
 
 
 def test_what_cannot_be_trained_leaves_the_state(ran):

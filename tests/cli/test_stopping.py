@@ -198,3 +198,19 @@ def test_a_word_with_an_identifier_should_stay_as_it_is(tinyworld):
     trainer = trainer_for(tinyworld, training_images(CONCEPT)[:1], CONCEPT.shape, ResidualSettings(steps=1))
     assert trainer.validated is None
     assert residual_meter(trainer, trainer.objective).rule == StopRule(apart=CONCEPT_APART)
+
+
+def test_a_subject_that_is_not_found_in_its_caption_is_not_watched(tinyworld):
+    """As in the caption template "a photo of {}s on the beach"."""
+    trainer = apt_trainer(tinyworld, training_images(CONCEPT)[:2], fill(CAPTION_TEMPLATES, CONCEPT.shape), APT)
+    unsaid = unsaid_of(tinyworld.text, CONCEPT.shape, CONCEPT.shape)
+    others = dict.fromkeys(("photo", "beach"), unsaid.watched["photo"])
+    meter = lora_meter(trainer, trainer.objective, replace(unsaid, watched=others))
+    assert [gauge.name for gauge in meter.gauges] == ["drift"]
+
+
+@pytest.mark.parametrize(("steps", "warned"), [(15, True), (25, False)])
+def test_a_run_that_is_too_short_to_rest_says_so_before_its_first_step(request_, capsys, steps, warned):
+    run_train(replace(request_, settings=replace(request_.settings, steps=steps), finish=PLATEAU), toy_model())
+    said = f"a run of {steps} steps, snapshots 5 apart, cannot come to rest before its last step"
+    assert (said in capsys.readouterr().out) is warned

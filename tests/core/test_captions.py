@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from infusion_core.captions import class_word
+from infusion_core.captions import class_word, said_of
 from infusion_core.errors import InfusionError
 
 
@@ -29,3 +29,19 @@ def test_what_no_prompt_could_say_is_refused(word):
 def test_an_empty_word_is_refused(word):
     with pytest.raises(InfusionError, match="the word is empty"):
         class_word(word)
+
+
+@pytest.mark.parametrize("line", ["a dog on grass", "A DOG, asleep", "my dog's bed", "one {} asleep"])
+def test_a_caption_says_the_word_alone_or_has_a_place_for_it(line):
+    every, said = said_of([(line,)], ["1.jpg"], ["a photo of a dog"], "dog")
+    assert (every, said) == ([line.replace("{}", "dog")], [[0]])
+
+
+@pytest.mark.parametrize("line", ["two dogs on grass", "a hotdog", "a cat"])
+def test_a_caption_with_the_word_within_another_is_named_with_its_photo(line):
+    with pytest.raises(InfusionError, match=rf"a caption of 1\.jpg, '{line}', says neither {{}} nor 'dog'"):
+        said_of([(line,)], ["1.jpg"], ["a photo of a dog"], "dog")
+
+
+def test_an_accent_may_be_a_sign_of_its_own():
+    assert said_of([("a caf\u00e9 at night",)], ["1.jpg"], [], "cafe\u0301")[1] == [[0]]

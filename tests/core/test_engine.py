@@ -331,3 +331,9 @@ def test_the_last_seeds_have_choices_of_their_own():
 def test_a_learning_rate_is_a_positive_number(rate):
     with pytest.raises(InfusionError, match="learning rate must be a positive number"):
         TrainSettings(learning_rate=rate)
+
+
+def test_a_run_has_as_many_snapshots_as_its_state_can_hold():
+    with pytest.raises(InfusionError, match="20001 snapshots are more than the 10000 a run can have; raise snapshot_e"):
+        TrainSettings(steps=20001, snapshot_every=1)
+    assert TrainSettings(steps=20001, snapshot_every=3).snapshot_every == 3

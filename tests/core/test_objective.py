@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from infusion_core.errors import InfusionError
+from infusion_core.noise import stratified_times, uniform_times
 from infusion_core.residual_file import concept_bytes, concept_from_bytes
 from infusion_core.schedule import NEVER, Window
 from infusion_core.training.engine import Trainer
-from infusion_core.training.objective import Noised, loss_weights, stratified_times, uniform_times
+from infusion_core.training.objective import Noised, loss_weights
 from infusion_core.training.residual import ResidualObjective, ResidualSettings
 
 from . import explicit
@@ -199,6 +200,12 @@ def test_every_slice_of_the_timesteps_is_drawn_once():
     times = stratified_times(8, 1000, torch.Generator().manual_seed(0))
     assert (times * 8 // 1000).tolist() == list(range(8))
     assert len({int(t) % 125 for t in times}) > 1
+
+
+def test_rounding_reaches_no_timestep_beyond_the_last(monkeypatch):
+    """What `torch.rand` can give at most, at the last of four slices: the sum rounds to 4."""
+    monkeypatch.setattr("infusion_core.noise.torch.rand", lambda count, generator: torch.full((count,), 1 - 2**-24))
+    assert stratified_times(4, 1000, torch.Generator())[-1] == 999
 
 
 EMPTY = r"^mask 2 of 2 is empty or not between 0 and 1; paint the subject white$"

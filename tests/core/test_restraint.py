@@ -9,9 +9,9 @@ import torch
 
 from infusion_core.attention import Plan
 from infusion_core.denoiser import stack
-from infusion_core.noise import seeded
+from infusion_core.noise import seeded, stratified_times
 from infusion_core.training.engine import Trainer
-from infusion_core.training.objective import loss_weights, stratified_times
+from infusion_core.training.objective import loss_weights
 from infusion_core.training.overfitting import MEASURED, OVERFITTING, RESTRAINED, UNRESTRAINED, Restraint
 from infusion_core.training.residual import ResidualObjective, ResidualSettings
 
@@ -111,6 +111,14 @@ def test_what_is_known_by_heart_is_learned_less_and_shown_otherwise():
     assert not torch.allclose(other, plain, rtol=1e-2)
     validation = shown.validation(6, 3)
     torch.testing.assert_close(validation, objective(UNRESTRAINED).validation(6, 3))  # on photos as they are
+
+
+def test_a_variant_of_which_nothing_counts_is_not_shown():
+    variants, masks = torch.stack([latents(), latents() + 50], 1), torch.ones(2, 2, 1, 2, 2)
+    masks[:, 1] = 0
+    shown = objective(Restraint(augment=True, most_augmented=1.0), shown=variants, masks=masks)
+    known_by_heart(shown)
+    assert torch.equal(shown.losses(seeded(1))["denoising"], objective(UNRESTRAINED).losses(seeded(1))["denoising"])
 
 
 def test_a_resumed_run_is_the_uninterrupted_one():

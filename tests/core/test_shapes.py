@@ -15,6 +15,7 @@ from infusion_core.training.joint import JointObjective
 from infusion_core.training.overfitting import Indicator, Restraint
 from infusion_core.training.residual import ResidualObjective, ResidualSettings
 from infusion_core.training.shapes import ShapedObjective, first_member, grouped, on_shapes, size_for, step_of
+from infusion_core.training.shown import in_turn
 
 from .toy import ToyDenoiser, concept, prompts
 
@@ -136,6 +137,12 @@ def test_validation_takes_turns_over_the_photos():
     wanted = torch.stack([first[0], first[1], second, first[2], first[3]])  # levels of noise ascend
     assert torch.equal(found, wanted)
     assert len(shaped().validation(2, 11)) == 2
+
+
+def test_more_photos_than_draws_take_turns_over_all_of_them():
+    assert in_turn(3, 8).tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert in_turn(16, 8).tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert in_turn(11, 8).tolist() == [0, 1, 2, 4, 5, 6, 8, 9]  # of eight wide and three tall photos: one is tall
 
 
 def run(settings, state=None, steps=4):

@@ -89,3 +89,13 @@ def test_snapshots_that_come_too_soon_are_passed_over():
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(InfusionError, match=f"{next(iter(wrong))} must be"):
         StopRule(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "apart", "first"),
+    [(200, 50, 50, 200), (150, 50, 50, None), (200, 100, 50, None), (800, 250, 50, 800), (300, 100, 100, None),
+     (400, 50, 50, 200), (400, 10, 50, 200), (2000, 100, 100, 400)],
+)  # fmt: skip
+def test_the_earliest_rest_is_after_four_snapshots_that_are_looked_at(steps, every, apart, first):
+    """By hand: the first is compared with nothing, then three are slow one after the other."""
+    assert StopRule(apart=apart).earliest(steps, every) == first

@@ -41,12 +41,15 @@ class ExplicitProcessor:
         return attn.to_out[0](out)
 
 
-def sample(model, context, uncond, noise, residuals, spans, steps, guidance, base_latent, unconditional=False):
+def sample(
+    model, context, uncond, noise, residuals, spans, steps, guidance, base_latent, unconditional=False, window=(0, 1)
+):
     """DDIM from the formula (Song et al. 2021, eq. 12, eta 0) with rows [uncond, base, concept] or four with `own`.
 
     Args:
         residuals: list of (ConceptResidual, strength), spans: per concept its occurrences.
         unconditional: with `own`, the concept stream's unconditional rows take the base stream's maps too.
+        window: shares of the run from which on and up to which rows take the maps of others.
     """
     denoiser, scheduler, n = model.denoiser, model.scheduler, len(noise)
     scheduler.set_timesteps(steps)
@@ -63,7 +66,8 @@ def sample(model, context, uncond, noise, residuals, spans, steps, guidance, bas
     x = base = noise
     before = dict(denoiser.unet.attn_processors)
     gap = 1000 // steps
-    for t in scheduler.timesteps.tolist():
+    for number, t in enumerate(scheduler.timesteps.tolist()):
+        taken = sources if window[0] <= number / steps < window[1] else torch.arange(groups * n)
         processors = dict(before)
         for path, site in denoiser._sites.items():
             additions = [
@@ -73,7 +77,7 @@ def sample(model, context, uncond, noise, residuals, spans, steps, guidance, bas
                 for place in places
                 for token, position in enumerate(place)
             ]
-            processors[f"{path}.attn2.processor"] = ExplicitProcessor(sources, additions, residuals[0][0].layout)
+            processors[f"{path}.attn2.processor"] = ExplicitProcessor(taken, additions, residuals[0][0].layout)
         denoiser.unet.set_attn_processor(processors)
         latents = torch.cat([base, base, x, x] if own else [x, x, x])
         out = denoiser.unet(latents, t, encoder_hidden_states=states).sample.chunk(groups)

@@ -56,7 +56,7 @@ def members(trainer):
 def test_each_photo_is_whole_in_a_batch_of_its_shape(tinyworld, photos, flip):
     given = photos.with_mirrored() if flip else photos
     trainer = trainer_for(tinyworld, given, "circle", SETTINGS, ("a {}",), aspect=True)
-    shown = {tuple(m.latents.shape[-2:]): m for m in members(trainer)}
+    shown = {tuple(m.shown.latents.shape[-2:]): m for m in members(trainer)}
     assert set(shown) == {(h // 8, w // 8) for w, h in EXPECTED}
     found = dict.fromkeys(shown, 0)
     for number, picture in enumerate(given.pictures):
@@ -64,20 +64,20 @@ def test_each_photo_is_whole_in_a_batch_of_its_shape(tinyworld, photos, flip):
         pixels = torch.from_numpy(np.asarray(middle(picture, (width, height)), dtype=np.float32)).permute(2, 0, 1)
         wanted = tinyworld.encode_pixels(pixels[None] / 127.5 - 1)[0]
         size = (height // 8, width // 8)
-        torch.testing.assert_close(shown[size].latents[found[size], 0], wanted, rtol=0, atol=0.02)
+        torch.testing.assert_close(shown[size].shown.latents[found[size], 0], wanted, rtol=0, atol=0.02)
         found[size] += 1
-    assert [len(m.latents) for m in shown.values()] == list(found.values())
+    assert [len(m.shown.latents) for m in shown.values()] == list(found.values())
 
 
 def test_masks_and_captions_stay_with_their_photos(tinyworld, photos):
     trainer = trainer_for(tinyworld, photos, "circle", SETTINGS, ("a {}", "one {}"), aspect=True)
     wide, square, high = members(trainer)
-    assert high._masks.shape == (1, 1, 1, 24, 10)
-    assert high._masks[0, 0, 0, 14:].max() < 1e-3
-    assert high._masks.mean().item() == pytest.approx(1, abs=1e-4)
-    assert wide._masks is None
-    assert square._masks is None
-    assert [m._said for m in (wide, square, high)] == [[[0, 1], [0, 1]], [[0, 1]], [[2]]]
+    assert high.shown.masks.shape == (1, 1, 1, 24, 10)
+    assert high.shown.masks[0, 0, 0, 14:].max() < 1e-3
+    assert high.shown.masks.mean().item() == pytest.approx(1, abs=1e-4)
+    assert wide.shown.masks is None
+    assert square.shown.masks is None
+    assert [m.shown.said for m in (wide, square, high)] == [[[0, 1], [0, 1]], [[0, 1]], [[2]]]
     big = tinyworld.text.encode("a big circle").conditioning.context
     assert torch.equal(high.prompts[2].conditioning.context, big)
 
@@ -100,7 +100,7 @@ def test_variants_keep_the_shape_too_and_a_resumed_run_repeats(tinyworld, photos
 
     whole, first = trainer(), trainer()
     losses = [report.loss for report in whole.run()]
-    assert all(m.latents.shape[1] == 13 for m in members(whole))
+    assert all(m.shown.latents.shape[1] == 13 for m in members(whole))
     for report in first.run():
         if report.step == 2:
             break
@@ -125,7 +125,7 @@ def test_a_model_that_is_told_sizes_is_told_the_true_ones(tmp_path, photos, live
         assert all(report.loss > 0 for report in trainer.run())
     word = trainer_for(model, photos, "dog", SETTINGS, ("a {}",), aspect=True)
     for member in members(word):
-        height, width = (4 * edge for edge in member.latents.shape[-2:])
+        height, width = (4 * edge for edge in member.shown.latents.shape[-2:])
         assert all(p.conditioning.extras["time_ids"][0, 0] == height for p in member.prompts)
         assert all(p.conditioning.extras["time_ids"][0, 5] == width for p in member.prompts)
 

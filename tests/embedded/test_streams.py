@@ -65,6 +65,19 @@ def test_the_fused_path_equals_explicit_maps(tinyworld, base_latent, layout, cou
 
 
 @pytest.mark.parametrize("base_latent", ["shared", "own"])
+def test_maps_that_are_replaced_late_are_those_of_a_base_stream_that_came_so_far(tinyworld, base_latent):
+    late = LoadedConcept("a", concept(tinyworld, "circle", size=0.1, bins=2), replacement=Window(0.5, 0.75))
+    fused = run(tinyworld, PROMPT, [late], SampleSettings(4, 3.0, base_latent))
+    encoded = tinyworld.text.encode(PROMPT, {"a": "circle"})
+    with torch.no_grad():
+        slow = explicit.sample(
+            tinyworld, encoded.conditioning.context, tinyworld.text.encode("").conditioning.context,
+            tinyworld.noise(2, 7), [(late.residual, 1.0)], encoded.spans, 4, 3.0, base_latent, window=(0.5, 0.75),
+        )  # fmt: skip
+    assert relative(fused, slow) < 5e-5
+
+
+@pytest.mark.parametrize("base_latent", ["shared", "own"])
 def test_strength_zero_and_absent_words_change_nothing(tinyworld, base_latent):
     settings = SampleSettings(3, 4.0, base_latent)
     base = run(tinyworld, PROMPT, [], settings)

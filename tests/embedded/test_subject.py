@@ -151,7 +151,7 @@ def test_every_photo_is_shown_with_its_own_captions_alone(folder, tinyworld):
     photos = load_subject(folder, EDGE, [])
     trainer = trainer_for(tinyworld, photos, "circle", SETTINGS, ("a photo of a {}", "a {}"))
     own = {tuple(p.conditioning.context.flatten()[:500].tolist()) for p in trainer.objective.prompts[:2]}
-    first = trainer.objective.latents[0, 0]
+    first = trainer.objective.shown.latents[0, 0]
     shown = []
     for look in looks(trainer):
         sigma = look.noised.sigma.reshape(-1, 1, 1, 1)
@@ -175,6 +175,14 @@ def test_captions_take_turns_within_each_photo():
         require_said([[0], []], 2, 4)
 
 
+def test_photos_of_the_longest_names_may_have_something_beside_them_or_not(tmp_path):
+    for shade, name in enumerate(("x" * 251 + ".png", "猫" * 82 + ".png", "y" * 255)):
+        picture(shade).save(tmp_path / name, format="PNG")
+    photos = load_subject(tmp_path, EDGE, [], masks=tmp_path)
+    assert len(photos.pictures) == 3
+    assert photos.captions == ((), (), ())
+
+
 def test_photos_without_anything_beside_them_are_trained_on_as_ever(tinyworld):
     pictures = [picture(10), picture(99)]
     plain, known = (trainer_for(tinyworld, p, "circle", SETTINGS) for p in (pictures, SubjectPhotos.of(pictures)))
@@ -188,13 +196,13 @@ def test_photos_without_anything_beside_them_are_trained_on_as_ever(tinyworld):
 def test_what_a_mask_leaves_out_has_no_part_in_the_loss(tinyworld, augmented):
     photos = SubjectPhotos((picture(10), picture(99)), ((), ()), (left_half(), None), ("a", "b"))
     how = ResidualSettings(steps=1, batch_size=2, restraint=RESTRAINED) if augmented else SETTINGS
-    masks = trainer_for(tinyworld, photos, "circle", how).objective._masks
+    masks = trainer_for(tinyworld, photos, "circle", how).objective.shown.masks
     half = masks.shape[-1] // 2
     assert masks[0, 0, 0, :, half + 1 :].max() < 0.01
     assert masks[0, 0].mean().item() == pytest.approx(1, abs=1e-4)
     assert torch.allclose(masks[1, 0], torch.ones_like(masks[1, 0]))
     empty = SubjectPhotos((picture(10),), ((),), (Image.new("L", (EDGE, EDGE), 0),), ("a",))
-    with pytest.raises(InfusionError, match="mask 1 of 1 is empty"):
+    with pytest.raises(InfusionError, match="the mask of a is empty"):
         trainer_for(tinyworld, empty, "circle", how)
 
 
@@ -220,6 +228,6 @@ def test_mirrored_photos_have_mirrored_masks_and_the_same_captions(folder, tinyw
     assert not (second == first).all()
     assert (np.asarray(photos.masks[1]) == np.asarray(photos.masks[0])[:, ::-1]).all()
     trainer = trainer_for(tinyworld, photos, "circle", SETTINGS)
-    assert len(trainer.objective.latents) == 2
+    assert len(trainer.objective.shown.latents) == 2
     assert len(trainer.objective.prompts) == 1
     assert SubjectPhotos.of([half]).with_mirrored().masks == (None, None)

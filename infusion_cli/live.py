@@ -6,6 +6,7 @@ import base64
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from io import BytesIO
 
 from PIL import Image
@@ -127,6 +128,7 @@ class Live:
             title=self.title,
             became=became,
             refresh=REFRESH,
+            written=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             facts=self._facts(step, steps, became),
             done=step / steps,
             prompts=self.previews.prompts,

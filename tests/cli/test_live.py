@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 
 import pytest
 import torch
@@ -104,6 +105,8 @@ def test_a_stopped_run_says_so_and_a_resumed_one_shows_all_of_it(request_, model
     with pytest.raises(OSError, match="lights"):
         run_train(shown, model)
     assert 'http-equiv="refresh"' in seen[0]
+    written = datetime.fromisoformat(re.search(r'<time datetime="([^"]+)">', seen[0])[1])
+    assert abs(datetime.now(timezone.utc) - written) < timedelta(hours=1)  # a killed run's page tells its age
     assert rows(seen[0]) == []
     assert rows(seen[1]) == [2]
     assert "time left" in seen[1]
@@ -111,6 +114,7 @@ def test_a_stopped_run_says_so_and_a_resumed_one_shows_all_of_it(request_, model
     broken_off = shown.places.page.read_text()
     assert "Broken off after step 3." in broken_off
     assert "http-equiv" not in broken_off
+    assert "<time" not in broken_off
     monkeypatch.setattr(Trainer, "run", whole)
     run_train(replace(shown, resume=True), model)
     assert rows(shown.places.page.read_text()) == [5, 4, 2]

@@ -35,10 +35,12 @@ def write(place: Path) -> None:
         (folder / "word.txt").write_text(word)
 
 
-def run(server: Server, folder: str, **changed: Any) -> tuple[list[str], Ran]:
-    """A line on each folder, and all that was sent."""
+def run(server: Server, folder: str, lora: bool = False, **changed: Any) -> tuple[list[str], Ran]:
+    """A line on each folder, and all that was sent; `lora`: on a MODEL with one."""
     graph = Graph()
     model, clip, vae = graphs.load(graph)
+    if lora:
+        model = graph.add("LoraLoaderModelOnly", model=model, lora_name="test.safetensors", strength_model=1.0)
     many = graph.add("InfusionTrainMany", model=model, clip=clip, vae=vae, folder=folder, **{**WIDGETS, **changed})
     ran = server.run(graph)
     return ran.outputs[many.node]["text"][0].splitlines(), ran
@@ -130,18 +132,44 @@ def run_until(server: Server, folder: str, step: int) -> None:
     server.run(graph, interrupt_at=step)
 
 
-def test_concepts_of_others_are_not_overwritten(server: Server) -> None:
-    write(server.base / "input" / "taken")
-    out = server.output / "infusion" / "taken"
+REPORTS = {
+    "nothing": None,
+    "the terminal's": {"concept_error": 0.1, "seconds": 60.0},
+    "train-many's": {"given": {"word": "circle", "steps": 1}, "word": "circle"},
+    "a list": [],
+}
+
+
+@pytest.mark.parametrize("beside", REPORTS)
+def test_concepts_of_others_are_not_overwritten(server: Server, beside: str) -> None:
+    name = f"taken-{list(REPORTS).index(beside)}"
+    write(server.base / "input" / name)
+    out = server.output / "infusion" / name
     out.mkdir(parents=True)
     (out / "ember.safetensors").write_bytes(b"somebody's")
-    lines, _ = run(server, "taken", save_in="taken", steps=1)
+    if REPORTS[beside] is not None:
+        (out / "ember.report.json").write_text(json.dumps(REPORTS[beside]))
+    lines, _ = run(server, name, save_in=name, steps=1)
     assert (
         lines[0]
         == "ember (circle): failed: ember.safetensors is there and not this node's; rename the folder or the file"
     )
     assert (out / "ember.safetensors").read_bytes() == b"somebody's"
     assert json.loads((out / "wasp.report.json").read_text())["word"] == "square"
+
+
+@pytest.mark.usefixtures("lora")
+def test_concepts_of_another_model_are_not_overwritten(server: Server) -> None:
+    write(server.base / "input" / "based")
+    run(server, "based", save_in="based", steps=1)
+    out = server.output / "infusion" / "based"
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(PromptError) as caught:  # nothing comes out
+        run(server, "based", lora=True, save_in="based", steps=2)
+    for name in SUBJECTS:
+        assert f"failed: {name}.safetensors was learned on another model; write another folder" in str(caught.value)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert all(line.endswith(": trained") for line in run(server, "based", lora=True, save_in="with-lora", steps=1)[0])
 
 
 def test_of_a_folder_elsewhere_only_what_holds_photos_is_told(server: Server, tmp_path: Path) -> None:

@@ -102,10 +102,12 @@ class InfusionTrainMany(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def fingerprint_inputs(cls, folder: str | None = None, save_in: str | None = None, **_: Any) -> str:
-        """Run again when a photo has changed, or a concept file is gone."""
-        subjects = subjects_in((folder or "").strip())
+        """Run again when a photo has changed, or a concept file is gone; what a linked text names is not known yet."""
+        if folder is None or save_in is None:
+            return ""
+        subjects = subjects_in(folder.strip())
         photos = [subject.fingerprint() for subject in subjects]
-        files = [library.folder_below(save_in or "") / f"{s.name}{SUFFIX}" for s in subjects]
+        files = [library.folder_below(save_in) / f"{s.name}{SUFFIX}" for s in subjects]
         return f"{photos} {[file.exists() for file in files]}"
 
     @classmethod

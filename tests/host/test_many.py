@@ -102,6 +102,7 @@ def test_a_second_run_learns_only_what_is_new(server: Server) -> None:
     write(place)
     assert all(line.endswith(": trained") for line in run(server, "again", save_in="second", together=2)[0])
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    (place / "frost" / ".DS_Store").write_bytes(b"no photo")
     lines, ran = run(server, "again", save_in="second")
     assert all(line.endswith(": already there") for line in lines)
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before

@@ -116,6 +116,31 @@ def test_a_second_run_learns_only_what_is_new(server: Server) -> None:
     assert all(line.endswith(": trained") for line in lines)
 
 
+def test_an_unchanged_queue_does_nothing_and_a_lost_file_or_a_failure_does(server: Server) -> None:
+    place, out = server.base / "input" / "cached", server.output / "infusion" / "cached"
+    write(place)
+    (place / "empty").mkdir()
+
+    def again() -> dict[str, str] | None:
+        """What came of each folder; None where the host took the last run's."""
+        lines, ran = run(server, "cached", save_in="cached", steps=1)
+        runs = any(m["type"] == "executing" and m["data"]["node"] == "2" for m in ran.messages)
+        return {line.split(" ")[0]: line.split(": ")[1] for line in lines if "empty" not in line} if runs else None
+
+    assert again() == dict.fromkeys(SUBJECTS, "trained")
+    assert again() is None
+    (out / "frost.safetensors").unlink()
+    assert again() == {"ember": "already there", "wasp": "already there", "frost": "trained"}
+    assert again() is None
+    (out / "wasp.report.json").unlink()
+    (place / "wasp" / "word.txt").write_text("circle")
+    for _ in range(2):
+        assert again() == {"ember": "already there", "wasp": "failed", "frost": "already there"}
+    (out / "wasp.safetensors").unlink()
+    assert again() == {"ember": "already there", "wasp": "trained", "frost": "already there"}
+    assert again() is None
+
+
 def test_an_interrupt_keeps_what_is_done(server: Server) -> None:
     write(server.base / "input" / "stopped")
     with pytest.raises(PromptError, match="interrupted"):

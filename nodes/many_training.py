@@ -180,14 +180,17 @@ class Many:
         """Learn concepts in one run; if that fails, each in its own, and whose fault it was shows."""
         try:
             self._together(denoiser, pack)
+            return
         except _STOPPED:
             raise
-        except Exception as error:
-            logging.warning("Infusion: %s; each of %d alone now", error, len(pack))
-            for entry in pack:
-                if not entry.became:
-                    with entry.kept():
-                        self._together(denoiser, [entry], alone=True)
+        except Exception as error:  # it holds the run that failed, and all that this one kept, to the end of the block
+            why = str(error)
+        comfy.model_management.soft_empty_cache()
+        logging.warning("Infusion: %s; each of %d alone now", why, len(pack))
+        for entry in pack:
+            if not entry.became:
+                with entry.kept():
+                    self._together(denoiser, [entry], alone=True)
 
     def _together(self, denoiser: HostDenoiser, pack: Sequence[Entry], alone: bool = False) -> None:
         members = list[_Member]()

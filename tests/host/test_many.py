@@ -141,6 +141,18 @@ def test_an_unchanged_queue_does_nothing_and_a_lost_file_or_a_failure_does(serve
     assert again() is None
 
 
+def test_a_run_that_is_too_large_makes_room_for_each_alone(server: Server) -> None:
+    write(server.base / "input" / "short")
+    graph = Graph()
+    model, clip, vae = graphs.load(graph)
+    found = graph.add("TestShortOfMemory", model=model, clip=clip, vae=vae, folder="short")
+    shown = graph.add("PreviewAny", source=found)
+    told = json.loads(server.run(graph).outputs[shown.node]["text"][0])
+    assert told["told"].count(": trained") == 3
+    assert told["there"] == [[False, False]] * 6  # two steps of each
+    assert "What was written so far is kept; each of 2 alone now" in server.log.read_text()
+
+
 def test_an_interrupt_keeps_what_is_done(server: Server) -> None:
     write(server.base / "input" / "stopped")
     with pytest.raises(PromptError, match="interrupted"):

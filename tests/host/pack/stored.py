@@ -2,6 +2,7 @@
 
 import json
 import sys
+import weakref
 from contextlib import nullcontext
 
 import comfy.lora
@@ -10,6 +11,7 @@ import comfy.model_patcher
 import comfy.sd
 import comfy.utils
 import folder_paths
+import nodes
 import torch
 
 from .others import TEXT, node, pack_name
@@ -136,7 +138,36 @@ def loaded_while_training(text):
     return json.dumps({"before": before, "during": during, "ordinary": ordinary})
 
 
+@node(("STRING",), model="MODEL", clip="CLIP", vae="VAE", folder=TEXT)
+def short_of_memory(model, clip, vae, folder):
+    """Train Many where the memory is too small for two concepts; of the run that failed, what is there in later steps.
+
+    Beside that of its trainer and of a loss that it was computing, it says what the node told.
+    """
+    kind, failed, there = sys.modules[f"{pack_name()}.infusion_core.training.engine"].Trainer, [], []
+    original = kind._gradients
+
+    def gradients(trainer, generator):
+        if len(trainer.objective.members) > 1:
+            loss = sum(trainer.objective.losses(generator).values())
+            failed.extend(map(weakref.ref, (trainer, loss)))
+            raise torch.cuda.OutOfMemoryError("2 GiB")
+        there.append([held() is not None for held in failed])
+        return original(trainer, generator)
+
+    kind._gradients = gradients
+    try:
+        asked = {"word": "", "steps": 2, "together": 2, "batch_size": 1, "accumulation": 1, "learning_rate": 0.1}
+        more = {"layout": "block", "bins": 1, "resolution": 128, "seed": 0, "save_in": "short"}
+        many = nodes.NODE_CLASS_MAPPINGS["InfusionTrainMany"]
+        _, told = many.execute(model=model, clip=clip, vae=vae, folder=folder, **asked, **more).args
+    finally:
+        kind._gradients = original
+    return json.dumps({"told": told, "there": there})
+
+
 NODES = {
+    "TestShortOfMemory": short_of_memory,
     "TestStoredGradients": stored_gradients,
     "TestOffloadedGradients": offloaded_gradients,
     "TestLoadedWhileTraining": loaded_while_training,

@@ -231,5 +231,5 @@ def test_files_stay_below_the_output_folder(server: Server, photos: list[str]) -
     write(server.base / "input" / "escape")
     with pytest.raises(PromptError, match="is not a file name below the output folder"):
         run(server, "escape", save_in="../escape")
-    with pytest.raises(PromptError, match="holds the snapshots"):
+    with pytest.raises(PromptError, match="is among the snapshots of training"):
         run(server, "escape", save_in="snapshots/x")

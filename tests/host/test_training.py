@@ -17,7 +17,8 @@ from infusion_core.embedded.model import load_model
 from infusion_core.embedded.tasks import trainer_for
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 from infusion_core.previews import read_strip
-from infusion_core.residual_file import load_concept
+from infusion_core.residual_file import load_concept, save_concept
+from infusion_core.residuals import ConceptResidual
 from infusion_core.training.overfitting import RESTRAINED
 from infusion_core.training.residual import ResidualSettings
 
@@ -366,12 +367,36 @@ def test_a_list_of_photos_of_any_sizes_is_trained_on_as_a_batch_is(server: Serve
         server.run(graph)
 
 
-def test_a_file_name_cannot_leave_the_folder(server: Server, photos: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("../../elsewhere", "not a file name below the output folder"),
+        ("snapshots/kept", "'snapshots/kept' is among the snapshots of training; write a name such as"),
+    ],
+)
+def test_a_file_name_cannot_leave_the_folder(server: Server, concepts: Any, name: str, message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        save(server, "round", name)
+
+
+def save(server: Server, concept: str, filename: str) -> None:
+    """Save a listed concept again."""
     graph = Graph()
-    trained = train(graph, photos[:1], steps=1, seed=3)
-    graph.add("InfusionSaveConcept", concept=trained, filename="../../elsewhere", storage="fp16")
-    with pytest.raises(PromptError, match="not a file name below the output folder"):
-        server.run(graph)
+    loaded = graph.add("InfusionLoadConcept", concept_name=f"{concept}.safetensors", strength=1.0)
+    graph.add("InfusionSaveConcept", concept=loaded, filename=filename, storage="fp16")
+    server.run(graph)
+
+
+@pytest.mark.parametrize(("place", "name"), [("models/infusion", "hidden"), ("elsewhere/concepts", "remote")])
+def test_a_name_of_another_model_folder_is_not_taken(
+    server: Server, concepts: dict[str, ConceptResidual], place: str, name: str
+) -> None:
+    """The loader would open that file."""
+    save_concept(server.base / place / f"{name}.safetensors", concepts["peak"])
+    save(server, "round", name)
+    (saved,) = (server.output / "infusion").glob(f"{name}*.safetensors")
+    assert saved.name == f"{name}-2.safetensors"
+    assert load_concept(saved).word == "circle"
 
 
 def test_a_damaged_file_is_named_before_the_run(server: Server, concepts: Any) -> None:

@@ -166,6 +166,29 @@ def short_of_memory(model, clip, vae, folder):
     return json.dumps({"told": told, "there": there})
 
 
+class Dynamic(comfy.model_patcher.ModelPatcher):
+    """A MODEL as a host has that loads dynamically: what is trained on is not it but its delegate."""
+
+    def is_dynamic(self):
+        return True
+
+    def set_in_use_by_current_prompt(self, _):
+        """What such a host calls on the outputs of nodes."""
+
+    def get_non_dynamic_delegate(self):
+        return comfy.model_patcher.ModelPatcher(self.model, self.load_device, self.offload_device)
+
+    def clone(self, *args, **kwargs):
+        raise RuntimeError("a second copy of the network would be loaded")
+
+
+@node(("MODEL",))
+def dynamic():
+    """A MODEL that must not be drawn with while its delegate is trained on."""
+    delegate = unet(torch.float32)
+    return Dynamic(delegate.model, delegate.load_device, delegate.offload_device)
+
+
 @node(("IMAGE", "MASK"), images="IMAGE", mask="MASK")
 def in_half(images, mask):
     """Pictures and masks as ComfyUI hands them on with --fp16-intermediates."""
@@ -173,6 +196,7 @@ def in_half(images, mask):
 
 
 NODES = {
+    "TestDynamic": dynamic,
     "TestInHalf": in_half,
     "TestShortOfMemory": short_of_memory,
     "TestStoredGradients": stored_gradients,

@@ -113,7 +113,7 @@ def test_tables_call_inputs_as_the_page_does(node: str, language: str) -> None:
         assert called == [known[name] for name in names]
 
 
-@pytest.mark.parametrize("language", ("en", *TRANSLATED))
+@pytest.mark.parametrize("language", ["en", *TRANSLATED])
 @pytest.mark.parametrize(("node", "settings"), [("InfusionTrain", ResidualSettings()), ("APTTrain", AptSettings())])
 def test_the_page_says_how_often_there_is_a_snapshot_without_previews(
     node: str, settings: TrainSettings, language: str

@@ -11,8 +11,9 @@ import comfy.model_patcher
 import comfy.sd
 import comfy.utils
 import folder_paths
-import nodes
 import torch
+
+import nodes
 
 from .others import TEXT, node, pack_name
 from .tinyworld import UNET, WEIGHTS, TinyWorld, load_clip, load_file

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.utils
-import numpy as np
-import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
@@ -19,7 +17,7 @@ from .dino import Dino
 from .host.candidates import Candidates
 from .host.compat import ADVANCED, schema
 from .host.vision import image_embeddings, text_embeddings
-from .pictures import first_of
+from .pictures import first_of, image_of
 from .plot import BLUE, ORANGE, Series, plot
 from .widgets import lines_of
 
@@ -119,7 +117,7 @@ class CheckpointAdvisor(io.ComfyNode):  # type: ignore[misc]
         grid = labelled_grid(rows, [template.format(subject) for template in templates])
         text = report(judged, advice)
         return io.NodeOutput(
-            torch.from_numpy(np.asarray(grid, dtype=np.float32) / 255)[None],
+            image_of(grid),
             collapse_plot(alone),
             text,
             advice.setup.late,

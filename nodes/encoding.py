@@ -89,6 +89,7 @@ class Encoding:
             InfusionError: a mask is empty.
         """
         count, size = len(pictures), (pictures.shape[2], pictures.shape[1])
+        pictures = pictures.float()  # the host's may be in half precision, in which a CPU resizes nothing
         pictures = torch.cat([pictures, pictures.flip(2)]) if flip else pictures
         if not restraint.augment:
             latents = self.pictures(pictures)

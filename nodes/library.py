@@ -78,14 +78,15 @@ def load(name: str, strength: float) -> LoadedConcept:
 def save(concept: ConceptResidual, prefix: str, storage: Storage = "fp16") -> Path:
     """Write a concept below the output folder; an existing file is never overwritten, a number is added instead.
 
-    That holds for several threads and processes that save one name at once, too.
+    That holds for several threads and processes that save one name at once, too. Nor is a name taken that another
+    model folder has, for loaders would open that file.
 
     Raises:
-        InfusionError: the name leaves the output folder, or the disk is full.
+        InfusionError: the name leaves the output folder, or is that of snapshots, or the disk is full.
     """
-    wanted, data = _inside(output(), prefix), concept_bytes(concept, storage)
+    wanted, data = _inside(prefix), concept_bytes(concept, storage)
     path, number = wanted.with_name(wanted.name + SUFFIX), 2
-    while not write_new(path, data):
+    while _is_listed(path) or not write_new(path, data):
         path, number = wanted.with_name(f"{wanted.name}-{number}{SUFFIX}"), number + 1
     return path
 
@@ -96,19 +97,26 @@ def folder_below(name: str) -> Path:
     Raises:
         InfusionError: the name leaves it, or is that of snapshots.
     """
-    path = _inside(output(), name)
-    if path.relative_to(output().resolve()).parts[0] == SNAPSHOTS:
-        raise InfusionError(f"{name!r} holds the snapshots of training; write another name, such as 'many'")
-    return path
+    return _inside(name)
+
+
+def _is_listed(path: Path) -> bool:
+    """Whether a file below the output folder, or one of its name in another model folder, is there."""
+    return folder_paths.get_full_path(FOLDER, str(path.relative_to(output().resolve()))) is not None
 
 
 def _is_snapshot(name: str) -> bool:
-    return Path(name).parts[0] == SNAPSHOTS and path_of(name).is_relative_to(output())
+    if Path(name).parts[0] != SNAPSHOTS:
+        return False
+    found = folder_paths.get_full_path(FOLDER, name)  # None of a link to nothing
+    return found is None or Path(found).is_relative_to(output())
 
 
-def _inside(root: Path, prefix: str) -> Path:
-    name = prefix.strip().removesuffix(SUFFIX)
+def _inside(prefix: str) -> Path:
+    root, name = output().resolve(), prefix.strip().removesuffix(SUFFIX)
     path = (root / name).resolve()
-    if not name or not path.is_relative_to(root.resolve()) or path == root.resolve():
+    if not name or not path.is_relative_to(root) or path == root:
         raise InfusionError(f"{prefix!r} is not a file name below the output folder; write a name such as 'my-cat'")
+    if path.relative_to(root).parts[0] == SNAPSHOTS:
+        raise InfusionError(f"{prefix!r} is among the snapshots of training; write a name such as 'my-cat'")
     return path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io, ui
@@ -20,8 +22,35 @@ from .training_inputs import bins_input, shared_inputs
 _DEFAULT = ResidualSettings()
 
 
+class Lost:
+    """How often concept files were lost, by which the host tells a run that has something to do.
+
+    Whether a file is there would not do: it is not at the first run, and is at the second, which has nothing to do.
+    """
+
+    def __init__(self) -> None:
+        self._there: set[Path] = set()
+        self._times = Counter[Path]()
+
+    def note(self, file: Path, there: bool) -> None:
+        """What came of a file in a run."""
+        if there:
+            self._there.add(file)
+        else:
+            self._times[file] += 1
+
+    def times(self, file: Path) -> int:
+        """Of a file: that it was there and is gone, or could not be made."""
+        if file in self._there and not file.exists():
+            self._there.remove(file)
+            self._times[file] += 1
+        return self._times[file]
+
+
 class InfusionTrainMany(io.ComfyNode):  # type: ignore[misc]
     """Infusion Train Many."""
+
+    _lost = Lost()
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -102,11 +131,15 @@ class InfusionTrainMany(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def fingerprint_inputs(cls, folder: str | None = None, save_in: str | None = None, **_: Any) -> str:
-        """Run again when a photo has changed, or a concept file is gone."""
-        subjects = subjects_in((folder or "").strip())
+        """Run again when a photo has changed, or a concept file is gone or could not be made; what a linked text names
+        is not known yet.
+        """
+        if folder is None or save_in is None:
+            return ""
+        subjects = subjects_in(folder.strip())
         photos = [subject.fingerprint() for subject in subjects]
-        files = [library.folder_below(save_in or "") / f"{s.name}{SUFFIX}" for s in subjects]
-        return f"{photos} {[file.exists() for file in files]}"
+        files = [library.folder_below(save_in) / f"{s.name}{SUFFIX}" for s in subjects]
+        return f"{photos} {[cls._lost.times(file) for file in files]}"
 
     @classmethod
     def execute(
@@ -121,7 +154,11 @@ class InfusionTrainMany(io.ComfyNode):  # type: ignore[misc]
         )  # fmt: skip
         out = library.folder_below(save_in)
         asked = Asked(model, clip, vae, settings, word.strip(), resolution, together, out, checkpointing, flip)
-        concepts, told = Many(asked, subjects_in(folder.strip())).run()
+        many = Many(asked, subjects_in(folder.strip()))
+        concepts, told = many.run()
+        for entry in many.entries:
+            if not entry.subject.why:  # of a folder that cannot be used, `subjects_in` tells when that has changed
+                cls._lost.note(entry.file, entry.concept is not None)
         if not concepts:
             raise InfusionError(f"no concept could be learned. {told}")
         return io.NodeOutput(concepts, told, ui=ui.PreviewText(told))

@@ -132,9 +132,12 @@ class Entry:
         self.given = Given(json.loads(json.dumps(told)), probes)
         if not self.file.exists():
             return
-        if not self.report.exists():
+        kept = _given(self.report)
+        if kept is None:
             raise InfusionError(f"{self.file.name} is there and not this node's; rename the folder or the file")
-        if self.given.is_of(_told(self.report).get("given", {})):
+        if not self.given.is_on(kept):
+            raise InfusionError(f"{self.file.name} was learned on another model; write another folder into save_in")
+        if self.given.is_of(kept):
             self.concept, self.became = load_concept(self.file, self.file.name), THERE
 
 
@@ -177,14 +180,17 @@ class Many:
         """Learn concepts in one run; if that fails, each in its own, and whose fault it was shows."""
         try:
             self._together(denoiser, pack)
+            return
         except _STOPPED:
             raise
-        except Exception as error:
-            logging.warning("Infusion: %s; each of %d alone now", error, len(pack))
-            for entry in pack:
-                if not entry.became:
-                    with entry.kept():
-                        self._together(denoiser, [entry], alone=True)
+        except Exception as error:  # it holds the run that failed, and all that this one kept, to the end of the block
+            why = str(error)
+        comfy.model_management.soft_empty_cache()
+        logging.warning("Infusion: %s; each of %d alone now", why, len(pack))
+        for entry in pack:
+            if not entry.became:
+                with entry.kept():
+                    self._together(denoiser, [entry], alone=True)
 
     def _together(self, denoiser: HostDenoiser, pack: Sequence[Entry], alone: bool = False) -> None:
         members = list[_Member]()
@@ -270,10 +276,10 @@ def _probes(denoiser: HostDenoiser, clip: Any) -> list[float]:
     return [said.abs().mean().item(), said.square().mean().item()]
 
 
-def _told(report: Path) -> Mapping[str, Any]:
-    """A report; empty where it is none."""
+def _given(report: Path) -> Mapping[str, Any] | None:
+    """What a concept of this node was given, by its report; None where it is no such report."""
     try:
-        found = json.loads(report.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        found = json.loads(report.read_text())["given"]
+        return {"told": found["told"], "probes": [float(probe) for probe in found["probes"]]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

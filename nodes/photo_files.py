@@ -102,8 +102,12 @@ def name_below_input(folder: Path) -> str:
 
 
 def fingerprint(paths: Sequence[Path]) -> str:
-    """Changes when a file is added, taken away, renamed or has another content, whatever the dates say."""
-    return hashlib.sha256(repr([(path.name, _content(path)) for path in paths]).encode()).hexdigest()
+    """Changes when a photo is added, taken away, renamed or has another content or captions, whatever the dates say.
+
+    What is no photo does not count: systems and editors leave files of their own in folders.
+    """
+    contents = [(path.name, content) for path in paths if (content := _content(path)) is not None]
+    return hashlib.sha256(repr(contents).encode()).hexdigest()
 
 
 def take(paths: Sequence[Path], edge: int, masks: Given, boxes: Given, crop: str, transparency: bool = True) -> Taken:
@@ -217,10 +221,13 @@ def _is_below_input(path: Path) -> bool:
     return path.parent.resolve().is_relative_to(Path(folder_paths.get_input_directory()).resolve())
 
 
-def _content(path: Path) -> str:
-    """A digest of a photo and its captions, or why there is none."""
+def _content(path: Path) -> str | None:
+    """A digest of a photo and its captions, or why these cannot be read; None of what is no photo."""
     try:
         digest = hashlib.sha256(photo_bytes(path)).hexdigest()
+    except InfusionError:
+        return None
+    try:
         return f"{digest} {read_captions(path.with_suffix(CAPTION_SUFFIX))}"
     except InfusionError as error:
-        return str(error)
+        return f"{digest} {error}"

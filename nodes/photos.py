@@ -89,8 +89,10 @@ class InfusionLoadPhotos(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def fingerprint_inputs(cls, folder: str | None = None, photos: str | None = None, **_: Any) -> str:
-        """Load again when a photo has changed."""
-        return photo_files.fingerprint(photo_files.files(folder or "", lines_of(photos or "")))
+        """Load again when a photo has changed; what a linked text names is not known yet."""
+        if folder is None or photos is None:
+            return ""
+        return photo_files.fingerprint(photo_files.files(folder, lines_of(photos)))
 
     @classmethod
     def execute(

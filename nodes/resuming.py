@@ -39,11 +39,13 @@ class Given:
 
     def is_of(self, kept: Mapping[str, Any]) -> bool:
         """Whether an interrupted run that kept this was given the same."""
+        return kept.get("told") == self.told and self.is_on(kept)
+
+    def is_on(self, kept: Mapping[str, Any]) -> bool:
+        """Whether what kept this was given the same networks, weights and LoRAs."""
         probes = kept.get("probes", ())
-        return (
-            kept.get("told") == self.told
-            and len(probes) == len(self.probes)
-            and all(isclose(one, other, rel_tol=CLOSE) for one, other in zip(probes, self.probes, strict=True))
+        return len(probes) == len(self.probes) and all(
+            isclose(one, other, rel_tol=CLOSE) for one, other in zip(probes, self.probes, strict=True)
         )
 
 

@@ -231,7 +231,7 @@ class InfusionTrain(io.ComfyNode):  # type: ignore[misc]
             trainer = Trainer(on_shapes(members, [len(some.latents) for some in seen]), settings)
             record = RunRecord(settings, len(photos), resolution, meter=residual_meter(trainer, first))
             thumbnail = thumbnail_of(groups[0].pictures)
-            preview = Preview(denoiser, model, clip, vae, latents[:1, 0].cpu())
+            preview = Preview(denoiser, clip, vae, latents[:1, 0].cpu())
             previews = Previews(
                 drawn, (lambda asked: preview.draw(trainer.learned(), asked)) if preview_every else None
             )
@@ -259,13 +259,12 @@ class Preview:
     """Draws what is being learned.
 
     Attributes:
-        denoiser: the network that is trained on.
-        model, clip, vae: of the same checkpoint.
+        denoiser: the network that is trained on, and drawn with: a host that loads dynamically would hold MODEL's too.
+        clip, vae: of the same checkpoint.
         latent: (1, C, H, W), of the size to draw.
     """
 
     denoiser: HostDenoiser
-    model: Any
     clip: Any
     vae: Any
     latent: Tensor
@@ -273,6 +272,6 @@ class Preview:
     def draw(self, concept: ConceptResidual, prompts: Sequence[str]) -> list[Tensor]:
         """A picture of each prompt; the network stands ready for training again afterwards."""
         loaded = LoadedConcept("preview", concept)
-        pictures = draw(self.model, self.clip, self.vae, loaded, prompts, self.latent)
+        pictures = draw(self.denoiser.model, self.clip, self.vae, loaded, prompts, self.latent)
         self.denoiser.load()
         return pictures

@@ -2,6 +2,9 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
+const SEEDED = new Set([
+  "APTTrain", "CheckpointAdvisor", "InfusionOverfitMetrics", "InfusionSnapshotGrid", "InfusionTrain", "InfusionTrainMany",
+]);
 const COLOURS = { INFUSION_CONCEPT: "#e0873e", INFUSION_MAPS: "#c2556b" };
 
 /** A read-only panel at the foot of a node: a picture (or none) and a line of text. */
@@ -102,7 +105,7 @@ app.registerExtension({
     }
   },
   nodeCreated(node) {
-    if (node.comfyClass?.startsWith("Infusion")) keepSeed(node);
+    if (SEEDED.has(node.comfyClass)) keepSeed(node);
     if (node.comfyClass === "InfusionLoadConcept") watchLoader(node);
     if (node.comfyClass === "InfusionSaveConcept") watchSaver(node);
   },

@@ -27,7 +27,7 @@ NEEDS_LESS = (
     "What needs less, the cheapest first: half the batch size with twice the accumulation; checkpointing; "
     "a lower resolution"
 )
-_SMALLER = f"out of memory in step {{}}. {NEEDS_LESS}. Snapshots so far are kept"
+_SMALLER = f"out of memory in step {{}}. {NEEDS_LESS}. What was written so far is kept"
 
 
 class DivergedError(InfusionError):

@@ -28,7 +28,7 @@ def apply(
         node: id of the node that asks, where the page shows what is wrong.
 
     Raises:
-        InfusionError: unsupported model, a concept of another base, one loaded twice, or patches that disagree.
+        InfusionError: unsupported model, a concept of another base, two of one name, or patches that disagree.
     """
     patch, words = _patch(model, clip, concepts, base_latent, node), []
     for key, concept in patch.concepts.items():
@@ -54,10 +54,12 @@ def _patch(model: Any, clip: Any, concepts: Sequence[LoadedConcept], base_latent
 
 
 def _require_different(concepts: Sequence[LoadedConcept]) -> None:
-    names = [concept.name for concept in concepts]
-    for name in names:
-        if names.count(name) > 1:
+    keys = dict[str, str]()
+    for name, key in ((concept.name, key_of(concept)) for concept in concepts):
+        if keys.get(name) == key:
             raise InfusionError(f"the concept {name!r} is loaded twice; remove one, or raise its strength instead")
+        if keys.setdefault(name, key) != key:
+            raise InfusionError(f"two different concepts are called {name!r}; rename one of their files")
 
 
 def _patched(model: Any, patch: Patch) -> Any:

@@ -13,7 +13,7 @@ from ...infusion_core.noise import bin_of
 from .conds import Conds, entries_of
 from .memory import mentions_in
 from .passes import Acting, ConceptRows
-from .patch import Patch, covers
+from .patch import Patch, covers, share_of
 from .rows import Entry
 from .run import Run
 
@@ -36,9 +36,8 @@ class Moment:
 
     @cached_property
     def share(self) -> float:
-        """The share of the run that is over, as the host counts it: by the model's timesteps, not by the sampler's."""
-        last = len(self.sampling.sigmas) - 1
-        return 1 - float(self.sampling.timestep(torch.tensor([self.sigma]).to(self.sampling.sigmas))) / last
+        """The share of the run that is over, as the host counts it: by the model's schedule, not by the sampler's."""
+        return share_of(self.sigma, self.sampling)
 
     @cached_property
     def acting(self) -> Mapping[str, Acting]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...infusion_core.attention import split_heads
 from ...infusion_core.readers import WordMaps, WordReader
 from ...infusion_core.sites import Site
+from .attention import layers_of
 from .conds import entries_of
 from .memory import Memory, mentions_in
 from .mentions import Mentions, Texts, watched_key
@@ -49,11 +50,7 @@ class Observer:
     """
 
     def __init__(self, network: Any, sites: Mapping[str, Site], maps: WordMaps, memory: Memory) -> None:
-        self._sides = {
-            "input": network.input_blocks,
-            "middle": [network.middle_block],
-            "output": network.output_blocks,
-        }
+        self._layers = layers_of(network)
         self._sites, self._maps, self._memory = sites, maps, memory
 
     def __deepcopy__(self, memo: object) -> Observer:
@@ -82,7 +79,8 @@ class Observer:
         return query, key, value
 
     def _read(self, observation: Observation, query: Tensor, key: Tensor, extra: dict[str, Any]) -> None:
-        layer, batch = self._layer(extra), batch_of(extra, key, observation.pictures, "Infusion Inspect Maps")
+        name = site_name(extra)
+        layer, batch = self._layers[name], batch_of(extra, key, observation.pictures, "Infusion Inspect Maps")
         for i, entry in enumerate(batch.entries if batch.tiles == 1 else ()):  # maps of tiles are of a part, too
             if isinstance(entry[1], BaseRow) or entry not in observation.texts:
                 continue
@@ -94,19 +92,13 @@ class Observer:
             if any(positions):
                 projected = layer.to_q(batch.part(query, i)[0]), layer.to_k(keys)
                 heads = (split_heads(p, layer.heads) for p in projected)
-                WordReader(slice(None), positions, self._maps)(self._sites[site_name(extra)], *heads)
+                WordReader(slice(None), positions, self._maps)(self._sites[name], *heads)
 
     def _positions(self, text: Mentions | None) -> dict[str, list[int]]:
         """Context positions of each watched word that is mentioned."""
         spans = text.spans if text else {}
         found = {word: spans.get(watched_key(word), ()) for word in self._maps.words}
         return {word: sorted({p for span in own for p in span}) for word, own in found.items() if own}
-
-    def _layer(self, extra: Mapping[str, Any]) -> Any:
-        """The cross-attention layer that calls the patch."""
-        side, number = extra["block"]
-        block = next(m for m in self._sides[side][number].modules() if hasattr(m, "transformer_blocks"))
-        return block.transformer_blocks[extra["block_index"]].attn2
 
 
 def observe(model: Any, clip: Any, words: Sequence[str]) -> tuple[Any, Any, WordMaps]:

@@ -17,6 +17,7 @@ from ...infusion_core.streams import BaseLatent
 from .memory import Memory, execution
 from .mentions import Mentions
 
+HALVINGS = 24  # of the run, to the share at which it has a noise level
 ATTACHED = "infusion"  # the host's attachment that holds the `Patch`, and the key of our wrappers
 _Where = tuple[str, torch.device, torch.dtype]
 
@@ -88,3 +89,18 @@ def covers(window: Window, sigma: float, model_sampling: Any) -> bool:
         return True
     begins, ends = (float(model_sampling.percent_to_sigma(share)) for share in (window.start, window.end))
     return sigma <= begins and (sigma > ends or window.end == 1)
+
+
+def share_of(sigma: float, model_sampling: Any) -> float:
+    """The share of the run that is over at a noise level, by the host's own schedule.
+
+    It is sought where the schedule gives that level: what a schedule calls a timestep need not be a share of anything.
+    """
+    over, ahead = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = (over + ahead) / 2
+        if sigma <= float(model_sampling.percent_to_sigma(middle)):
+            over = middle
+        else:
+            ahead = middle
+    return round(over, 6)

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from infusion_core.training.apt import AptSettings
+from infusion_core.training.residual import ResidualSettings
+from infusion_core.training.settings import TrainSettings
 from scripts.locales import COMMANDS, LANGUAGES, LOCALES, faults, read, texts
 
 PAGES = Path(__file__).resolve().parents[2] / "web" / "docs"
@@ -108,3 +111,12 @@ def test_tables_call_inputs_as_the_page_does(node: str, language: str) -> None:
     known = labels(node, language)
     for names, called in rows(page(node, language)):
         assert called == [known[name] for name in names]
+
+
+@pytest.mark.parametrize("language", ["en", *TRANSLATED])
+@pytest.mark.parametrize(("node", "settings"), [("InfusionTrain", ResidualSettings()), ("APTTrain", AptSettings())])
+def test_the_page_says_how_often_there_is_a_snapshot_without_previews(
+    node: str, settings: TrainSettings, language: str
+) -> None:
+    (row,) = [line for line in page(node, language).splitlines() if line.startswith("| `preview_every`")]
+    assert re.findall(r"\d+", row) == ["0", str(settings.snapshot_every)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -70,6 +71,35 @@ def drawn(server: Server, curve: Any) -> torch.Tensor:
     model, clip = patched(graph, curve)
     positive, negative = graphs.encode(graph, clip, PROMPT), graphs.encode(graph, clip, "")
     return graphs.drawn(server, graph, graphs.sample(graph, model, positive, negative), "curve")
+
+
+SCHEDULES = {
+    "eps": ("ModelSamplingDiscrete", {"sampling": "eps", "zsnr": False}),
+    "lcm": ("ModelSamplingDiscrete", {"sampling": "lcm", "zsnr": False}),
+    "edm": ("ModelSamplingContinuousEDM", {"sampling": "eps", "sigma_max": 14.6, "sigma_min": 0.03}),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_curve_counts_the_run_as_the_window_does_in_every_schedule(
+    server: Server, concepts: Any, schedule: str
+) -> None:
+    """A factor of 0 from a share on is the end of the window there, which the host itself turns into a noise level."""
+
+    def made(**options: Any) -> torch.Tensor:
+        graph = Graph()
+        model, clip, _ = graphs.load(graph)
+        kind, widgets = SCHEDULES[schedule]
+        model, clip = graphs.patch(graph, graph.add(kind, model=model, **widgets), clip, ["round"], **options)
+        texts = graphs.encode(graph, clip, PROMPT), graphs.encode(graph, clip, "")
+        samples = graphs.sample(graph, model, *texts, steps=6, scheduler="karras")
+        return graphs.drawn(server, graph, samples, "schedule")
+
+    pictures = [made()]
+    for end in (0.3, 0.7):
+        pictures.append(made(end=end))
+        assert torch.equal(made(strength_curve=f"0:1, {end}:1, {end}:0"), pictures[-1])
+    assert all(graphs.close(one, other) > 1e-3 for one, other in combinations(pictures, 2))
 
 
 def factors(server: Server, curve: Any) -> list[float]:

@@ -127,6 +127,16 @@ def test_a_run_leaves_a_folder_that_is_no_concept(server: Server, photos: list[s
     assert names.index(f"{first.name}/step-00002") == 2
 
 
+def test_a_link_to_nothing_among_the_snapshots_is_left_out(server: Server, concepts: Any) -> None:
+    run = server.output / "infusion" / "snapshots" / "2001-02-03_04-05-06-dangling"
+    run.mkdir(parents=True)
+    (run / "step-00050.safetensors").symlink_to(server.base / "nowhere")
+    told = json.dumps([server.get(f"/object_info/InfusionLoadConcept{end}") for end in ("", "s")])
+    shutil.rmtree(run)
+    assert told.count("round.safetensors") >= 2
+    assert "dangling" not in told
+
+
 def test_of_two_runs_in_one_second_the_later_is_listed_first(server: Server, concepts: Any) -> None:
     runs = [server.output / "infusion" / "snapshots" / f"2001-02-03_04-05-06-circle{end}" for end in ("", "-2")]
     for run in runs:

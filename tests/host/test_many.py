@@ -35,10 +35,12 @@ def write(place: Path) -> None:
         (folder / "word.txt").write_text(word)
 
 
-def run(server: Server, folder: str, **changed: Any) -> tuple[list[str], Ran]:
-    """A line on each folder, and all that was sent."""
+def run(server: Server, folder: str, lora: bool = False, **changed: Any) -> tuple[list[str], Ran]:
+    """A line on each folder, and all that was sent; `lora`: on a MODEL with one."""
     graph = Graph()
     model, clip, vae = graphs.load(graph)
+    if lora:
+        model = graph.add("LoraLoaderModelOnly", model=model, lora_name="test.safetensors", strength_model=1.0)
     many = graph.add("InfusionTrainMany", model=model, clip=clip, vae=vae, folder=folder, **{**WIDGETS, **changed})
     ran = server.run(graph)
     return ran.outputs[many.node]["text"][0].splitlines(), ran
@@ -100,6 +102,7 @@ def test_a_second_run_learns_only_what_is_new(server: Server) -> None:
     write(place)
     assert all(line.endswith(": trained") for line in run(server, "again", save_in="second", together=2)[0])
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    (place / "frost" / ".DS_Store").write_bytes(b"no photo")
     lines, ran = run(server, "again", save_in="second")
     assert all(line.endswith(": already there") for line in lines)
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
@@ -111,6 +114,43 @@ def test_a_second_run_learns_only_what_is_new(server: Server) -> None:
     assert load_concept(out / "wasp.safetensors").word == "circle"
     lines, _ = run(server, "again", save_in="second", seed=6)
     assert all(line.endswith(": trained") for line in lines)
+
+
+def test_an_unchanged_queue_does_nothing_and_a_lost_file_or_a_failure_does(server: Server) -> None:
+    place, out = server.base / "input" / "cached", server.output / "infusion" / "cached"
+    write(place)
+    (place / "empty").mkdir()
+
+    def again() -> dict[str, str] | None:
+        """What came of each folder; None where the host took the last run's."""
+        lines, ran = run(server, "cached", save_in="cached", steps=1)
+        runs = any(m["type"] == "executing" and m["data"]["node"] == "2" for m in ran.messages)
+        return {line.split(" ")[0]: line.split(": ")[1] for line in lines if "empty" not in line} if runs else None
+
+    assert again() == dict.fromkeys(SUBJECTS, "trained")
+    assert again() is None
+    (out / "frost.safetensors").unlink()
+    assert again() == {"ember": "already there", "wasp": "already there", "frost": "trained"}
+    assert again() is None
+    (out / "wasp.report.json").unlink()
+    (place / "wasp" / "word.txt").write_text("circle")
+    for _ in range(2):
+        assert again() == {"ember": "already there", "wasp": "failed", "frost": "already there"}
+    (out / "wasp.safetensors").unlink()
+    assert again() == {"ember": "already there", "wasp": "trained", "frost": "already there"}
+    assert again() is None
+
+
+def test_a_run_that_is_too_large_makes_room_for_each_alone(server: Server) -> None:
+    write(server.base / "input" / "short")
+    graph = Graph()
+    model, clip, vae = graphs.load(graph)
+    found = graph.add("TestShortOfMemory", model=model, clip=clip, vae=vae, folder="short")
+    shown = graph.add("PreviewAny", source=found)
+    told = json.loads(server.run(graph).outputs[shown.node]["text"][0])
+    assert told["told"].count(": trained") == 3
+    assert told["there"] == [[False, False]] * 6  # two steps of each
+    assert "What was written so far is kept; each of 2 alone now" in server.log.read_text()
 
 
 def test_an_interrupt_keeps_what_is_done(server: Server) -> None:
@@ -130,18 +170,44 @@ def run_until(server: Server, folder: str, step: int) -> None:
     server.run(graph, interrupt_at=step)
 
 
-def test_concepts_of_others_are_not_overwritten(server: Server) -> None:
-    write(server.base / "input" / "taken")
-    out = server.output / "infusion" / "taken"
+REPORTS = {
+    "nothing": None,
+    "the terminal's": {"concept_error": 0.1, "seconds": 60.0},
+    "train-many's": {"given": {"word": "circle", "steps": 1}, "word": "circle"},
+    "a list": [],
+}
+
+
+@pytest.mark.parametrize("beside", REPORTS)
+def test_concepts_of_others_are_not_overwritten(server: Server, beside: str) -> None:
+    name = f"taken-{list(REPORTS).index(beside)}"
+    write(server.base / "input" / name)
+    out = server.output / "infusion" / name
     out.mkdir(parents=True)
     (out / "ember.safetensors").write_bytes(b"somebody's")
-    lines, _ = run(server, "taken", save_in="taken", steps=1)
+    if REPORTS[beside] is not None:
+        (out / "ember.report.json").write_text(json.dumps(REPORTS[beside]))
+    lines, _ = run(server, name, save_in=name, steps=1)
     assert (
         lines[0]
         == "ember (circle): failed: ember.safetensors is there and not this node's; rename the folder or the file"
     )
     assert (out / "ember.safetensors").read_bytes() == b"somebody's"
     assert json.loads((out / "wasp.report.json").read_text())["word"] == "square"
+
+
+@pytest.mark.usefixtures("lora")
+def test_concepts_of_another_model_are_not_overwritten(server: Server) -> None:
+    write(server.base / "input" / "based")
+    run(server, "based", save_in="based", steps=1)
+    out = server.output / "infusion" / "based"
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(PromptError) as caught:  # nothing comes out
+        run(server, "based", lora=True, save_in="based", steps=2)
+    for name in SUBJECTS:
+        assert f"failed: {name}.safetensors was learned on another model; write another folder" in str(caught.value)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert all(line.endswith(": trained") for line in run(server, "based", lora=True, save_in="with-lora", steps=1)[0])
 
 
 def test_of_a_folder_elsewhere_only_what_holds_photos_is_told(server: Server, tmp_path: Path) -> None:
@@ -165,5 +231,5 @@ def test_files_stay_below_the_output_folder(server: Server, photos: list[str]) -
     write(server.base / "input" / "escape")
     with pytest.raises(PromptError, match="is not a file name below the output folder"):
         run(server, "escape", save_in="../escape")
-    with pytest.raises(PromptError, match="holds the snapshots"):
+    with pytest.raises(PromptError, match="is among the snapshots of training"):
         run(server, "escape", save_in="snapshots/x")

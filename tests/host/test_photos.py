@@ -215,23 +215,48 @@ def test_a_page_learns_of_other_folders_only_what_their_photos_show(server: Serv
     ]
 
 
+def loaded(server: Server, graph: Graph, photos: Output) -> bool:
+    """Whether a run reads the photos, or takes what the one before it read."""
+    graph.add("SaveImage", images=photos, filename_prefix="cached")
+    ran = server.run(graph)
+    return any(m["type"] == "executing" and m["data"]["node"] == photos.node for m in ran.messages)
+
+
 def test_only_another_content_loads_again(server: Server) -> None:
     made = folder(server, "cached", a=noise((EDGE, EDGE), 12))
 
-    def loaded() -> bool:
-        graph = Graph()
-        photos = add(graph, folder="cached")
-        graph.add("SaveImage", images=photos, filename_prefix="cached")
-        ran = server.run(graph)
-        return any(m["type"] == "executing" and m["data"]["node"] == photos.node for m in ran.messages)
+    def again() -> bool:
+        return loaded(server, graph := Graph(), add(graph, folder="cached"))
 
-    assert loaded()
+    assert again()
     (made / "a.png").touch()
-    assert not loaded()
+    assert not again()
     before = (made / "a.png").stat()
     noise((EDGE, EDGE), 13).save(made / "a.png")
     os.utime(made / "a.png", ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert loaded()
+    assert again()
+    for other in (".DS_Store", "Thumbs.db", "notes.md", "._a.png"):
+        (made / other).write_bytes(b"no photo")
+        assert not again(), other
+    (made / "a.txt").write_text("a {} on a table")  # a caption
+    assert again()
+    (made / "a.txt").write_bytes(b"\xff")
+    with pytest.raises(PromptError, match=r"the caption a\.txt cannot be read"):
+        again()
+
+
+@pytest.mark.parametrize("uploads", ["", "linked-upload.png"])
+def test_a_linked_folder_loads_once(server: Server, uploads: str) -> None:
+    folder(server, f"linked{len(uploads)}", a=noise((EDGE, EDGE), 17))
+    noise((EDGE, EDGE), 18).save(server.base / "input" / "linked-upload.png")
+
+    def again() -> bool:
+        graph = Graph()
+        linked = graph.add("PrimitiveString", value=f"linked{len(uploads)}")
+        return loaded(server, graph, add(graph, folder=linked, photos=uploads))
+
+    assert again()
+    assert not again()
 
 
 def test_photos_are_trained_on(server: Server) -> None:

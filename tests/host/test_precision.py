@@ -12,7 +12,8 @@ import pytest
 from comfyui_process.graph import Graph
 from comfyui_process.server import Server
 
-from .test_training import train
+from . import graphs
+from .test_training import WIDGETS, train
 
 
 def told(server: Server, name: str, **widgets: Any) -> dict[str, Any]:
@@ -52,6 +53,16 @@ def test_gradients_through_a_half_unloaded_network(server: Server, lora: Path, w
 def test_what_is_not_trained_is_unloaded_before_the_first_step(server: Server, text: bool, stay: list[str]) -> None:
     found = told(server, "TestLoadedWhileTraining", text=text)
     assert found == {"before": ["clip", "model", "other"], "during": stay, "ordinary": True}
+
+
+def test_previews_draw_with_the_network_that_is_trained_on(server: Server, photos: list[str]) -> None:
+    graph = Graph()
+    _, clip, vae = graphs.load(graph)
+    images = graphs.images(graph, photos)
+    given = {**WIDGETS, "model": graph.add("TestDynamic"), "clip": clip, "vae": vae, "images": images}
+    trained = graph.add("InfusionTrain", **{**given, "steps": 2, "preview_every": 1, "seed": 92})
+    graph.add("PreviewImage", images=trained[4])
+    assert server.run(graph).previews >= 2
 
 
 def test_the_node_says_what_training_takes(server: Server, photos: list[str]) -> None:

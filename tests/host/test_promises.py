@@ -10,6 +10,8 @@ import torch
 
 from comfyui_process.graph import Graph, PromptError
 from comfyui_process.server import Server
+from infusion_core.residual_file import save_concept
+from infusion_core.residuals import ConceptResidual
 
 from . import graphs
 
@@ -131,3 +133,10 @@ def test_a_concept_is_brought_to_its_device_once(server: Server, concepts: Any) 
 def test_a_concept_loaded_twice_is_refused(server: Server, concepts: Any) -> None:
     with pytest.raises(PromptError, match="'round' is loaded twice"):
         run(server, PROMPT, ["round", "round"])
+
+
+def test_two_files_of_one_name_are_refused_as_such(server: Server, concepts: dict[str, ConceptResidual]) -> None:
+    (server.base / "models" / "infusion" / "dogs").mkdir()
+    save_concept(server.base / "models" / "infusion" / "dogs" / "round.safetensors", concepts["corner"])
+    with pytest.raises(PromptError, match="two different concepts are called 'round'; rename one of their files"):
+        run(server, PROMPT, ["round", "dogs/round"])

@@ -13,6 +13,7 @@ from infusion_core.embedded.subject import SubjectPhotos, load_subject
 from infusion_core.embedded.tasks import trainer_for
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 from infusion_core.residual_file import load_concept
+from infusion_core.training.overfitting import OVERFITTING, Overfitting
 
 from . import graphs
 from .test_training import WIDGETS, WORD, assert_alike, expected, settings, train
@@ -108,6 +109,24 @@ def test_with_less_memory_the_same_bits_are_learned(server: Server, photos: list
     assert kept.training["batch"] == "4"
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in kept.tensors.items())
     assert_alike(kept, expected(settings(layout=layout, accumulation=2, steps=3, seed=61), len(photos)))
+
+
+@pytest.mark.parametrize("overfitting", ["ignored", "restrained"])
+def test_photos_in_half_precision_are_learned_as_others_are(
+    server: Server, photos: list[str], overfitting: Overfitting
+) -> None:
+    asked = {"steps": 4, "seed": 62, "learning_rate": 0.05}
+    graph = Graph()
+    model, clip, vae = graphs.load(graph)
+    white = graph.add("SolidMask", value=1.0, width=128, height=128)
+    half = graph.add("TestInHalf", images=graphs.images(graph, photos), mask=white)
+    masked = {"mask": half[1]} if overfitting == "ignored" else {}
+    inputs = {**WIDGETS, **asked, **masked, "overfitting": overfitting}
+    trained = graph.add("InfusionTrain", model=model, clip=clip, vae=vae, images=half[0], **inputs)
+    graph.add("InfusionSaveConcept", concept=trained, filename=f"half-{overfitting}", storage="fp16")
+    server.run(graph)
+    learned = load_concept(server.output / "infusion" / f"half-{overfitting}.safetensors")
+    assert_alike(learned, expected(settings(**asked, restraint=OVERFITTING[overfitting]), len(photos)))
 
 
 SHAPES = ((176, 80), (128, 128), (80, 192), (352, 160))  # the hosts crop by other fractions of a pixel: nothing to crop

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import weakref
 from contextlib import nullcontext
 
 import comfy.lora
@@ -11,6 +12,8 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 import torch
+
+import nodes
 
 from .others import TEXT, node, pack_name
 from .tinyworld import UNET, WEIGHTS, TinyWorld, load_clip, load_file
@@ -136,7 +139,67 @@ def loaded_while_training(text):
     return json.dumps({"before": before, "during": during, "ordinary": ordinary})
 
 
+@node(("STRING",), model="MODEL", clip="CLIP", vae="VAE", folder=TEXT)
+def short_of_memory(model, clip, vae, folder):
+    """Train Many where the memory is too small for two concepts; of the run that failed, what is there in later steps.
+
+    Beside that of its trainer and of a loss that it was computing, it says what the node told.
+    """
+    kind, failed, there = sys.modules[f"{pack_name()}.infusion_core.training.engine"].Trainer, [], []
+    original = kind._gradients
+
+    def gradients(trainer, generator):
+        if len(trainer.objective.members) > 1:
+            loss = sum(trainer.objective.losses(generator).values())
+            failed.extend(map(weakref.ref, (trainer, loss)))
+            raise torch.cuda.OutOfMemoryError("2 GiB")
+        there.append([held() is not None for held in failed])
+        return original(trainer, generator)
+
+    kind._gradients = gradients
+    try:
+        asked = {"word": "", "steps": 2, "together": 2, "batch_size": 1, "accumulation": 1, "learning_rate": 0.1}
+        more = {"layout": "block", "bins": 1, "resolution": 128, "seed": 0, "save_in": "short"}
+        many = nodes.NODE_CLASS_MAPPINGS["InfusionTrainMany"]
+        _, told = many.execute(model=model, clip=clip, vae=vae, folder=folder, **asked, **more).args
+    finally:
+        kind._gradients = original
+    return json.dumps({"told": told, "there": there})
+
+
+class Dynamic(comfy.model_patcher.ModelPatcher):
+    """A MODEL as a host has that loads dynamically: what is trained on is not it but its delegate."""
+
+    def is_dynamic(self):
+        return True
+
+    def set_in_use_by_current_prompt(self, _):
+        """What such a host calls on the outputs of nodes."""
+
+    def get_non_dynamic_delegate(self):
+        return comfy.model_patcher.ModelPatcher(self.model, self.load_device, self.offload_device)
+
+    def clone(self, *args, **kwargs):
+        raise RuntimeError("a second copy of the network would be loaded")
+
+
+@node(("MODEL",))
+def dynamic():
+    """A MODEL that must not be drawn with while its delegate is trained on."""
+    delegate = unet(torch.float32)
+    return Dynamic(delegate.model, delegate.load_device, delegate.offload_device)
+
+
+@node(("IMAGE", "MASK"), images="IMAGE", mask="MASK")
+def in_half(images, mask):
+    """Pictures and masks as ComfyUI hands them on with --fp16-intermediates."""
+    return images.half(), mask.half()
+
+
 NODES = {
+    "TestDynamic": dynamic,
+    "TestInHalf": in_half,
+    "TestShortOfMemory": short_of_memory,
     "TestStoredGradients": stored_gradients,
     "TestOffloadedGradients": offloaded_gradients,
     "TestLoadedWhileTraining": loaded_while_training,

@@ -11,6 +11,7 @@ from infusion_core.captions import CAPTION_TEMPLATES
 from infusion_core.dreamblend import BlendSettings, Distance, Mode
 from infusion_core.lora_layers import Targets
 from infusion_core.lora_output import LoraStorage
+from infusion_core.photos import MOST_FILES
 from infusion_core.schedule import RateSchedule, Window
 from infusion_core.training.apt import AptSettings
 from infusion_core.training.objective import Weighting
@@ -69,7 +70,8 @@ def apt(
         place(help="Folder with pictures of other members of the class, which are to stay as they are (DreamBooth)."),
     ] = None,
     prior_count: Annotated[
-        int, typer.Option(min=0, max=1000, help="Pictures that --prior should hold; the model draws missing ones.")
+        int,
+        typer.Option(min=0, max=MOST_FILES, help="Pictures that --prior should hold; the model draws missing ones."),
     ] = 0,
     prior_weight: Annotated[float, typer.Option(help="Of the loss on them.")] = _APT.prior_weight,
     restrain: Annotated[

@@ -112,7 +112,7 @@ def _check_free(request: ServeRequest) -> None:
         with socket.socket(family, socket.SOCK_STREAM) as knock:
             knock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             knock.bind((request.host, request.port))
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # the last for what cannot be a host's name
         reason = getattr(error, "strerror", None) or error
         raise InfusionError(
             f"cannot listen at {request.host}:{request.port}: {reason}; choose another --host or --port"

@@ -116,6 +116,10 @@ class AptRequest:
             InfusionError: a word, a template, the place or the pictures of the class cannot be.
         """
         class_word(self.word)
+        if {*"<>"} & {*self.identifier}:
+            raise InfusionError(
+                f"--identifier {self.identifier!r} holds < or >, which name concepts; give a rare word such as 'sks'"
+            )
         checked_level(self.stop_at, self.settings.compares)
         fill(self.templates, self.phrase)
         _ = self.drawn
@@ -155,6 +159,7 @@ class _Run:
             require_same(state.told["given"], given)
         self.model = model or load_model(request.model, config=request.config)
         self.model.denoiser.checkpointing = request.checkpointing
+        request.drawn.check(self.model)
         photos = photos_in(request.images, self.model.resolution, request.masks, request.transparency, request.aspect)
         self.photos = list(photos.pictures)
         pictures = _prior(request, self.model)
@@ -192,8 +197,8 @@ class _Run:
         with self.lora.installed():
             say_footprint(self.trainer, self.model.denoiser)
             self.course.train()
-            self.course.show_overfitting()
             size = self.written()
+            self.course.show_overfitting()
             report = self._report(size)
             request.places.write_reports(report)
             judge = JUDGES.get(self.model.name)

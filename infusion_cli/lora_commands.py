@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
@@ -245,12 +245,9 @@ def advise(
     epoch that obeys best. Without --images, --clip and --dino only the collapse of attention is measured.
     """
     from .advise import AdviseRequest, run_advise
-    from .judging import judge_for
+    from .judging import Judging
 
     named = word or subject.split()[-1] if subject.strip() else word
-
-    def judge(base: Any) -> Any:
-        return judge_for(base, named, images, tuple(prompt or ()), clip, dino)
-
+    judging = Judging(named, images, tuple(prompt or ()), clip, dino)
     sampling = {"steps": steps, "guidance": guidance}
-    run_advise(AdviseRequest(model, tuple(epoch), subject, out, judge, count, seed, config, sampling))
+    run_advise(AdviseRequest(model, tuple(epoch), subject, out, judging, count, seed, config, sampling))

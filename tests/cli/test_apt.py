@@ -221,12 +221,30 @@ def test_photos_without_a_mask_are_named(request_, model, photos, tmp_path, caps
         ({"identifier": "sks"}, "does not know the word 'sks'"),
         ({"out": Path("acorn.txt")}, "must end in .safetensors"),
         ({"resume": True}, "nothing to resume"),
+        ({"identifier": "<x>"}, "--identifier '<x>' holds < or >, which name concepts; give a rare word such as 'sks'"),
     ],
 )
 def test_bad_input_is_one_sentence(request_, model, change, message):
     with pytest.raises(InfusionError) as refused:
         run_apt(replace(request_, **change), model)
     assert message in str(refused.value)
+
+
+def test_a_place_that_is_taken_is_told_before_training(request_, model):
+    taken = request_.places.overfitting
+    taken.mkdir(parents=True)
+    with pytest.raises(InfusionError, match=r"acorn\.overfitting\.png is a folder, where a file must go"):
+        run_apt(request_, model)
+
+
+def test_the_lora_is_written_before_the_picture_of_its_course(request_, model, monkeypatch):
+    def full(_):
+        raise InfusionError("the disk is full")
+
+    monkeypatch.setattr("infusion_cli.course.Course.show_overfitting", full)
+    with pytest.raises(InfusionError, match="the disk is full"):
+        run_apt(replace(request_, settings=replace(SETTINGS, steps=1)), model)
+    assert request_.out.exists()
 
 
 def test_a_run_that_diverges_says_what_to_do(request_, model):

@@ -13,9 +13,13 @@ def main() -> None:
         signal.signal(number, _leave)
     try:
         from .app import run
-    except ModuleNotFoundError as error:
-        sys.exit(f"Error: {error.name} is not installed; run: pip install 'infusion[standalone]'")
-    run()
+
+        run()
+    except ModuleNotFoundError as error:  # commands import when they run
+        missing = (error.name or "").partition(".")[0]
+        if missing.startswith("infusion"):
+            raise
+        sys.exit(f"Error: {missing} is not installed; run: pip install 'infusion[standalone]'")
 
 
 def _leave(number: int, _: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,15 +13,18 @@ from matplotlib.figure import Figure
 
 from infusion_core.advisor import BASE, Advice, Judged, Setup, Survey, advise, trials
 from infusion_core.atomic import write_atomic
-from infusion_core.embedded.adapters import load_variant
+from infusion_core.captions import fill
+from infusion_core.embedded.adapters import check_there, load_variant, split_strength
 from infusion_core.embedded.advising import EpochArtist, Judge, Pictures
-from infusion_core.embedded.model import EmbeddedModel, load_model
+from infusion_core.embedded.model import load_model
 from infusion_core.errors import InfusionError
 from infusion_core.grid import labelled_grid
 
 from .console import progress, say, say_table
 from .generate import sampling_of
-from .output import peak_rss_mb, save_picture, write_report
+from .judging import Judging
+from .options import checked_path
+from .output import check_out, peak_rss_mb, save_picture, write_report
 from .pages import figure_png
 
 Drawn = Sequence[Pictures]  # by prompt
@@ -36,7 +39,7 @@ class AdviseRequest:
         epochs: see `load_variant`, in the order of their training.
         subject: what prompts say for it, as the training did: ``sks cat``.
         out: folder.
-        judge: prompts and scores.
+        judging: prompts and scores.
         count: pictures of each prompt.
         seed: of the first picture.
         config: of a base model that is a single file.
@@ -47,11 +50,29 @@ class AdviseRequest:
     epochs: tuple[str, ...]
     subject: str
     out: Path
-    judge: Callable[[EmbeddedModel], Judge]
+    judging: Judging
     count: int
     seed: int
     config: Path | None
     sampling: Mapping[str, Any]
+
+    def check(self) -> None:
+        """Refuse what cannot be meant, before anything is loaded.
+
+        Raises:
+            InfusionError: the epochs, the subject or a prompt cannot be, or the folder cannot be written.
+        """
+        if len(self.epochs) < 2 or len({*self.epochs}) < len(self.epochs):
+            raise InfusionError("give at least two different epoch files (--epoch), in the order of their training")
+        if BASE in self.epochs:
+            raise InfusionError(f"--epoch {BASE} is the model before training, which is drawn as it is; leave it out")
+        for epoch in self.epochs:
+            checked_path(split_strength(epoch)[0])
+            check_there(epoch)
+        if not self.subject.strip():
+            raise InfusionError("--subject is empty; give what prompts say for it, as the training did, e.g. 'sks cat'")
+        self.judging.check()
+        check_out(self.out)
 
 
 def run_advise(request: AdviseRequest) -> Advice:
@@ -61,10 +82,9 @@ def run_advise(request: AdviseRequest) -> Advice:
         InfusionError: bad input, or the disk is full.
     """
     started = time.monotonic()
-    if len(request.epochs) < 2 or len({*request.epochs}) < len(request.epochs):
-        raise InfusionError("give at least two different epoch files (--epoch), in the order of their training")
+    request.check()
     base = load_model(request.model, config=request.config)
-    judge = request.judge(base)
+    judge = request.judging.by(base)
     names = _names(request.epochs)
     model_of = lru_cache(2)(lambda name: load_variant(names.get(name, BASE), base, request.config))  # of a pair
     artist = EpochArtist(model_of, request.count, request.seed, sampling_of(base, request.sampling))
@@ -81,9 +101,11 @@ def run_advise(request: AdviseRequest) -> Advice:
 
 
 def _names(epochs: Sequence[str]) -> dict[str, str]:
-    """What is asked for, by a short name that is its own."""
-    short = [Path(epoch.rpartition(":")[0] or epoch).stem for epoch in epochs]
-    return dict(zip(short if len({*short}) == len(short) else epochs, epochs, strict=True))
+    """What is asked for, by the shortest name that is its own, and not the base model's."""
+    paths = [Path(epoch.rpartition(":")[0] or epoch) for epoch in epochs]
+    choices = ([path.stem for path in paths], [path.name for path in paths], epochs)
+    short = next(names for names in choices if len({BASE, *names}) > len(names))
+    return dict(zip(short, epochs, strict=True))
 
 
 def _write(
@@ -93,7 +115,7 @@ def _write(
     header = ("", f"{judge.names[0]} score", f"{judge.names[1]} score", "collapse")
     lines = [[one.setup.title, *(_number(v) for v in (one.subject, one.prompt, one.collapse))] for one in judged]
     rows = [(one.setup.title, [shown[0] for shown in pictures[one.setup]]) for one in judged]
-    grid = labelled_grid(rows, [prompt.format(request.subject) for prompt in judge.prompts])
+    grid = labelled_grid(rows, fill(judge.prompts, request.subject, "prompt"))
     save_picture(request.out / "grid.png", grid)
     write_atomic(request.out / "curve.png", figure_png(_curve(judge, [one for one in judged if not one.setup.early])))
     report = {

@@ -183,16 +183,14 @@ def generate(
     """Draw pictures of a prompt, with any number of concepts and LoRAs."""
     from .generate import GenerateRequest, run_generate
 
-    replacement = None
-    if replacement_start is not None or replacement_end is not None:
-        replacement = Window(replacement_start or 0.0, 1.0 if replacement_end is None else replacement_end)
     sampling = {"steps": steps, "guidance": guidance, "base_latent": base_latent}
     residual, files, loras = Window(residual_start, residual_end), tuple(concept or ()), tuple(lora or ())
     run_generate(
         GenerateRequest(
-            model, files, prompt, out, count, seed, negative, config, residual, replacement, sampling, loras
+            model, files, prompt, out, count, seed, negative, config, residual, replacement_start, replacement_end,
+            sampling, loras,
         )
-    )
+    )  # fmt: skip
 
 
 @app.command()

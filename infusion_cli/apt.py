@@ -5,22 +5,24 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from infusion_core.atomic import write_atomic
+from infusion_core.atomic import check_writable, write_atomic, write_new
 from infusion_core.captions import CAPTION_TEMPLATES, class_word, fill
 from infusion_core.embedded.lora import apt_trainer
 from infusion_core.embedded.metering import unsaid_of
 from infusion_core.embedded.model import EmbeddedModel, load_model
-from infusion_core.embedded.photos import find_photos, thumbnail
+from infusion_core.embedded.photos import files_in, find_photos, thumbnail
 from infusion_core.embedded.sampling import SampleSettings
-from infusion_core.embedded.tasks import draw
+from infusion_core.embedded.tasks import Wish, draw_each, picture_of
 from infusion_core.errors import InfusionError
 from infusion_core.lora import LoraSet
 from infusion_core.lora_output import LoraStorage, TrainedLora, lora_bytes
+from infusion_core.photos import read_photos
 from infusion_core.tensor_file import read_tensors
 from infusion_core.training.apt import AptObjective, AptSettings
 from infusion_core.training.gauges import lora_meter
@@ -34,12 +36,12 @@ from .console import progress, say
 from .course import Course, former, photos_in
 from .given import given_class, given_model, given_photos, require_same
 from .live import Live, Previews, draw_quickly
-from .output import peak_rss_mb, save_picture
+from .output import peak_rss_mb, png_bytes
 from .places import Places
 from .room import say_footprint
 from .scoring import FIGURES, JUDGES, draw_with
 
-PRIOR_SEED = 500_000  # of the first picture of the class that is drawn
+PRIOR_SEED = 500_000  # of the picture of the class that is called 00000.png
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,10 @@ class AptRequest:
             InfusionError: a word, a template, the place or the pictures of the class cannot be.
         """
         class_word(self.word)
+        if {*"<>"} & {*self.identifier}:
+            raise InfusionError(
+                f"--identifier {self.identifier!r} holds < or >, which name concepts; give a rare word such as 'sks'"
+            )
         checked_level(self.stop_at, self.settings.compares)
         fill(self.templates, self.phrase)
         _ = self.drawn
@@ -144,6 +150,8 @@ class _Run:
     def __init__(self, request: AptRequest, model: EmbeddedModel | None) -> None:
         self.request, self.started = request, time.monotonic()
         find_photos(request.images)
+        if request.prior is not None and not request.prior_count:
+            find_photos(request.prior, "--prior")
         settings = request.settings
         given = settings.told | {"phrase": request.phrase, "template": list(request.templates)}
         state = former(request.places) if request.resume else None
@@ -151,6 +159,7 @@ class _Run:
             require_same(state.told["given"], given)
         self.model = model or load_model(request.model, config=request.config)
         self.model.denoiser.checkpointing = request.checkpointing
+        request.drawn.check(self.model)
         photos = photos_in(request.images, self.model.resolution, request.masks, request.transparency, request.aspect)
         self.photos = list(photos.pictures)
         pictures = _prior(request, self.model)
@@ -188,8 +197,8 @@ class _Run:
         with self.lora.installed():
             say_footprint(self.trainer, self.model.denoiser)
             self.course.train()
-            self.course.show_overfitting()
             size = self.written()
+            self.course.show_overfitting()
             report = self._report(size)
             request.places.write_reports(report)
             judge = JUDGES.get(self.model.name)
@@ -244,14 +253,24 @@ def _prior(request: AptRequest, model: EmbeddedModel) -> list[Image.Image]:
     """Pictures of the class: those of the folder, and those that the base model draws since they are missing."""
     if request.prior is None:
         return []
-    folder = request.prior
-    there = len(list(folder.glob("*"))) if folder.is_dir() else 0
-    missing = range(there, request.prior_count)
-    if missing:
-        settings, prompt = SampleSettings(model.steps, model.guidance), fill(request.templates[:1], request.word)[0]
-        with progress(f"drawing {request.word!r} for --prior", settings.steps * -(-len(missing) // 8)) as advance:
-            seed = PRIOR_SEED + there
-            drawn = draw(model, prompt, (), len(missing), seed, settings, on_step=lambda _: advance())
-        for number, picture in zip(missing, drawn, strict=True):
-            save_picture(folder / f"{number:05d}.png", picture)
-    return list(photos_in(folder, model.resolution, transparency=False).pictures)
+    if request.prior_count:
+        _draw_missing(request, request.prior, model)
+    return list(photos_in(request.prior, model.resolution, transparency=False).pictures)
+
+
+def _draw_missing(request: AptRequest, folder: Path, model: EmbeddedModel) -> None:
+    """Draw pictures of the class under names that are free, each from the noise of its number."""
+    there = files_in(folder, "--prior") if folder.is_dir() else []
+    missing = request.prior_count - len(list(read_photos(there, [], model.resolution)))
+    if missing <= 0:
+        return
+    check_writable(folder)
+    paths = ((number, folder / f"{number:05d}.png") for number in count())
+    free = list(islice(((number, path) for number, path in paths if not path.exists()), missing))
+    settings = SampleSettings(model.steps, model.guidance)
+    picture = picture_of(model, fill(request.templates[:1], request.word)[0])
+    wishes = [Wish(picture, PRIOR_SEED + number) for number, _ in free]
+    with progress(f"drawing {request.word!r} for --prior", settings.steps * -(-missing // 8)) as advance:
+        drawn = draw_each(model, wishes, settings, on_step=lambda _: advance())
+    for (_, path), made in zip(free, drawn, strict=True):
+        write_new(path, png_bytes(made))

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from infusion_core.dreamblend import BlendSettings
-from infusion_core.embedded.adapters import load_variant, split_strength
+from infusion_core.embedded.adapters import check_there, load_variant, split_strength
 from infusion_core.embedded.blend import draw_blended
 from infusion_core.embedded.model import load_model
 from infusion_core.errors import InfusionError
@@ -20,7 +20,7 @@ from infusion_core.grid import labelled_grid
 from .console import progress, say
 from .generate import MOST_PICTURES, sampling_of
 from .options import checked_path
-from .output import peak_rss_mb, save_picture, write_report
+from .output import check_out, peak_rss_mb, save_picture, write_report
 
 GRID, EARLY = "grid.png", "early"
 MOST_IN_GRID = 8  # pictures of each row
@@ -61,20 +61,22 @@ class BlendRequest:
         """Refuse what cannot be meant, before anything is loaded.
 
         Raises:
-            InfusionError: a number is out of range, or early and late are the same.
+            InfusionError: a number is out of range, early and late are the same, or one is not there.
         """
         if not 1 <= self.count * len(self.alphas) <= MOST_PICTURES:
             raise InfusionError(f"the pictures must be at least 1 and at most {MOST_PICTURES} in all alphas together")
         if len({*self.alphas}) < len(self.alphas):
             raise InfusionError("an alpha is given twice; leave one out")
         (early, early_strength), (late, late_strength) = map(split_strength, (self.early, self.late))
-        for path in (early, late):
+        for path, asked in ((early, self.early), (late, self.late)):
             checked_path(path)
+            check_there(asked)
         same = early == late or (early.is_file() and late.is_file() and early.samefile(late))
         if same and early_strength == late_strength:
             raise InfusionError(
                 f"early and late are both {early}, which changes nothing; give two stages of a training"
             )
+        check_out(self.out)
 
 
 def run_blend(request: BlendRequest) -> None:

@@ -191,8 +191,8 @@ def former(places: Places) -> TrainState:
 def photos_in(
     folder: Path, edge: int, masks: Path | None = None, transparency: bool = True, aspect: bool = False
 ) -> SubjectPhotos:
-    """The photos of a folder, as large as training needs them, with captions and masks; says what is skipped, and
-    whose transparency is taken for a mask."""
+    """The photos of a folder, as large as training needs them, with captions and masks; says what is skipped, whose
+    transparency is taken for a mask, and which have none though masks are given."""
     skipped: list[Skipped] = []
     photos = load_subject(folder, edge, skipped, masks, transparency, aspect)
     for file in by_name(skipped):
@@ -200,4 +200,7 @@ def photos_in(
     if photos.cut_out:
         names = ", ".join(photos.cut_out)
         say(f"Transparency is the mask of {names}: what is not seen there is not learned (--no-transparency: off)")
+    bare = [name for name, mask in zip(photos.names, photos.masks, strict=True) if mask is None]
+    if masks is not None and bare:
+        say(f"No mask of {', '.join(bare)} (--masks): all of each is learned")
     return photos

@@ -19,7 +19,7 @@ from infusion_core.schedule import ALWAYS, Window
 
 from .console import progress, say
 from .options import checked_path
-from .output import peak_rss_mb, save_picture, write_report
+from .output import check_out, peak_rss_mb, save_picture, write_report
 
 MOST_PICTURES = 1000  # they are in memory together
 
@@ -39,7 +39,7 @@ class GenerateRequest:
         negative: prompt of the unconditional half.
         config: of a base model that is a single file.
         residual: when residuals are added.
-        replacement: when maps are replaced; None for as each concept was trained.
+        replacement_start, replacement_end: when maps are replaced; None for as each concept was trained.
         sampling: fields of `SampleSettings`; None leaves the model's own.
     """
 
@@ -52,7 +52,8 @@ class GenerateRequest:
     negative: str = ""
     config: Path | None = None
     residual: Window = ALWAYS
-    replacement: Window | None = None
+    replacement_start: float | None = None
+    replacement_end: float | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
     loras: tuple[str, ...] = ()
 
@@ -62,10 +63,23 @@ class GenerateRequest:
         Raises:
             InfusionError: a file cannot be read, or two share a name.
         """
-        found = [replace(c, window=self.residual, replacement=self.replacement) for c in map(read, self.concepts)]
+        found = [replace(c, window=self.residual, replacement=self._replacement(c)) for c in map(read, self.concepts)]
         if len({concept.name for concept in found}) < len(found):
             raise InfusionError("two concept files share a name; rename one of them")
         return found
+
+    def _replacement(self, concept: LoadedConcept) -> Window:
+        """When a concept's maps are replaced.
+
+        Raises:
+            InfusionError: that would end before it starts.
+        """
+        own, start, end = concept.map_window, self.replacement_start, self.replacement_end
+        start, end = own.start if start is None else start, own.end if end is None else end
+        if start > end:
+            trained = f", as {concept.name!r} was trained" if self.replacement_end is None else ""
+            raise InfusionError(f"--replacement-start {start:g} is after the end, {end:g}{trained}; give both")
+        return Window(start, end)
 
 
 def run_generate(request: GenerateRequest) -> None:
@@ -83,10 +97,12 @@ def run_generate(request: GenerateRequest) -> None:
             f"Note: the prompt does not hold {concept.residual.word!r}, so {concept.name!r} changes nothing; "
             f"write {concept.residual.word!r} or <{concept.name}> in it to see the concept"
         )
+    files = map(split_strength, request.loras)
+    loras = [(read_lora(checked_path(file)), file.name, strength) for file, strength in files]
+    check_out(request.out)
     model = load_model(request.model, config=request.config)
-    for asked in request.loras:
-        file, strength = split_strength(asked)
-        model = with_lora(model, read_lora(checked_path(file)), file.name, strength)
+    for lora, name, strength in loras:
+        model = with_lora(model, lora, name, strength)
     settings = sampling_of(model, request.sampling)
     with progress("drawing", settings.steps * -(-request.count // 8)) as advance:
         pictures = draw(

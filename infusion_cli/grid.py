@@ -22,7 +22,7 @@ from infusion_core.snapshot_grid import GridPlan
 
 from .console import progress, say
 from .generate import sampling_of
-from .output import peak_rss_mb, save_picture, write_report
+from .output import check_out, peak_rss_mb, save_picture, write_report
 from .places import Places
 
 Artist = tuple[EmbeddedModel, list[LoadedConcept]]  # what draws
@@ -80,6 +80,7 @@ def run_grid(request: GridRequest) -> Image.Image:
     """
     started, files = time.monotonic(), request.files()
     cells = request.plan.cells(len(files))
+    check_out(request.out)
     model = load_model(request.model, config=request.config)
     settings = sampling_of(model, request.sampling)
     with progress("drawing snapshots", cells) as advance:

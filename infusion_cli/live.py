@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from io import BytesIO
@@ -17,6 +17,7 @@ from infusion_core.concepts import LoadedConcept
 from infusion_core.embedded.model import EmbeddedModel
 from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.embedded.tasks import draw
+from infusion_core.errors import InfusionError
 from infusion_core.previews import MOST_ROWS, Strip, spread, strips_in
 from infusion_core.training.clock import Clock
 from infusion_core.training.record import RunRecord
@@ -57,6 +58,22 @@ class Previews:
         """
         unsaid = snapshots if templates else 0
         return cls(preview_prompts(templates, phrase), unsaid if every is None else every)
+
+    def check(self, model: EmbeddedModel, words: Mapping[str, str] | None = None) -> None:
+        """See that a model can read what is to be drawn, before it is trained on.
+
+        Args:
+            model: draws.
+            words: of the concept, by its name.
+
+        Raises:
+            InfusionError: it cannot; names the prompt.
+        """
+        for prompt in self.prompts if self.every else ():
+            try:
+                model.text.encode(prompt, words)
+            except InfusionError as error:
+                raise InfusionError(f"the preview prompt {prompt!r} cannot be drawn: {error}") from error
 
     def due(self, step: int, steps: int) -> bool:
         """Whether pictures are drawn after a step: every so many, and after the last."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
@@ -11,6 +11,7 @@ from infusion_core.captions import CAPTION_TEMPLATES
 from infusion_core.dreamblend import BlendSettings, Distance, Mode
 from infusion_core.lora_layers import Targets
 from infusion_core.lora_output import LoraStorage
+from infusion_core.photos import MOST_FILES
 from infusion_core.schedule import RateSchedule, Window
 from infusion_core.training.apt import AptSettings
 from infusion_core.training.objective import Weighting
@@ -69,7 +70,8 @@ def apt(
         place(help="Folder with pictures of other members of the class, which are to stay as they are (DreamBooth)."),
     ] = None,
     prior_count: Annotated[
-        int, typer.Option(min=0, max=1000, help="Pictures that --prior should hold; the model draws missing ones.")
+        int,
+        typer.Option(min=0, max=MOST_FILES, help="Pictures that --prior should hold; the model draws missing ones."),
     ] = 0,
     prior_weight: Annotated[float, typer.Option(help="Of the loss on them.")] = _APT.prior_weight,
     restrain: Annotated[
@@ -243,12 +245,9 @@ def advise(
     epoch that obeys best. Without --images, --clip and --dino only the collapse of attention is measured.
     """
     from .advise import AdviseRequest, run_advise
-    from .judging import judge_for
+    from .judging import Judging
 
     named = word or subject.split()[-1] if subject.strip() else word
-
-    def judge(base: Any) -> Any:
-        return judge_for(base, named, images, tuple(prompt or ()), clip, dino)
-
+    judging = Judging(named, images, tuple(prompt or ()), clip, dino)
     sampling = {"steps": steps, "guidance": guidance}
-    run_advise(AdviseRequest(model, tuple(epoch), subject, out, judge, count, seed, config, sampling))
+    run_advise(AdviseRequest(model, tuple(epoch), subject, out, judging, count, seed, config, sampling))

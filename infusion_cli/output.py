@@ -10,7 +10,20 @@ from typing import Any
 
 from PIL import Image
 
-from infusion_core.atomic import write_atomic
+from infusion_core.atomic import check_writable, write_atomic
+from infusion_core.errors import InfusionError
+
+
+def check_out(folder: Path) -> None:
+    """See that a folder for pictures is there or can be made, without making it.
+
+    Raises:
+        InfusionError: it cannot.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InfusionError(f"{there} is a file, where a folder must go; choose another --out")
+    check_writable(there)
 
 
 def png_bytes(picture: Image.Image) -> bytes:

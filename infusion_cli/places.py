@@ -69,7 +69,7 @@ class Places:
         if self.out.suffix != SUFFIX:
             raise InfusionError(f"--out names the concept file and must end in {SUFFIX}, got {self.out}")
         try:
-            folders = [path for path in (self.out, self.page, *self.reports) if _is_folder(path)]
+            folders = [path for path in (self.out, self.page, self.overfitting, *self.reports) if _is_folder(path)]
             kept = _is_folder(self.snapshots)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error

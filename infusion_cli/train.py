@@ -109,8 +109,8 @@ def train_alone(request: TrainRequest, model: EmbeddedModel | None = None, score
     run = _Run.start(request, model)
     say_footprint(run.course.trainer, run.model.denoiser)
     run.course.train()
-    run.course.show_overfitting()
     concept, size = run.written()
+    run.course.show_overfitting()
     report = run.report(concept, size)
     request.places.write_reports(report)
     judge = JUDGES.get(run.model.name)
@@ -148,6 +148,7 @@ class _Run:
             require_same(state.told["given"], given)
         model = model or load_model(request.model, config=request.config)
         model.denoiser.checkpointing = request.checkpointing
+        request.drawn.check(model, {"concept": class_word(request.word)})
         photos = photos_in(request.images, model.resolution, request.masks, request.transparency, request.aspect)
         given |= given_photos(photos, request.flip, request.aspect) | given_model(model)
         if state:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from infusion_core.denoiser import common_length
 from infusion_core.embedded.model import EmbeddedModel
 from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.embedded.tasks import Wish, draw_each, picture_of, unmentioned
@@ -15,6 +16,8 @@ from infusion_core.errors import InfusionError
 from infusion_core.library import ConceptLibrary
 
 from .asked import Asked
+
+LONGER = 2  # times: so much longer may a batch make its longest text
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,40 @@ class Artist:
         return wish, "; ".join(idle)
 
     def draw(self, wishes: Sequence[Wish]) -> list[Drawn]:
-        """Pictures of wishes in one batch; where it breaks down, each is tried alone."""
+        """Pictures of wishes, in batches of such as may share one."""
+        drawn = dict[int, Drawn]()
+        for numbers in shared(wishes):
+            drawn |= zip(numbers, self._together([wishes[number] for number in numbers]), strict=True)
+        return [drawn[number] for number in range(len(wishes))]
+
+    def _together(self, wishes: Sequence[Wish]) -> list[Drawn]:
+        """One batch; where it breaks down, each is tried alone."""
         try:
             pictures = draw_each(self.model, wishes, self.settings, len(wishes))
         except Exception as error:
             if len(wishes) > 1:  # whose fault it was shows when each is alone
-                return [drawn for wish in wishes for drawn in self.draw([wish])]
+                return [drawn for wish in wishes for drawn in self._together([wish])]
             return [Drawn(why=str(InfusionError(str(error) or type(error).__name__)))]
         return [Drawn(_png(picture)) for picture in pictures]
+
+
+def shared(wishes: Sequence[Wish]) -> list[list[int]]:
+    """The numbers of the wishes of each batch: its texts get a length of at most `LONGER` times the longest's."""
+    groups: list[list[int]] = []
+    for number in sorted(range(len(wishes)), key=lambda number: -_length([wishes[number]])):
+        for group in groups:
+            together = _length([wishes[one] for one in (*group, number)])
+            if together <= LONGER * _length([wishes[group[0]]]):
+                group.append(number)
+                break
+        else:
+            groups.append([number])
+    return groups
+
+
+def _length(wishes: Sequence[Wish]) -> int:
+    """Of the texts of one batch."""
+    return common_length([half for w in wishes for half in (w.picture.prompt.conditioning, w.picture.negative)])
 
 
 def _png(picture: Image.Image) -> bytes:

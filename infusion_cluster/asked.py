@@ -109,4 +109,7 @@ def _concept(entry: Any) -> tuple[str, float]:
     strength = told.get(STRENGTH, 1.0)
     if isinstance(strength, bool) or not isinstance(strength, (int, float)):
         raise InfusionError(f"the {STRENGTH} of {told[NAME]!r} must be a number, got {strength!r}")
-    return told[NAME], strength
+    try:
+        return told[NAME], float(strength)
+    except OverflowError as error:
+        raise InfusionError(f"the {STRENGTH} of {told[NAME]!r} is too large; 1 is as it was trained") from error

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from infusion_cli.console import say
+from infusion_cli.options import checked_path
 from infusion_core.captions import CAPTION_TEMPLATES, class_word, word_of
 from infusion_core.errors import InfusionError
+from infusion_core.photos import begins_as_photo, list_photos
 from infusion_core.residuals import Layout, Where
 from infusion_core.schedule import RateSchedule
 from infusion_core.tensor_file import SUFFIX
@@ -19,6 +23,8 @@ from infusion_core.training.objective import Weighting
 from infusion_core.training.residual import ResidualSettings
 
 NAME, PHOTOS, WORD, OUT = "name", "photos", "word", "out"
+SURPLUS = "surplus cells"  # of a line of CSV
+LONGEST_NAME = 200  # bytes, so that .report.json can follow
 
 
 @dataclass(frozen=True)
@@ -113,16 +119,23 @@ def _apart(jobs: list[Job], refused: list[Refused]) -> tuple[list[Job], list[Ref
 
 
 def _folders(manifest: Path) -> Iterator[Mapping[str, Any]]:
-    """A folder's folders."""
+    """A folder's folders that have photos; says which have none."""
     for folder in sorted(path for path in manifest.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        yield {PHOTOS: folder.name}
+        try:
+            none = not any(map(begins_as_photo, list_photos(folder)))
+        except InfusionError:  # its job tells
+            none = False
+        if none:
+            say(f"Passed over {folder}: no photos in it (JPEG, PNG, WebP, BMP or GIF)")
+        else:
+            yield {PHOTOS: folder.name}
 
 
 def _lines(manifest: Path) -> Iterator[Mapping[str, Any]]:
     """The lines of a list."""
     if manifest.suffix == ".csv":
         with manifest.open(encoding="utf-8-sig", newline="") as file:
-            yield from ({k: v for k, v in row.items() if v} for row in csv.DictReader(file))
+            yield from ({k: v for k, v in row.items() if v and any(v)} for row in csv.DictReader(file, restkey=SURPLUS))
         return
     if manifest.suffix != ".jsonl":
         raise InfusionError(f"{manifest} is neither a folder nor a .csv or .jsonl; give one of them")
@@ -144,22 +157,40 @@ def _object(manifest: Path, number: int, line: str) -> Mapping[str, Any]:
 def _job(name: str, entry: Mapping[str, Any], manifest: Path, defaults: Defaults) -> Job:
     """Raises InfusionError: the entry says what cannot be."""
     beside = manifest if manifest.is_dir() else manifest.parent
+    if SURPLUS in entry:
+        raise InfusionError(f"it has more cells than the heading, {entry[SURPLUS]}; put quotes round what has a comma")
     unknown = sorted({str(key) for key in entry} - {NAME, PHOTOS, WORD, OUT, *_SETTINGS})
     if unknown:
         raise InfusionError(f"unknown column {unknown[0]!r}; there are name, photos, word, out, {', '.join(_SETTINGS)}")
-    if Path(name).name != name or name.startswith("."):
+    if Path(name).name != name or name.startswith(".") or not name.isprintable() or len(name.encode()) > LONGEST_NAME:
         raise InfusionError(f"{NAME!r} must be able to name a file, got {name!r}")
     if not entry.get(PHOTOS):
         raise InfusionError(f"it names no folder of photos; add {PHOTOS!r}")
-    photos = beside / str(entry[PHOTOS])
+    photos = checked_path(beside / str(entry[PHOTOS]))
     if not photos.is_dir():
         raise InfusionError(f"there is no folder {photos}; correct {PHOTOS!r}")
     word = class_word(str(entry[WORD])) if entry.get(WORD) else word_of(photos, defaults.word)
-    out = defaults.out / str(entry.get(OUT) or f"{name}{SUFFIX}")
-    if out.suffix != SUFFIX:
-        raise InfusionError(f"{OUT!r} names the concept file and must end in {SUFFIX}, got {out.name}")
+    out = _place(defaults.out, str(entry.get(OUT) or f"{name}{SUFFIX}"))
     chosen = {key: _SETTINGS[key](key, value) for key, value in entry.items() if key in _SETTINGS}
     return Job(name, photos, word, out, replace(defaults.settings, **chosen))
+
+
+def _place(folder: Path, asked: str) -> Path:
+    """Where a concept goes.
+
+    Raises:
+        InfusionError: it is no concept file, not in the folder, or cannot be written.
+    """
+    out = checked_path(folder / asked)
+    if out.suffix != SUFFIX:
+        raise InfusionError(f"{OUT!r} names the concept file and must end in {SUFFIX}, got {out.name}")
+    if not Path(os.path.normpath(out)).is_relative_to(os.path.normpath(folder)):
+        raise InfusionError(f"{OUT!r} must lie in the folder --out, {folder}, got {asked}")
+    if out.is_dir():
+        raise InfusionError(f"{out} is a folder, where a file must go; correct {OUT!r}")
+    if inside := next((path for path in out.parents if path.is_file()), None):
+        raise InfusionError(f"{inside} is a file, where a folder must go; correct {OUT!r}")
+    return out
 
 
 def _number(kind: Callable[[str], Any], what: str) -> Callable[[str, Any], Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from ray.exceptions import RayError
 from infusion_core.embedded.model import load_model
 from infusion_core.errors import InfusionError, printable
 
+from .shares import Share, share_of_cluster
 from .worker import Outcome, Task, train_pack, whoami
 
 RETRIES = 3  # of a pack whose worker died
 LOOK_EVERY = 0.5  # seconds between two looks at how far workers are
 ANSWER_WITHIN = 10.0  # seconds, for a cluster
-CPUS_EACH = 4  # of a worker without a GPU, where there are as many
+START_WITHIN = 600.0  # seconds, for a worker to find a place and load its model
 
 
 class _Worker:
@@ -59,21 +60,31 @@ class Pool:
 
     Attributes:
         workers: Ray's actors.
+        share: what each holds.
     """
 
     workers: Sequence[Any]
+    share: Share
 
     @property
     def resolution(self) -> int:
         """Edge of the model's pictures, px.
 
         Raises:
-            InfusionError: the model cannot be loaded.
+            InfusionError: the model cannot be loaded, or no worker has found a place.
         """
+        asked = [worker.resolution.remote() for worker in self.workers]
         try:
-            return int(ray.get(self.workers[0].resolution.remote()))
+            for first in ray.wait(asked, timeout=START_WITHIN)[0]:
+                return int(ray.get(first))
         except RayError as error:
             raise InfusionError(f"the workers do not start: {reason_of(error)}") from error
+        free = ray.available_resources()
+        raise InfusionError(
+            f"no worker has started in {START_WITHIN:g} s: each needs {self.share.cpus} processors and "
+            f"{self.share.gpus:g} GPUs, free are {free.get('CPU', 0):g} and {free.get('GPU', 0):g}; stop what else "
+            "runs there, or give other --workers"
+        )
 
     def run(
         self, packs: Iterator[Sequence[Task]], begun: Callable[[Sequence[Task], str], None], at: Callable[[int], None]
@@ -84,20 +95,28 @@ class Pool:
             packs: taken one by one, as workers come free.
             begun: called with a pack and the process that has it.
             at: called now and then with the steps of packs that are not done, all together.
+
+        Raises:
+            InfusionError: no worker is left.
         """
-        free, busy = list(self.workers), dict[Any, tuple[Any, Sequence[Task]]]()
-        while True:
-            while free and (pack := next(packs, None)) is not None:
-                worker = free.pop()
-                begun(pack, ray.get(worker.who.remote()))
-                busy[worker.train.remote(pack)] = worker, pack
-            if not busy:
-                return
-            done, _ = ray.wait(list(busy), timeout=LOOK_EVERY)
+        free, busy = {worker.who.remote(): worker for worker in self.workers}, dict[Any, tuple[Any, Sequence[Task]]]()
+        pack = next(packs, None)
+        while busy or pack is not None:
+            if not busy and not free:
+                raise InfusionError("no worker is left; see Ray's logs, and give the same command again")
+            done, _ = ray.wait([*busy, *(free if pack is not None else ())], timeout=LOOK_EVERY)
             for future in done:
-                worker, pack = busy.pop(future)
-                free.append(worker)
-                yield _outcomes(future, pack)
+                if future in busy:
+                    worker, learned = busy.pop(future)
+                    free[worker.who.remote()] = worker
+                    yield _outcomes(future, learned)
+                else:
+                    worker = free.pop(future)
+                    assert pack is not None
+                    with suppress(RayError):  # it has ended for good; others go on
+                        begun(pack, ray.get(future))
+                        busy[worker.train.remote(pack)] = worker, pack
+                        pack = next(packs, None)
             at(sum(_steps(worker) * len(pack) for worker, pack in busy.values()))
 
 
@@ -114,15 +133,12 @@ def workers(model: str, config: Path | None, count: int, address: str) -> Iterat
         InfusionError: there is no such cluster.
     """
     with cluster(address):
-        there = ray.cluster_resources()
-        gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 1))
-        count = count or gpus or max(1, cpus // CPUS_EACH)
-        threads = max(1, cpus // count) if not gpus else 1
+        share = share_of_cluster(count, "--workers")
         actor = ray.remote(
-            num_cpus=threads, num_gpus=min(1.0, gpus / count), max_restarts=-1, max_task_retries=RETRIES,
+            num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=-1, max_task_retries=RETRIES,
             max_concurrency=2,  # so that one at work can say how far it is
         )(_Worker)  # fmt: skip
-        yield Pool([actor.remote(model, config, threads) for _ in range(count)])
+        yield Pool([actor.remote(model, config, share.cpus) for _ in range(share.count)], share)
 
 
 @contextmanager

@@ -19,8 +19,9 @@ from infusion_core.errors import InfusionError
 from infusion_core.library import ConceptLibrary
 
 from .asked import LIMITS, Limits
-from .pool import CPUS_EACH, cluster, reason_of
+from .pool import cluster, reason_of
 from .replica import CONCEPTS, DRAW, HEALTH, Replica, Service
+from .shares import share_of_cluster
 
 APP = "infusion"
 SPARE = 32  # requests beyond the limit that a replica takes on, so that it can say why it turns them away
@@ -89,19 +90,16 @@ def run_serve(request: ServeRequest) -> None:
 
 def _started(request: ServeRequest, library: ConceptLibrary) -> Any:
     """A handle of replicas that are there."""
-    there = ray.cluster_resources()
-    gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 1))
-    count = request.replicas or gpus or max(1, cpus // CPUS_EACH)
-    threads = max(1, cpus // count) if not gpus else 1
+    share = share_of_cluster(request.replicas, "--replicas")
     quiet = {"log_level": "ERROR", "enable_access_log": False}
     limits = request.limits
     service = Service(
-        request.model, request.config, threads, request.batch, request.wait, limits, dict(request.sampling)
+        request.model, request.config, share.cpus, request.batch, request.wait, limits, dict(request.sampling)
     )
     deployment = serve.deployment(
-        Replica, name=APP, num_replicas=count, max_ongoing_requests=limits.waiting + SPARE,
+        Replica, name=APP, num_replicas=share.count, max_ongoing_requests=limits.waiting + SPARE,
         max_queued_requests=BURST, graceful_shutdown_timeout_s=FINISH_WITHIN,
-        ray_actor_options={"num_cpus": threads, "num_gpus": min(1.0, gpus / count)}, logging_config=quiet,
+        ray_actor_options={"num_cpus": share.cpus, "num_gpus": share.gpus}, logging_config=quiet,
     )  # fmt: skip
     serve.start(http_options={"host": request.host, "port": request.port}, logging_config=quiet)
     return serve.run(deployment.bind(service, ray.put(library)), name=APP, route_prefix="/")
@@ -114,7 +112,7 @@ def _check_free(request: ServeRequest) -> None:
         with socket.socket(family, socket.SOCK_STREAM) as knock:
             knock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             knock.bind((request.host, request.port))
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # the last for what cannot be a host's name
         reason = getattr(error, "strerror", None) or error
         raise InfusionError(
             f"cannot listen at {request.host}:{request.port}: {reason}; choose another --host or --port"

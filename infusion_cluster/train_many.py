@@ -22,10 +22,11 @@ from infusion_core.errors import InfusionError
 from infusion_core.photos import Skipped, by_name
 from infusion_core.residual_file import Storage
 
-from .manifest import Defaults, Job, read_manifest
+from .manifest import OUT, PHOTOS, Defaults, Job, read_manifest
 from .worker import Outcome, Task, stamped
 
 LOGS = "logs"
+GIVEN = "given"  # of a concept's report: what decided what it is
 TRAINED, FAILED, DONE = "trained", "failed", "already there"
 
 
@@ -77,7 +78,8 @@ def run_many(request: ManyRequest) -> dict[str, Any]:
     """
     started, out = time.monotonic(), request.defaults.out
     jobs, refused = read_manifest(request.manifest, request.defaults)
-    check_writable(out)
+    for folder in (out, out / LOGS):
+        check_writable(folder)
     run = _Run(request, [_Row(r.name, "", "", FAILED, r.why) for r in refused])
     todo = [job for job in jobs if run.is_new(job)]
     if todo:
@@ -115,11 +117,12 @@ class _Run:
         except (InfusionError, OSError) as error:
             self._ended(job, Outcome(job.name, why=str(error)))
             return False
-        try:
-            told = json.loads(_report_of(job).read_text())
-        except (OSError, ValueError):
-            return True
-        if not job.out.exists() or told.get("given") != given:
+        there, told = job.out.exists(), _given_before(job)
+        if there and told is None:
+            why = f"{job.out} is there and no train-many wrote it; move it away, or give the job another {OUT!r}"
+            self._ended(job, Outcome(job.name, why=why))
+            return False
+        if not there or told != given:
             return True
         self.rows.append(_Row(job.name, job.word, str(job.out), DONE))
         return False
@@ -130,7 +133,8 @@ class _Run:
         Raises:
             InfusionError: its folder holds no photo.
         """
-        photos = [hashlib.sha256(path.read_bytes()).hexdigest() for path in find_photos(job.photos) if path.is_file()]
+        files = [path for path in find_photos(job.photos, PHOTOS) if path.is_file()]
+        photos = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
         told = {**job.settings.told, "word": job.word, "template": list(job.templates), "photos": photos}
         return {**told, "model": self.request.model, "storage": self.request.storage}
 
@@ -179,10 +183,20 @@ class _Run:
         self._log(job.name, outcome.log)
         told: dict[str, Any] = {k: v for k, v in outcome.told.items() if k in ("validation", "seconds")}
         row = _Row(job.name, job.word, str(job.out), TRAINED if outcome.data else FAILED, outcome.why, told)
-        if outcome.data:
-            write_atomic(job.out, outcome.data)
-            write_report(_report_of(job), {"given": self._given[job.name], "word": job.word, **outcome.told})
+        try:
+            if outcome.data:
+                self._write(job, outcome.data, outcome.told)
+        except InfusionError as error:
+            row.became, row.why = FAILED, str(error)
         self.rows.append(row)
+
+    def _write(self, job: Job, data: bytes, told: dict[str, Any]) -> None:
+        """Write a concept, and then its report; before it one that is there says whose the file is."""
+        report = _report_of(job)
+        if _given_before(job) is None:
+            write_report(report, {GIVEN: {}})
+        write_atomic(job.out, data)
+        write_report(report, {GIVEN: self._given[job.name], "word": job.word, **told})
 
     def _log(self, name: str, lines: Sequence[str]) -> None:
         path = self.request.defaults.out / LOGS / f"{name}.log"
@@ -223,6 +237,15 @@ def packed(jobs: Sequence[Job], most: int) -> Iterator[list[Job]]:
 
 def _report_of(job: Job) -> Path:
     return job.out.with_suffix(".report.json")
+
+
+def _given_before(job: Job) -> Any:
+    """What decided what the concept there is, as its report has it; None where no run of this command wrote one."""
+    try:
+        told = json.loads(_report_of(job).read_text())
+    except (OSError, ValueError):
+        return None
+    return told.get(GIVEN) if isinstance(told, dict) else None
 
 
 def _line(row: _Row) -> list[str]:

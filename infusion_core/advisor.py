@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Generic, Protocol, TypeVar
 
+from .captions import fill
 from .dreamblend import BlendSettings
 from .errors import InfusionError
 
@@ -19,7 +20,7 @@ PROMPTS = (
     "a photo of {} on a city street at night",
     "an oil painting of {} beside a window",
 )
-BASE = "base"  # the model before training, as a guide
+BASE = "base"  # stands for the model before training
 COLLAPSED = 0.01  # more overlap than the base's that calls for guidance where nothing else is known
 FACTORS = (0.5, 1.0, 2.0)  # of the default alpha, that are tried
 MOST_TRIALS = 2 * len(FACTORS)  # with either of two guides
@@ -102,15 +103,19 @@ class Survey(Generic[P]):
     advance: Callable[[], object]
     pictures: dict[Setup, list[P]] = field(default_factory=dict)
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What is drawn."""
+        return fill(tuple(self.templates), self.subject, "prompt")
+
     def alone(self, epochs: Iterable[str]) -> list[Judged]:
         """The base model, then every epoch."""
         found: list[Judged] = []
         before = 0.0
         for name in (BASE, *epochs):
             overlaps = []
-            for template in self.templates:
-                words = watched_words(template, self.subject)
-                shown, shared = self.artist.watched(name, template.format(self.subject), *words)
+            for template, prompt in zip(self.templates, self.prompts, strict=True):
+                shown, shared = self.artist.watched(name, prompt, *watched_words(template, self.subject))
                 overlaps.append(shared)
                 self._keep(Setup(name), shown)
             before = before if found else fmean(overlaps)
@@ -121,8 +126,8 @@ class Survey(Generic[P]):
         """Pairs."""
         found = []
         for setup in setups:
-            for template in self.templates:
-                self._keep(setup, self.artist.guided(setup, template.format(self.subject)))
+            for prompt in self.prompts:
+                self._keep(setup, self.artist.guided(setup, prompt))
             found.append(self._judged(setup))
         return found
 
@@ -138,14 +143,16 @@ class Survey(Generic[P]):
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
-    """Refuse prompts that do not say where the subject is.
+    """Refuse prompts that do not say where the subject is, or nothing else.
 
     Raises:
-        InfusionError: one holds ``{}`` not once.
+        InfusionError: one holds ``{}`` not once, or no other word to watch.
     """
     for prompt in prompts:
         if prompt.count("{}") != 1:
             raise InfusionError(f"the prompt {prompt!r} must hold {{}} once, where the subject is named")
+        if not watched_words(prompt, "{}")[1]:
+            raise InfusionError(f"the prompt {prompt!r} says nothing beside the subject; say what else is to be seen")
 
 
 def watched_words(template: str, subject: str) -> tuple[str, list[str]]:

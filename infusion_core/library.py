@@ -95,7 +95,8 @@ class ConceptLibrary:
 
         library = cls.of(read())
         if not library:
-            raise InfusionError(f"no concept in {folder} can be read; give a folder of {SUFFIX} concept files")
+            told = f" ({refused[0]})" if refused else ""
+            raise InfusionError(f"no concept in {folder} can be read{told}; give a folder of {SUFFIX} concept files")
         return library, refused
 
     def fitting(self, base: Base) -> tuple[ConceptLibrary, list[str]]:

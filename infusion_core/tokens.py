@@ -15,7 +15,7 @@ from .spelling import Pieces, all_ascii, spelt_occurrences
 Span = tuple[int, ...]  # context positions of one occurrence of a word, one per token
 Chosen = tuple[int, ...] | None  # which occurrences of a word are meant, counted from 0; None for all of them
 
-_PLACEHOLDER = re.compile(r"<([^<>\s]+)>")
+_PLACEHOLDER = re.compile(r"<([^<>]+)>")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # what is left of bytes that are not UTF-8
 
 
@@ -105,10 +105,10 @@ def _filled(prompt: str, concepts: Mapping[str, str]) -> tuple[str, list[tuple[i
     names, words = {folded(name): i for i, name in enumerate(concepts)}, tuple(concepts.values())
     text, made, end = "", [], 0
     for match in _PLACEHOLDER.finditer(prompt):
-        if not all(map(_in_name, match.group(1))):
-            continue
         name = folded(match.group(1))
         if name not in names:
+            if not all(map(_in_name, match.group(1))):
+                continue
             loaded = ", ".join(f"<{n}>" for n in concepts) or "none"
             raise InfusionError(f"the prompt names <{match.group(1)}> but no such concept is loaded; loaded: {loaded}")
         text += prompt[end : match.start()]

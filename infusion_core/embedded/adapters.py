@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from ..advisor import BASE
 from ..concepts import LARGEST_SCALE
 from ..errors import InfusionError, printable
 from ..lora_file import (
@@ -33,8 +34,6 @@ from .text import TextPath
 from .unet import UNetDenoiser
 from .weights import weights_of
 
-BASE = "base"  # stands for the base model itself
-
 
 def load_variant(asked: str, base: EmbeddedModel, config: Path | None = None) -> EmbeddedModel:
     """What training made of a base model.
@@ -49,6 +48,7 @@ def load_variant(asked: str, base: EmbeddedModel, config: Path | None = None) ->
     """
     if asked == BASE:
         return base
+    check_there(asked)
     path, strength = split_strength(asked)
     if path.is_dir() or any(name.startswith(CHECKPOINT_NETWORKS["unet"]) for name in weights_of([path]).shapes):
         if strength != 1:
@@ -65,6 +65,17 @@ def load_variant(asked: str, base: EmbeddedModel, config: Path | None = None) ->
             f"{path} changes text encoders alone, so attention maps stay the base's; give a LoRA with a UNet part"
         )
     return with_lora(base, lora, path.name, strength)
+
+
+def check_there(asked: str) -> None:
+    """See that there is something at the path of what `load_variant` is asked for.
+
+    Raises:
+        InfusionError: there is nothing.
+    """
+    path, _ = split_strength(asked)
+    if asked != BASE and not path.exists():
+        raise InfusionError(f"{path} is missing; give a LoRA file, or a full model")
 
 
 def split_strength(text: str) -> tuple[Path, float]:
@@ -91,6 +102,8 @@ def read_lora(file: Path) -> LoraFile:
     Raises:
         InfusionError: it is missing, damaged, or no LoRA file.
     """
+    if not file.is_file():
+        raise InfusionError(f"{file} is {'a folder' if file.is_dir() else 'missing'}; give a LoRA's .safetensors file")
     held = weights_of([file])
     tensors = held.read({name: name for name in held.shapes}, torch.float32)
     with safe_open(file, "pt") as opened:

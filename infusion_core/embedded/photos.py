@@ -19,16 +19,29 @@ THUMBNAIL_PX = 96
 TOLD = 5  # skipped files that an error names
 
 
-def find_photos(folder: Path) -> list[Path]:
-    """What is in a folder (or the one file), with at least one that begins like a photo.
+def files_in(folder: Path, given: str = "--images") -> list[Path]:
+    """What is in a folder (or the one file), in natural order.
+
+    Args:
+        folder: of photos.
+        given: the option that names it.
+
+    Raises:
+        InfusionError: the folder is missing, or holds too much.
+    """
+    try:
+        return list_photos(folder)
+    except InfusionError as error:
+        raise InfusionError(f"{folder}: {error}; give the folder that holds your photos ({given})") from None
+
+
+def find_photos(folder: Path, given: str = "--images") -> list[Path]:
+    """As `files_in`, with at least one that begins like a photo.
 
     Raises:
         InfusionError: the folder is missing, or holds no photo or too much.
     """
-    try:
-        paths = list_photos(folder)
-    except InfusionError as error:
-        raise InfusionError(f"{folder}: {error}; give the folder that holds your photos (--images)") from None
+    paths = files_in(folder, given)
     if not any(begins_as_photo(path) for path in paths):
         skipped: list[Skipped] = []
         list(read_photos(paths, skipped))

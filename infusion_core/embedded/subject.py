@@ -86,8 +86,8 @@ def load_subject(
         aspect: photos keep their shape, instead of the squares.
 
     Raises:
-        InfusionError: the folder is missing, no photo in it can be used, a caption or mask is damaged, or almost
-            nothing of a transparent photo is seen.
+        InfusionError: the folder is missing, no photo in it can be used, a caption or mask is damaged, `masks` holds
+            none of a photo, or almost nothing of a transparent photo is seen.
     """
     beside = find_photos(folder)
     photos = list(read_photos([path for path in beside if not _is_mask(path)], skipped, 2 * edge))
@@ -97,6 +97,8 @@ def load_subject(
     skipped[:] = [file for file in skipped if file.name not in told]
     cut = partial(no_larger, edge=edge) if not aspect else lambda picture: picture
     pictures = tuple(cut(photo.picture) for photo in photos)
+    if masks is not None:
+        _require_masks(masks, photos)
     given = [_mask(photo, masks) for photo in photos]
     own = [photo.subject if transparency and mask is None else None for photo, mask in zip(photos, given, strict=True)]
     return SubjectPhotos(
@@ -112,6 +114,21 @@ def _is_mask(path: Path) -> bool:
     return path.stem.endswith(MASK_ENDS)
 
 
+def _masks_of(photo: Photo, masks: Path) -> tuple[Path, Path]:
+    """Where a photo's mask may lie in a folder of masks."""
+    return masks / photo.path.name, masks / f"{photo.path.stem}.png"
+
+
+def _require_masks(masks: Path, photos: Sequence[Photo]) -> None:
+    """Raises InfusionError: it is no folder of masks, or of other photos."""
+    if not masks.is_dir():
+        raise InfusionError(f"{masks} is no folder; give the folder of the photos' masks (--masks)")
+    if not any(is_there(place) for photo in photos for place in _masks_of(photo, masks)):
+        raise InfusionError(
+            f"{masks} holds no mask of any photo; call each as its photo, such as {photos[0].path.stem}.png (--masks)"
+        )
+
+
 def _mask(photo: Photo, masks: Path | None) -> Image.Image | None:
     """A photo's mask, of its size.
 
@@ -119,7 +136,7 @@ def _mask(photo: Photo, masks: Path | None) -> Image.Image | None:
         InfusionError: there is one, and it cannot be read.
     """
     path = photo.path
-    given = [] if masks is None else [masks / path.name, masks / f"{path.stem}.png"]
+    given = () if masks is None else _masks_of(photo, masks)
     for place in (*given, *(path.with_name(f"{path.stem}{end}.png") for end in MASK_ENDS)):
         if not is_there(place):
             continue

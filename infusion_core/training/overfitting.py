@@ -95,7 +95,8 @@ def checked_level(level: float, taken: bool) -> float:
         raise InfusionError(f"stop_at must be 0 (never) to 1, got {level:g}")
     if level and not taken:
         raise InfusionError(
-            "stop_at needs to know how overfitted the run is, which is not measured; measure it, or set 0"
+            "stop_at needs to know how overfitted the run is, which is not measured; set overfitting to measured (APT: "
+            "restrain on), or leave stop_at at 0"
         )
     return level
 

@@ -71,7 +71,7 @@ class ResidualSettings(TrainSettings):
         if not 0.01 <= self.replacement_end <= 1:
             raise InfusionError(
                 f"replacement_end must be 0.01 to 1, got {self.replacement_end:g}; to never attend with "
-                "the base model's maps, set replace_maps to false"
+                "the base model's maps, give --no-replace-maps (replace_maps off)"
             )
 
     @property

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from statistics import fmean
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from infusion_cli.advise import AdviseRequest, run_advise
+from infusion_cli.judging import Judging
 from infusion_core.embedded.adapters import load_variant
 from infusion_core.embedded.model import load_model
 from infusion_core.embedded.sampling import SampleSettings
@@ -18,6 +22,7 @@ from infusion_core.embedded.tinyworld import CONCEPTS, score, training_images
 from infusion_core.embedded.tinyworld.captions import UNSEEN_ASPECTS, caption, unseen_scenes
 from infusion_core.embedded.tinyworld.reading import read_concept
 from infusion_core.embedded.watching import draw_watched
+from infusion_core.errors import InfusionError
 
 from .test_blend import epochs
 from .test_cli import infusion
@@ -100,6 +105,51 @@ def test_what_cannot_be_meant_is_one_clear_line(epochs, tmp_path, options, told)
     assert done.stderr.startswith("Error: ")
     assert len(done.stderr.strip().splitlines()) == 1
     assert re.search(told, done.stderr), done.stderr
+
+
+@pytest.fixture
+def request_(epochs, tmp_path):
+    asked = tuple(str(epochs / f"{name}.safetensors") for name in ("early", "late"))
+    sampling = {"steps": 1, "guidance": None}
+    return AdviseRequest("gone", asked, "circle", tmp_path / "out", Judging("circle"), 1, 0, None, sampling)
+
+
+def test_slips_are_told_before_anything_is_loaded(request_, tmp_path):
+    """The model is not even there."""
+    late, file, judging = request_.epochs[1], tmp_path / "file", request_.judging
+    file.write_text("")
+    for change, told in (
+        ({"epochs": (late, "base")}, "--epoch base is the model before training, which is drawn as it is; leave it"),
+        ({"epochs": (late, f"{late}x")}, "late.safetensorsx is missing; give a LoRA file, or a full model"),
+        ({"subject": " "}, "--subject is empty; give what prompts say for it"),
+        ({"judging": replace(judging, prompts=("a dog",))}, "must hold {} once"),
+        ({"judging": replace(judging, prompts=("a {}",))}, "the prompt 'a {}' says nothing beside the subject; say"),
+        ({"judging": replace(judging, clip=tmp_path)}, "--clip, --dino and --images go together"),
+        ({"judging": replace(judging, images=tmp_path)}, f"no photos in {tmp_path} can be used"),
+        ({"out": file}, f"{file} is a file, where a folder must go; choose another --out"),
+        ({}, "gone is not a diffusers"),
+    ):
+        with pytest.raises(InfusionError, match=re.escape(told)):
+            run_advise(replace(request_, **change))
+    assert not request_.out.exists()
+
+
+def test_braces_are_letters_but_for_the_subjects(request_):
+    for prompt in ("a {} {x}", "a {} {"):
+        asked = replace(request_, model="tinyworld", judging=Judging("circle", prompts=(prompt,)))
+        with pytest.raises(InfusionError, match=r"does not know the word '\{"):
+            run_advise(asked)
+
+
+def test_an_epoch_may_be_called_base(request_, tmp_path):
+    """It is told from the model before training by its whole name."""
+    files = [tmp_path / f"{name}.safetensors" for name in ("base", "late")]
+    for file, epoch in zip(files, request_.epochs, strict=True):
+        shutil.copy(epoch, file)
+    asked = tuple(map(str, files))
+    run_advise(replace(request_, model="tinyworld", epochs=asked, judging=Judging("circle", prompts=("a {} on pink",))))
+    judged = json.loads((request_.out / "report.json").read_text())["judged"]
+    assert [one["setup"]["late"] for one in judged] == ["base", "base.safetensors", "late.safetensors"]
 
 
 def test_networks_judge_where_they_are_given(epochs, photos, tmp_path, places):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from safetensors import safe_open
 
 from infusion_cli.apt import AptRequest, run_apt
@@ -180,21 +180,71 @@ def test_pictures_of_the_class_are_drawn_where_they_are_missing(request_, model,
         run_apt(replace(asked, prior_count=0, resume=True), model)
 
 
+def test_pictures_of_the_class_that_are_the_users_own_stay(request_, model, tmp_path):
+    """Names that are numbers, with a gap; captions, hidden and damaged files are no pictures."""
+    prior = tmp_path / "class"
+    prior.mkdir()
+    for shade, name in enumerate(("00001.png", "00003.png", "00004.png")):
+        Image.new("RGB", (64, 64), (40 * shade, 9, 9)).save(prior / name)
+    (prior / "00001.txt").write_text("a {} of mine")
+    (prior / ".hidden").write_text("")
+    (prior / "00005.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    before = {path.name: path.read_bytes() for path in prior.iterdir()}
+    quick = replace(model, steps=2)
+    run_apt(replace(request_, settings=replace(SETTINGS, steps=1), prior=prior, prior_count=5), quick)
+    after = {path.name: path.read_bytes() for path in prior.iterdir()}
+    assert before.items() <= after.items()
+    assert after.keys() - before.keys() == {"00000.png", "00002.png"}
+    first = Image.open(prior / "00000.png").copy()
+    (prior / "00000.png").unlink()
+    run_apt(replace(request_, settings=replace(SETTINGS, steps=1), prior=prior, prior_count=5), quick)
+    assert {path.name for path in prior.iterdir()} == after.keys()
+    with Image.open(prior / "00000.png") as again:  # drawn alone this time, which rounds otherwise
+        assert max(high for _, high in ImageChops.difference(first, again).getextrema()) <= 1
+
+
+def test_photos_without_a_mask_are_named(request_, model, photos, tmp_path, capsys):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    Image.new("L", (64, 64), 255).save(masks / "1.png")
+    run_apt(replace(request_, settings=replace(SETTINGS, steps=1), masks=masks), model)
+    assert "No mask of 0.png (--masks): all of each is learned" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"prior_count": 2}, "--prior-count needs --prior"),
+        ({"prior": Path("gone")}, "gone: there is no such folder; give the folder that holds your photos (--prior)"),
         ({"templates": ("a photo",)}, "must hold {} once"),
         ({"word": " "}, "the word is empty"),
         ({"identifier": "sks"}, "does not know the word 'sks'"),
         ({"out": Path("acorn.txt")}, "must end in .safetensors"),
         ({"resume": True}, "nothing to resume"),
+        ({"identifier": "<x>"}, "--identifier '<x>' holds < or >, which name concepts; give a rare word such as 'sks'"),
     ],
 )
 def test_bad_input_is_one_sentence(request_, model, change, message):
     with pytest.raises(InfusionError) as refused:
         run_apt(replace(request_, **change), model)
     assert message in str(refused.value)
+
+
+def test_a_place_that_is_taken_is_told_before_training(request_, model):
+    taken = request_.places.overfitting
+    taken.mkdir(parents=True)
+    with pytest.raises(InfusionError, match=r"acorn\.overfitting\.png is a folder, where a file must go"):
+        run_apt(request_, model)
+
+
+def test_the_lora_is_written_before_the_picture_of_its_course(request_, model, monkeypatch):
+    def full(_):
+        raise InfusionError("the disk is full")
+
+    monkeypatch.setattr("infusion_cli.course.Course.show_overfitting", full)
+    with pytest.raises(InfusionError, match="the disk is full"):
+        run_apt(replace(request_, settings=replace(SETTINGS, steps=1)), model)
+    assert request_.out.exists()
 
 
 def test_a_run_that_diverges_says_what_to_do(request_, model):

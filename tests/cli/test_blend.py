@@ -11,11 +11,13 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from infusion_cli.blend import BlendRequest, run_blend
 from infusion_core.dreamblend import BlendSettings
 from infusion_core.embedded.adapters import load_variant
 from infusion_core.embedded.blend import draw_blended
 from infusion_core.embedded.model import load_model
 from infusion_core.embedded.sampling import SampleSettings
+from infusion_core.errors import InfusionError
 from infusion_core.grid import labelled_grid
 
 from .test_cli import infusion
@@ -130,3 +132,11 @@ def test_what_cannot_be_meant_is_one_clear_line(epochs, tmp_path, options, told)
     assert len(done.stderr.strip().splitlines()) == 1
     assert re.search(told, done.stderr), done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_where_pictures_go_is_told_before_anything_is_loaded(epochs):
+    late = epochs / "late.safetensors"
+    with pytest.raises(
+        InfusionError, match=r"late\.safetensors is a file, where a folder must go; choose another --out"
+    ):
+        run_blend(BlendRequest("gone", "base", str(late), "a circle", late, (0.1,), BlendSettings()))

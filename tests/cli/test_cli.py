@@ -9,15 +9,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
+from infusion_cli.generate import GenerateRequest, run_generate
 from infusion_core.embedded.tinyworld import CONCEPTS, render, training_images
 from infusion_core.embedded.tinyworld.captions import unseen_scenes
-from infusion_core.residual_file import load_concept
+from infusion_core.errors import InfusionError
+from infusion_core.residual_file import load_concept, save_concept
+from infusion_core.schedule import Window
 from tests.embedded.ldm import save_single_file
+from tests.host.conftest import residual
 
 
 def infusion(*args, **options):
@@ -102,9 +107,41 @@ def test_drawing_does_as_the_concept_was_trained(trained, tmp_path):
     (as_trained, told), (never, _) = draw("as-trained"), draw("never", "--replacement-end", 0)
     assert as_trained == never  # it was trained with --no-replace-maps
     assert told["replacement"] == {"ember": {"start": 0.0, "end": 0.0}}
-    always, told = draw("always", "--replacement-start", 0)
+    still, told = draw("still", "--replacement-start", 0)
+    assert still == never
+    assert told["replacement"] == {"ember": {"start": 0.0, "end": 0.0}}
+    always, told = draw("always", "--replacement-start", 0, "--replacement-end", 1)
     assert always != never
     assert told["replacement"] == {"ember": {"start": 0.0, "end": 1.0}}
+
+
+def test_slips_are_told_before_anything_is_loaded(trained, photos, tmp_path):
+    """The model is not even there."""
+    asked = GenerateRequest("nowhere", (str(trained),), "a circle", tmp_path / "out")
+    for change, told in (
+        ({"out": trained}, "ember.safetensors is a file, where a folder must go; choose another --out"),
+        ({"loras": (str(photos),)}, f"{photos} is a folder; give a LoRA's .safetensors file"),
+        ({"loras": (str(tmp_path / "gone"),)}, "gone is missing; give a LoRA's .safetensors file"),
+        ({"replacement_start": 0.5}, "--replacement-start 0.5 is after the end, 0, as 'ember' was trained; give both"),
+        (
+            {"replacement_start": 0.5, "replacement_end": 0.2},
+            "--replacement-start 0.5 is after the end, 0.2; give both",
+        ),
+        ({}, "nowhere is not a diffusers"),
+    ):
+        with pytest.raises(InfusionError, match=re.escape(told)):
+            run_generate(replace(asked, **change))
+    assert not asked.out.exists()
+
+
+def test_what_is_not_said_of_map_replacement_is_as_a_concept_was_trained(tmp_path):
+    """Here in the first half of a run."""
+    file = tmp_path / "half.safetensors"
+    save_concept(file, replace(residual("circle", 1), training={"replacement_end": "0.5"}))
+    asked = GenerateRequest("tinyworld", (str(file),), "a circle", tmp_path)
+    for said, wanted in (({}, (0, 0.5)), ({"replacement_start": 0.2}, (0.2, 0.5)), ({"replacement_end": 1.0}, (0, 1))):
+        (concept,) = replace(asked, **said).loaded()
+        assert concept.map_window == Window(*wanted)
 
 
 def test_a_one_file_checkpoint_draws(tmp_path, sd1_folder):
@@ -149,7 +186,7 @@ def test_help(command):
         (("generate", "--concept", "{file}:x", "--prompt", "a circle", "--out", "{gone}"), "is not a number"),
         (("generate", "--concept", "{file}", "--prompt", "a <dog>", "--out", "{gone}"), "no such concept is loaded"),
         (("generate", "--prompt", "a circle", "--count", "0", "--out", "{gone}"), "count must be at least 1"),
-        (("generate", "--prompt", "a circle", "--out", "{photos}/0.png/x"), "cannot write"),
+        (("generate", "--prompt", "a circle", "--out", "{photos}/0.png/x"), "0.png is a file, where a folder"),
         (("inspect", "{photos}/0.png"), "not a safetensors file"),
         (("demo", "--concept", "dragon", "--out", "{gone}"), "no concept 'dragon'; choose one of"),
         (("lab", "--only", "dragons", "--out", "{gone}"), "no study 'dragons'; choose of"),

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from infusion_cli.grid import GridRequest, run_grid
 from infusion_core.concepts import LoadedConcept
 from infusion_core.embedded.adapters import load_variant
 from infusion_core.embedded.model import load_model
 from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.embedded.tasks import draw
+from infusion_core.errors import InfusionError
 from infusion_core.grid import labelled_grid
 from infusion_core.residual_file import save_concept
+from infusion_core.snapshot_grid import GridPlan
 from tests.host.conftest import residual
 
 from .test_blend import epochs
@@ -84,3 +87,11 @@ def test_what_cannot_be_drawn_is_one_line(run, epochs, tmp_path):
         assert done.returncode == 1
         assert said in " ".join(done.stderr.split())
         assert "Traceback" not in done.stderr
+
+
+def test_a_file_where_the_grid_goes_is_told_before_anything_is_loaded(epochs):
+    late = epochs / "late.safetensors"
+    with pytest.raises(
+        InfusionError, match=r"late\.safetensors is a file, where a folder must go; choose another --out"
+    ):
+        run_grid(GridRequest("gone", late, GridPlan((1.0,), PROMPTS), late, (), 0, None, {}))

@@ -127,6 +127,16 @@ def test_prompts_are_refused_before_anything_is_read(request_, model):
         run_train(replace(request_, images=request_.out, previews=("a dog",)), model)
 
 
+def test_prompts_that_the_model_cannot_read_are_refused_before_training(request_, model):
+    for asked, run in (
+        (replace(request_, previews=("{} {1}",), preview_every=4), run_train),
+        (AptRequest("toy", request_.images, "circle", "", request_.out, AptSettings(), previews=("{} {1}",)), run_apt),
+    ):
+        with pytest.raises(InfusionError, match=r"prompt 'circle \{1\}' cannot be drawn: .*the word '\{1\}'"):
+            run(asked, model)
+        assert not asked.places.page.exists()
+
+
 def test_a_lora_is_drawn_as_it_stands(tmp_path, request_, model):
     settings = AptSettings(steps=2, batch_size=1, rank=2, snapshot_every=1, learning_rate=0.05).unrestrained
     request = AptRequest(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,12 @@ def test_the_numbers_of_a_table_are_whole_in_a_narrow_terminal(monkeypatch):
     terminal.say_table("Means", header, [["a method with a name of many words", *numbers]])
     assert all(number in file.getvalue() for number in numbers)
     assert "…" not in file.getvalue()
+
+
+def test_a_library_that_a_command_misses_is_named(tmp_path):
+    """Found out when the command runs, since commands import no more than they need."""
+    start = "import sys; sys.modules['diffusers'] = None; from infusion_cli.__main__ import main; main()"
+    asked = ["generate", "--prompt", "a circle", "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", start, *asked], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "Error: diffusers is not installed; run: pip install 'infusion[standalone]'\n"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
+from infusion_cluster import artist as module
 from infusion_cluster.artist import Artist
 from infusion_cluster.asked import LIMITS, Asked, Limits, read_asked
 from infusion_core.denoiser import Conditioning
@@ -49,6 +51,7 @@ def test_a_request_is_read():
         (b'{"prompt": "a", "concepts": [{"name": "a", "file": "b"}]}', "a concept must be a name or"),
         (b'{"prompt": "a", "concepts": [{"name": "a", "strength": "1"}]}', "the strength of 'a' must be a number"),
         (b'{"prompt": "a", "concepts": [{"name": "a", "strength": true}]}', "the strength of 'a' must be a number"),
+        (b'{"prompt": "a", "concepts": [{"name": "a", "strength": 1%s}]}' % (b"0" * 400), "of 'a' is too large; 1 is"),
     ],
 )
 def test_bad_requests_are_refused_in_one_sentence(body, why):
@@ -81,3 +84,19 @@ def test_what_cannot_be_drawn_spoils_no_other(artist):
     assert len(drawn[1].why.splitlines()) == 1
     assert drawn[0] == artist.draw([good])[0]
     assert drawn[2] == artist.draw([other])[0]
+
+
+def test_texts_of_odd_lengths_make_no_batch_enormous(artist, monkeypatch):
+    """4, 5, 6, 7 and 1 chunks, of which one batch would make 420; each picture is the one that is drawn alone."""
+    words = [75 * chunks - 5 for chunks in (4, 5, 6, 7, 1)]
+    wishes = [artist.wish(Asked(" ".join(["a"] * count), {}, seed))[0] for seed, count in enumerate(words)]
+    lengths = [wish.picture.prompt.conditioning.context.shape[1] // 77 for wish in wishes]
+    assert lengths == [4, 5, 6, 7, 1]
+    batches = []
+    monkeypatch.setattr(module, "draw_each", lambda _, some, *__: batches.append(some) or [w.seed for w in some])
+    monkeypatch.setattr(module, "_png", lambda seed: seed)
+    assert [drawn.png for drawn in artist.draw(wishes)] == [0, 1, 2, 3, 4]
+    for batch in batches:
+        own = [lengths[wish.seed] for wish in batch]
+        assert math.lcm(*own) <= 2 * max(own)
+    assert len(batches) == 3  # 7 and 1, 6 and 4, 5

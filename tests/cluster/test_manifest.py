@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from PIL import Image
 
 from infusion_cluster.manifest import Defaults, read_manifest
 from infusion_core.errors import InfusionError
@@ -23,6 +24,7 @@ def folder(tmp_path):
     made = tmp_path / "in"
     for name in ("tom", "rex 2", ".hidden"):
         (made / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(made / name / "0.png")
     (made / "readme.txt").write_text("not a folder")
     (made / "tom" / "word.txt").write_text(" cat\n")
     return made
@@ -38,6 +40,24 @@ def test_a_folder_of_folders(folder, defaults, tmp_path):
     assert all(job.settings == SETTINGS for job in jobs)
     jobs, _ = read_manifest(folder, Defaults(tmp_path, SETTINGS, "dog"))
     assert [job.word for job in jobs] == ["dog", "cat"]
+
+
+def test_folders_without_photos_are_passed_over(folder, defaults, capsys):
+    (folder / "logs").mkdir()
+    (folder / "logs" / "tom.log").write_text("learned")
+    jobs, refused = read_manifest(folder, defaults)
+    assert [job.name for job in jobs] == ["rex 2", "tom"]
+    assert refused == []
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"Passed over {folder / 'logs'}: no photos in it")
+
+
+def test_a_cell_too_many_is_named_and_a_last_comma_is_none(folder, defaults):
+    (folder / "list.csv").write_text("photos,word\ntom,cat,\nrex 2,dog, large\n")
+    (job,), (refused,) = read_manifest(folder / "list.csv", defaults)
+    assert (job.name, job.word) == ("tom", "cat")
+    assert refused.name == "rex 2"
+    assert "it has more cells than the heading, [' large']" in refused.why
 
 
 def test_a_list_says_what_differs(folder, defaults, tmp_path):
@@ -77,9 +97,19 @@ def test_a_list_says_what_differs(folder, defaults, tmp_path):
         ({"photos": "tom", "replace_maps": "often"}, "replace_maps must be true or false"),
         ({"photos": "tom", "rank": 4}, "unknown column 'rank'"),
         ({"photos": "tom", "name": "../tom"}, "must be able to name a file"),
+        ({"photos": "tom", "name": "a\0b"}, "must be able to name a file"),
+        ({"photos": "tom", "name": "a" * 201}, "must be able to name a file"),
+        ({"photos": "a\0b", "name": "a"}, "there is no folder|cannot be a path"),
+        ({"photos": "a" * 300, "name": "a"}, "cannot be a path: File name too long"),
+        ({"photos": "tom", "out": "../tom.safetensors"}, r"must lie in the folder --out, .*, got \.\./tom"),
+        ({"photos": "tom", "out": "/tmp/tom.safetensors"}, "must lie in the folder --out"),
+        ({"photos": "tom", "out": "a.safetensors"}, r"a\.safetensors is a folder, where a file must go"),
+        ({"photos": "tom", "out": "b/c/d.safetensors"}, "b is a file, where a folder must go; correct 'out'"),
     ],
 )
 def test_an_entry_that_cannot_be_is_one_sentence_and_the_rest_goes_on(folder, defaults, entry, why):
+    (defaults.out / "a.safetensors").mkdir(parents=True)
+    (defaults.out / "b").write_text("")
     manifest = folder / "list.jsonl"
     manifest.write_text("\n".join(map(json.dumps, [entry, {"photos": "rex 2", "word": "dog"}])))
     jobs, (refused,) = read_manifest(manifest, defaults)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -217,7 +218,13 @@ def test_what_cannot_start_is_one_sentence(folder, tmp_path):
         taken.listen()
         with pytest.raises(InfusionError, match=r"cannot listen at 127\.0\.0\.1:\d+: Address already in use"):
             run_serve(ServeRequest(folder, "tinyworld", port=taken.getsockname()[1]))
-    with pytest.raises(InfusionError, match=r"no concept in .* can be read"):
+    for host in ("a..b", "a" * 83):
+        with pytest.raises(InfusionError, match=rf"cannot listen at {re.escape(host)}:8000: .*; choose another --host"):
+            run_serve(ServeRequest(folder, "tinyworld", host=host))
+    with pytest.raises(InfusionError, match=r"no concept in .* can be read; give a folder"):
+        run_serve(ServeRequest(tmp_path, "tinyworld"))
+    (tmp_path / "tom.safetensors").write_bytes(b"no concept")
+    with pytest.raises(InfusionError, match=r"no concept in .* can be read \(skipped tom\.safetensors: .*damaged"):
         run_serve(ServeRequest(tmp_path, "tinyworld"))
     with pytest.raises(InfusionError, match=r"there is no Ray cluster at 127\.0\.0\.1:1"):
         run_serve(ServeRequest(folder, "tinyworld", port=8765, address="127.0.0.1:1"))

@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
 
+from infusion_cluster import train_many as module
 from infusion_cluster.manifest import Defaults, Job
 from infusion_cluster.train_many import ManyRequest, packed, run_many
+from infusion_cluster.worker import Outcome
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 from infusion_core.errors import InfusionError
 from infusion_core.residual_file import load_concept
@@ -130,15 +133,95 @@ def test_another_photo_or_setting_is_learned_again(finished, manifest, monkeypat
 
 
 def test_a_job_without_photos_fails_in_one_sentence_and_no_worker_starts_for_it(tmp_path, capsys):
-    (tmp_path / "in" / "cat").mkdir(parents=True)
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "list.csv").write_text("photos\ncat\n")
     with pytest.raises(SystemExit) as ended:
-        run_many(ManyRequest(tmp_path / "in", Defaults(tmp_path / "out", ResidualSettings()), "tinyworld"))
+        run_many(ManyRequest(tmp_path / "list.csv", Defaults(tmp_path / "out", ResidualSettings()), "tinyworld"))
     assert ended.value.code == 1
     printed = capsys.readouterr().out
     assert "cat failed: no photos in" in printed
     assert "1 failed" in printed
     (row,) = json.loads((tmp_path / "out" / "report.json").read_text())["jobs"]
     assert (row["name"], row["became"]) == ("cat", "failed")
+
+
+class Learner:
+    """Stands for the workers: learns at once, and loses nothing of what is taken from it."""
+
+    resolution = 64
+
+    def run(self, packs, begun, at):
+        for pack in packs:
+            begun(pack, "nobody")
+            yield [Outcome(task.name, task.name.encode(), {"validation": [(12, 0.1)], "seconds": 1.0}) for task in pack]
+
+
+@pytest.fixture
+def learned(monkeypatch, manifest):
+    """Runs the command on three of the list's folders with a learner for workers; what each job came to, and why."""
+
+    def run(out, **places):
+        lines = [{"photos": name, "out": places.get(name, f"{name}.safetensors")} for name in NAMES[:3]]
+        path = manifest.parent / "places.jsonl"
+        path.write_text("\n".join(map(json.dumps, lines)))
+        monkeypatch.setattr("infusion_cluster.pool.workers", lambda *_: nullcontext(Learner()))
+        with suppress(SystemExit):
+            run_many(ManyRequest(path, Defaults(out, ResidualSettings(), "circle"), "tinyworld"))
+        told = json.loads((out / "report.json").read_text())["jobs"]
+        return {row["name"]: (row["became"], row["why"]) for row in told}
+
+    return run
+
+
+def test_a_concept_that_cannot_be_written_keeps_no_other_from_it(learned, tmp_path, monkeypatch):
+    write = module.write_atomic
+
+    def full(path, data):
+        if path.name == "ember.safetensors":
+            raise InfusionError("cannot write ember: No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(module, "write_atomic", full)
+    found = learned(tmp_path)
+    assert found == {
+        "ember": ("failed", "cannot write ember: No space left on device"),
+        "orchid": ("trained", ""),
+        "wasp": ("trained", ""),
+    }
+    assert (tmp_path / "wasp.safetensors").read_bytes() == b"wasp"
+
+
+def test_a_file_of_somebody_else_stays(learned, tmp_path):
+    """As `infusion train` leaves one, with a report of its own."""
+    foreign, report = tmp_path / "ember.safetensors", tmp_path / "ember.report.json"
+    foreign.write_bytes(b"mine")
+    report.write_text('{"word": "circle"}')
+    found = learned(tmp_path)
+    assert found.pop("ember")[1] == f"{foreign} is there and no train-many wrote it; move it away, or give the job " \
+        "another 'out'"  # fmt: skip
+    assert set(found.values()) == {("trained", "")}
+    assert foreign.read_bytes() == b"mine"
+    assert report.read_text() == '{"word": "circle"}'
+    foreign.rename(tmp_path / "aside")
+    assert learned(tmp_path) == {
+        "ember": ("trained", ""), "orchid": ("already there", ""), "wasp": ("already there", ""),
+    }  # fmt: skip
+
+
+def test_a_run_that_ends_between_a_concept_and_its_report_goes_on(learned, tmp_path, monkeypatch):
+    write = module.write_atomic
+
+    def ends(path, data):
+        write(path, data)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write_atomic", ends)
+        patched.setattr(module._Run, "_log", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            learned(tmp_path)
+    assert (tmp_path / "ember.safetensors").exists()
+    assert set(learned(tmp_path).values()) == {("trained", "")}
 
 
 def test_a_cluster_that_is_not_there_is_one_sentence(manifest, tmp_path):

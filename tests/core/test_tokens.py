@@ -151,6 +151,12 @@ def test_a_placeholder_may_hold_accents_typed_either_way():
     assert bind_prompt("a <lora:x:1> <my cat>", {"tom": "cat"}).text == "a <lora:x:1> <my cat>"
 
 
+def test_a_placeholder_may_hold_whatever_a_loaded_concept_is_called():
+    bound = bind_prompt("a cat, <My cat (2)> and < 3 >", {"my cat (2)": "cat", "tom": "dog"})
+    assert bound.text == "a cat, cat and < 3 >"
+    assert bound.chosen[0] == (1,)
+
+
 def test_an_occurrence_is_never_taken_for_another():
     """The tokenizer sees one more than the prompt's letters show, so nobody knows which is which."""
     assert spans([range(0, 1), range(2, 3)], None, "cat", 75, 77) == ((1,), (3,))

@@ -91,6 +91,16 @@ def test_masks_lie_beside_photos_or_in_a_folder_and_are_no_photos(folder, tmp_pa
         load_subject(folder, EDGE, [], others)
 
 
+def test_a_folder_of_masks_that_belong_to_no_photo_is_refused(folder, tmp_path):
+    with pytest.raises(InfusionError, match=r"gone is no folder; give the folder of the photos' masks \(--masks\)"):
+        load_subject(folder, EDGE, [], tmp_path / "gone")
+    others = tmp_path / "masks"
+    others.mkdir()
+    left_half().save(others / "z.png")
+    with pytest.raises(InfusionError, match=r"masks holds no mask of any photo; call each as .*, such as a\.png"):
+        load_subject(folder, EDGE, [], others)
+
+
 def test_a_mask_is_cut_as_its_photo_is(tmp_path):
     """A photo six times as wide as the edge, whose middle square is kept; so is the middle of the mask."""
     wide = Image.new("RGB", (6 * EDGE, 3 * EDGE), "white")
@@ -178,9 +188,10 @@ def test_captions_take_turns_within_each_photo():
 def test_photos_of_the_longest_names_may_have_something_beside_them_or_not(tmp_path):
     for shade, name in enumerate(("x" * 251 + ".png", "猫" * 82 + ".png", "y" * 255)):
         picture(shade).save(tmp_path / name, format="PNG")
+    left_half().save(tmp_path / f"{'y' * 251}.png")
     photos = load_subject(tmp_path, EDGE, [], masks=tmp_path)
-    assert len(photos.pictures) == 3
-    assert photos.captions == ((), (), ())
+    assert len(photos.pictures) == 4
+    assert photos.captions == ((), (), (), ())
 
 
 def test_photos_without_anything_beside_them_are_trained_on_as_ever(tinyworld):

@@ -8,8 +8,10 @@ import os
 import sys
 
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from infusion_cli import app
 from infusion_core.embedded.model import load_model
@@ -52,8 +54,49 @@ GENERATE = {
     "residual-end": ("1", numbers), "replacement-start": (None, numbers), "replacement-end": (None, numbers),
     "seed": ("0", counts),
 }  # fmt: skip
+APT = {
+    "images": ("photos", paths), "word": ("red", texts), "out": ("out/a.safetensors", paths), "steps": ("1", counts),
+    "identifier": ("", texts), "model": ("tinyworld", paths), "config": (None, paths), "batch-size": ("1", counts),
+    "accumulation": ("1", counts), "learning-rate": ("0.01", numbers), "schedule": ("cosine", texts),
+    "weighting": ("uniform", texts), "rank": ("1", counts), "alpha": (None, numbers), "targets": (None, texts),
+    "text-rate": ("0", numbers), "prior": (None, paths), "prior-count": ("0", st.sampled_from(("-1", "201", "x"))),
+    "prior-weight": ("1", numbers), "stabilisation": ("0", numbers), "alignment": ("0", numbers),
+    "temperature": (None, numbers), "template": ("a {}", texts), "snapshot-every": ("1", counts),
+    "masks": (None, paths), "stop-at": ("0", numbers), "preview-prompt": (None, texts), "stop": ("never", texts),
+    "take": ("last", texts), "storage": ("fp16", texts), "seed": ("0", counts),
+}  # fmt: skip
+BLEND = {
+    "early": ("base", files), "late": ("late.safetensors", files), "prompt": ("a red", texts), "out": ("out", paths),
+    "model": ("tinyworld", paths), "config": (None, paths), "mode": ("replacement", texts), "alpha": ("0.5", numbers),
+    "distance": (None, texts), "gradient-steps": ("1", st.sampled_from(("0", "-1", "x", "9" * 5000))),
+    "every": ("1", counts), "start": ("0", numbers), "end": ("1", numbers), "layers": (None, texts),
+    "negative": ("", texts), "count": ("1", counts), "steps": ("1", counts), "guidance": ("1", numbers),
+    "seed": ("0", counts),
+}  # fmt: skip
+ADVISE = {
+    "epoch": ("early.safetensors", files), "subject": ("red", texts), "out": ("out", paths), "word": ("", texts),
+    "model": ("tinyworld", paths), "config": (None, paths), "images": (None, paths), "clip": (None, paths),
+    "dino": (None, paths), "prompt": ("a {} circle", texts), "count": ("1", counts), "steps": ("1", counts),
+    "guidance": ("1", numbers), "seed": ("0", counts),
+}  # fmt: skip
+GRID = {
+    "prompt": ("a red", texts), "out": ("out", paths), "strength": ("1", numbers), "step": (None, counts),
+    "model": ("tinyworld", paths), "config": (None, paths), "steps": ("1", counts), "guidance": ("1", numbers),
+    "seed": ("0", counts),
+}  # fmt: skip
 INSPECT = {"out": (None, paths), "seed": ("0", counts)}
-# These two are hours when they work: they always have one option that nothing can be made of.
+# These are hours when they work, or start Ray: they always have one option that nothing can be made of.
+MANY = {
+    "out": ("out", paths), "word": ("red", texts), "model": ("tinyworld", paths), "config": (None, paths),
+    "workers": ("1", counts), "together": ("1", counts), "address": ("", texts), "steps": ("1", counts),
+    "batch-size": ("1", counts), "learning-rate": ("0.01", numbers), "layout": ("block", texts), "bins": ("1", counts),
+    "storage": ("int8", texts), "seed": ("0", counts),
+}  # fmt: skip
+SERVE = {
+    "model": ("tinyworld", paths), "config": (None, paths), "host": ("127.0.0.1", texts), "port": ("8000", counts),
+    "address": ("", texts), "replicas": ("1", counts), "batch": ("1", counts), "wait-ms": ("0", counts),
+    "waiting": ("1", counts), "steps": ("1", counts), "guidance": ("1", numbers),
+}  # fmt: skip
 DEMO = {"out": ("out", paths), "steps": ("1", counts), "layout": ("block", texts), "seed": ("0", counts)}
 LAB = {
     "out": ("out", paths), "only": (None, texts), "concept": (None, texts), "most-steps": ("1", counts),
@@ -75,9 +118,15 @@ def folder(tmp_path_factory):
         picture.save(place / "photos" / f"{i}.png")
     world = load_model("tinyworld")
     save_concept(place / "red.safetensors", zero_residual(world.denoiser.base, "red"))
+    query = next(name for name, _ in world.denoiser.unet.named_modules() if name.endswith("attn2.to_q"))
+    width = world.denoiser.unet.get_submodule(query).in_features
+    lora = {f"lora_unet_{query.replace('.', '_')}.lora_{way}.weight": torch.zeros(shape)
+            for way, shape in (("up", (width, 1)), ("down", (1, width)))}  # fmt: skip
+    for epoch in ("early", "late"):
+        save_file(lora, place / f"{epoch}.safetensors")
     os.mkfifo(place / "fifo")
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("train", "generate"):
+        for module in ("train", "generate", "apt", "blend", "advise", "grid"):
             patch.setattr(f"infusion_cli.{module}.load_model", lambda name, config=None: loaded(world, name, config))
         patch.chdir(place)
         yield place
@@ -149,8 +198,40 @@ def test_inspect(args):
     check(args)
 
 
-@given(st.one_of(lines("demo", DEMO, "--concept=none"), lines("lab", LAB, "--method=none")))
-def test_demo_and_lab(args):
+@given(lines("apt", APT))
+@example(["apt", "--images=photos", "--word=red", "--out=out/a.safetensors", "--steps=1", "--identifier=<x>"])
+def test_apt(args):
+    check(args)
+
+
+@given(lines("blend", BLEND))
+def test_blend(args):
+    check(args)
+
+
+@given(lines("advise", ADVISE, "--epoch=late.safetensors"))
+@example(["advise", "--epoch=early.safetensors", "--epoch=late.safetensors", "--subject=red", "--prompt=a {}",
+          "--out=out", "--count=1", "--steps=1"])  # fmt: skip
+@example(["advise", "--epoch=early.safetensors", "--epoch=late.safetensors", "--subject=red", "--prompt={} {x}",
+          "--out=out", "--count=1", "--steps=1"])  # fmt: skip
+def test_advise(args):
+    check(args)
+
+
+@given(lines("grid", GRID, "late.safetensors"))
+def test_grid(args):
+    check(args)
+
+
+@given(
+    st.one_of(
+        lines("demo", DEMO, "--concept=none"),
+        lines("lab", LAB, "--method=none"),
+        lines("train-many", MANY, "empty"),
+        lines("serve", SERVE, "--concepts=empty"),
+    )
+)
+def test_what_takes_long(args):
     check(args)
 
 

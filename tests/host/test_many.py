@@ -117,13 +117,13 @@ def test_a_second_run_learns_only_what_is_new(server: Server) -> None:
 
 
 def test_an_unchanged_queue_does_nothing_and_a_lost_file_or_a_failure_does(server: Server) -> None:
-    place, out = server.base / "input" / "cached", server.output / "infusion" / "cached"
+    place, out = server.base / "input" / "unchanged", server.output / "infusion" / "unchanged"
     write(place)
     (place / "empty").mkdir()
 
     def again() -> dict[str, str] | None:
         """What came of each folder; None where the host took the last run's."""
-        lines, ran = run(server, "cached", save_in="cached", steps=1)
+        lines, ran = run(server, "unchanged", save_in="unchanged", steps=1)
         runs = any(m["type"] == "executing" and m["data"]["node"] == "2" for m in ran.messages)
         return {line.split(" ")[0]: line.split(": ")[1] for line in lines if "empty" not in line} if runs else None
 

@@ -141,6 +141,22 @@ def test_an_unchanged_queue_does_nothing_and_a_lost_file_or_a_failure_does(serve
     assert again() is None
 
 
+def test_a_linked_folder_is_learned_once(server: Server) -> None:
+    write(server.base / "input" / "linked")
+
+    def runs() -> bool:
+        graph = Graph()
+        model, clip, vae = graphs.load(graph)
+        linked = graph.add("PrimitiveString", value="linked")
+        given = {**WIDGETS, "steps": 1, "save_in": "linked"}
+        many = graph.add("InfusionTrainMany", model=model, clip=clip, vae=vae, folder=linked, **given)
+        ran = server.run(graph)
+        return any(m["type"] == "executing" and m["data"]["node"] == many.node for m in ran.messages)
+
+    assert runs()
+    assert not runs()
+
+
 def test_a_run_that_is_too_large_makes_room_for_each_alone(server: Server) -> None:
     write(server.base / "input" / "short")
     graph = Graph()

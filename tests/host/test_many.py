@@ -117,13 +117,13 @@ def test_a_second_run_learns_only_what_is_new(server: Server) -> None:
 
 
 def test_an_unchanged_queue_does_nothing_and_a_lost_file_or_a_failure_does(server: Server) -> None:
-    place, out = server.base / "input" / "cached", server.output / "infusion" / "cached"
+    place, out = server.base / "input" / "unchanged", server.output / "infusion" / "unchanged"
     write(place)
     (place / "empty").mkdir()
 
     def again() -> dict[str, str] | None:
         """What came of each folder; None where the host took the last run's."""
-        lines, ran = run(server, "cached", save_in="cached", steps=1)
+        lines, ran = run(server, "unchanged", save_in="unchanged", steps=1)
         runs = any(m["type"] == "executing" and m["data"]["node"] == "2" for m in ran.messages)
         return {line.split(" ")[0]: line.split(": ")[1] for line in lines if "empty" not in line} if runs else None
 
@@ -139,6 +139,22 @@ def test_an_unchanged_queue_does_nothing_and_a_lost_file_or_a_failure_does(serve
     (out / "wasp.safetensors").unlink()
     assert again() == {"ember": "already there", "wasp": "trained", "frost": "already there"}
     assert again() is None
+
+
+def test_a_linked_folder_is_learned_once(server: Server) -> None:
+    write(server.base / "input" / "linked")
+
+    def runs() -> bool:
+        graph = Graph()
+        model, clip, vae = graphs.load(graph)
+        linked = graph.add("PrimitiveString", value="linked")
+        given = {**WIDGETS, "steps": 1, "save_in": "linked"}
+        many = graph.add("InfusionTrainMany", model=model, clip=clip, vae=vae, folder=linked, **given)
+        ran = server.run(graph)
+        return any(m["type"] == "executing" and m["data"]["node"] == many.node for m in ran.messages)
+
+    assert runs()
+    assert not runs()
 
 
 def test_a_run_that_is_too_large_makes_room_for_each_alone(server: Server) -> None:

@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..infusion_core.advisor import MOST_TRIALS, PROMPTS, Advice, Judged, Survey, advise, check_prompts, trials
+from ..infusion_core.captions import fill
 from ..infusion_core.errors import InfusionError
 from ..infusion_core.grid import labelled_grid
 from ..infusion_core.metrics.similarity import DINO, embed, similarity, text_similarity
@@ -114,7 +115,7 @@ class CheckpointAdvisor(io.ComfyNode):  # type: ignore[misc]
         tried = survey.guided(trials(alone)) if scores else []
         judged, advice = [*alone, *tried], advise(alone, tried)
         rows = [(one.setup.title, [first_of(shown) for shown in survey.pictures[one.setup]]) for one in judged]
-        grid = labelled_grid(rows, [template.format(subject) for template in templates])
+        grid = labelled_grid(rows, survey.prompts)
         text = report(judged, advice)
         return io.NodeOutput(
             image_of(grid),
@@ -148,7 +149,7 @@ def scores_of(
 
     reference, word = alike(photos), subject.split()[-1]
     width = seen(photos[:1]).shape[1]
-    texts = text_embeddings(clip, [template.format(word) for template in templates], width)
+    texts = text_embeddings(clip, fill(tuple(templates), word, "prompt"), width)
 
     def scores(index: int, pictures: Tensor) -> tuple[float, float]:
         return similarity(alike(pictures), reference), text_similarity(seen(pictures), texts[index : index + 1])

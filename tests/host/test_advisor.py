@@ -36,8 +36,11 @@ def advised(server: Server, graph: Graph, **options: Any) -> tuple[str, list[str
     return report, advice
 
 
-def test_without_judges_every_epoch_is_drawn_and_collapse_measured(server: Server, loras: Any) -> None:
-    report, (late, early, alpha) = advised(server, Graph())
+@pytest.mark.parametrize(
+    "prompts", [PROMPTS, PROMPTS.replace("on pink", "on {pink")]
+)  # a prompt may hold braces of its own
+def test_without_judges_every_epoch_is_drawn_and_collapse_measured(server: Server, loras: Any, prompts: str) -> None:
+    report, (late, early, alpha) = advised(server, Graph(), prompts=prompts)
     rows = re.findall(r"likeness (\S+), prompt (\S+), collapse (\S+): (.+)", report)
     assert [row[3] for row in rows] == [BASE, "early.safetensors", "late.safetensors"]
     assert all(row[:2] == ("-", "-") for row in rows)

@@ -85,9 +85,9 @@ def test_training_ends_at_a_level_of_overfitting(server: Server, photos: list[st
 def test_flipped_photos_are_shown_as_well(server: Server, photos: list[str]) -> None:
     graph = Graph()
     trained = train(graph, photos, flip=True, preview_every=0)
-    graph.add("InfusionSaveConcept", concept=trained, filename="flipped", storage="fp16")
+    graph.add("InfusionSaveConcept", concept=trained, filename="mirrored", storage="fp16")
     server.run(graph)
-    learned = load_concept(server.output / "infusion" / "flipped.safetensors")
+    learned = load_concept(server.output / "infusion" / "mirrored.safetensors")
     assert learned.training["images"] == "3"
     pictures = SubjectPhotos.of(training_images(CONCEPTS["ember"])[:3]).with_mirrored()
     trainer = trainer_for(load_model("tinyworld"), pictures, WORD, settings(snapshot_every=50))

@@ -84,7 +84,11 @@ def left(out: Path) -> dict[str, object]:
     """The bytes of the concept and of every snapshot, and the numbers of the report; nothing else may lie there but
     what is set aside of a run that died before it had a state."""
     report = json.loads(out.with_name("report.json").read_text())
-    files = {p.relative_to(out.parent).as_posix(): p for p in out.parent.rglob("*") if p.is_file() and p.parent.name != "earlier"}
+    files = {
+        p.relative_to(out.parent).as_posix(): p
+        for p in out.parent.rglob("*")
+        if p.is_file() and p.parent.name != "earlier"
+    }
     concepts = {name: path.read_bytes() for name, path in files.items() if path.suffix == ".safetensors"}
     return {**concepts, **{n: report[n] for n in NUMBERS if n in report}, "names": sorted(files)}
 

@@ -167,11 +167,11 @@ class Sampler:
         replacing = [
             [any(c.map_window.covers(i / steps) for c, _ in named) for named in everything] for i in range(steps)
         ]
+        last = [max((i for i, now in enumerate(own) if now), default=-1) for own in zip(*replacing, strict=True)]
         for i, t in enumerate(timesteps):
-            adding = [
-                [(c.scaled(i / steps), spans) for c, spans in named if c.adds_at(i / steps)] for named in everything
-            ]
-            awaited = [not now and any(later) for now, *later in zip(*replacing[i:], strict=True)]
+            done = i / steps
+            adding = [[(c.scaled(done), spans) for c, spans in named if c.adds_at(done)] for named in everything]
+            awaited = [not now and i < end for now, end in zip(replacing[i], last, strict=True)]
             yield Moment(i, steps, t, uncond, cond, adding, replacing[i], awaited)
 
     def rows(self, x: Tensor, moment: Moment) -> list[Row]:

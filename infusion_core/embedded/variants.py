@@ -35,13 +35,11 @@ def encoded(
     place = size or (model.resolution, model.resolution)
     given, pictures = _weights(photos.masks, place), photos.pictures
     if not restraint.augment:
-        latents = (model.encode(list(pictures)) if size is None else model.encode_pixels(_pixels(pictures, size)))[
-            :, None
-        ]
+        latents = model.encode(list(pictures)) if size is None else model.encode_pixels(_pixels(pictures, size))
         if given is None:
-            return latents, None
-        small = F.adaptive_avg_pool2d(given, (latents.shape[3], latents.shape[4]))
-        return latents, normalised(small, photos.names)[:, None].to(latents)
+            return latents[:, None], None
+        small = F.adaptive_avg_pool2d(given, (latents.shape[2], latents.shape[3]))
+        return latents[:, None], normalised(small, photos.names)[:, None].to(latents)
     if given is not None:
         normalised(given, photos.names)  # refuses an empty one
     made = variants_of(_pixels(pictures, place) / 2 + 0.5, VARIANTS, seed, given, restraint.augmentation or PUBLISHED)

@@ -105,9 +105,9 @@ class AptObjective(LoraObjective):
         if self.settings.compares:
             self.indicator.restore(extra)
 
-    def _variants(self, shown: Shown, times: Tensor, generator: Generator) -> Tensor:
+    def _variants(self, times: Tensor, count: int, generator: Generator) -> Tensor:
         """Of a photo that is known by heart, a variant."""
-        return self.indicator.variants(times, shown.latents.shape[1] - 1, generator)
+        return self.indicator.variants(times, count, generator)
 
     @torch.no_grad()
     def _frozen(self, batch: Batch) -> tuple[Tensor, _Watched]:

@@ -144,14 +144,10 @@ class LoraObjective:
     def _drawn(self, shown: Shown, generator: Generator) -> Batch:
         """A random batch."""
         settings, steps = self.settings, len(self.denoiser.sigmas)
+        return self._batch(shown, shown.drawn(settings.batch_size, settings.times, steps, generator, self._variants))
 
-        def variants(times: Tensor) -> Tensor:
-            return self._variants(shown, times, generator)
-
-        return self._batch(shown, shown.drawn(settings.batch_size, settings.times, steps, generator, variants))
-
-    def _variants(self, shown: Shown, times: Tensor, generator: Generator) -> Tensor:
-        """Which variant of each picture is shown, (B,)."""
+    def _variants(self, times: Tensor, count: int, generator: Generator) -> Tensor:
+        """Which variant of each picture is shown, see `ChosenVariants`."""
         return torch.zeros(len(times), dtype=torch.long)
 
     def _batch(self, shown: Shown, drawn: Drawn) -> Batch:

@@ -181,11 +181,8 @@ class ResidualObjective:
 
     def look(self, generator: Generator) -> Look:
         """A random batch."""
-        settings, steps, others = self.settings, len(self.denoiser.sigmas), self.shown.latents.shape[1] - 1
-
-        def variants(times: Tensor) -> Tensor:
-            return self.indicator.variants(times, others, generator)
-
+        settings, steps = self.settings, len(self.denoiser.sigmas)
+        variants = self.indicator.variants
         return self._look(self.shown.drawn(settings.batch_size, settings.times, steps, generator, variants))
 
     def weighed(self, times: Tensor, errors: Tensor, reference: Tensor | None) -> Tensor:

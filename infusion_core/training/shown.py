@@ -61,6 +61,8 @@ class LiveCaptions:
         return Conditioning(read.context[places], {name: extra[places] for name, extra in read.extras.items()})
 
 
+# From timesteps (B,), and how many variants there are beside the picture itself: one for each sample, (B,), by number.
+ChosenVariants = Callable[[Tensor, int, Generator], Tensor]
 Said = Sequence[Sequence[int]]  # of each picture, the numbers of the captions that may be said of it
 
 
@@ -146,9 +148,7 @@ class Shown:
             raise InfusionError("no captions; give at least one")
         require_said(self.said, len(self.latents), len(self.captions))
 
-    def drawn(
-        self, size: int, times: Times, steps: int, generator: Generator, variants: Callable[[Tensor], Tensor]
-    ) -> Drawn:
+    def drawn(self, size: int, times: Times, steps: int, generator: Generator, variants: ChosenVariants) -> Drawn:
         """A random batch. What is drawn in which order is what a resumed run repeats.
 
         Args:
@@ -156,13 +156,13 @@ class Shown:
             times: how its timesteps are chosen.
             steps: training timesteps of the model.
             generator: random numbers.
-            variants: of each picture at its timestep, (B,) by number; 0 takes the place of one without any weight.
+            variants: chooses one of each picture; 0 takes the place of one without any weight.
         """
         pictures = torch.randint(len(self.latents), (size,), generator=generator)
         captions = drawn_captions(self.said, pictures, len(self.captions), generator)
         at = timesteps(times, size, steps, generator)
         eps = torch.randn(size, *self.latents.shape[2:], generator=generator)
-        chosen = variants(at)
+        chosen = variants(at, self.latents.shape[1] - 1, generator)
         return Drawn(pictures, chosen * self._counts[pictures, chosen], captions, at, eps)
 
     def fixed(self, draws: int, size: int, steps: int, seed: int) -> Iterator[Drawn]:

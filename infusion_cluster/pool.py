@@ -160,6 +160,11 @@ def cluster(address: str) -> Iterator[None]:
             os.environ.pop("RAY_ADDRESS", None)
             ray.init(address="local", include_dashboard=False, **quiet)
     except (OSError, RayError, RuntimeError, ValueError) as error:
+        if address and _wants_token(error):
+            raise InfusionError(
+                f"the Ray cluster at {printable(address)} wants its token: put it into ~/.ray/auth_token, and set "
+                "RAY_AUTH_MODE=token in the environment of this command (docs/cluster.md)"
+            ) from error
         raise InfusionError(
             f"there is no Ray cluster at {printable(address)} ({reason_of(error)}); start one (docs/cluster.md), or "
             "leave --address out to use this machine"
@@ -180,6 +185,11 @@ def _reach(address: str) -> None:
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     socket.create_connection((host or "127.0.0.1", int(port)), timeout=ANSWER_WITHIN).close()
+
+
+def _wants_token(error: BaseException | None) -> bool:
+    """Whether a cluster has turned away who has no token, or another; Ray says so in one of the errors' causes."""
+    return error is not None and ("AuthToken" in str(error) or _wants_token(error.__cause__))
 
 
 def _steps(worker: Any) -> int:

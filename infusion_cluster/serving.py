@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.schema import ApplicationStatus
 
 from infusion_cli.console import Interrupt, say
 from infusion_core.errors import InfusionError
@@ -21,12 +22,12 @@ from infusion_core.library import ConceptLibrary
 from .asked import LIMITS, Limits
 from .pool import cluster, reason_of
 from .replica import CONCEPTS, DRAW, HEALTH, Replica, Service
-from .shares import share_of_cluster
+from .shares import say_what_is_missing, share_of_cluster
 
 APP = "infusion"
 SPARE = 32  # requests beyond the limit that a replica takes on, so that it can say why it turns them away
 BURST = 1000  # requests that Ray itself holds until a replica has looked at them; more get its own words
-FINISH_WITHIN = 60.0  # seconds, for pictures that are begun when the server is stopped
+FINISH_WITHIN = 60.0  # seconds, for pictures that are begun when the server is stopped, and for what has no place yet
 LOOK_EVERY = 0.2  # seconds between two looks at whether it is to stop
 
 
@@ -71,6 +72,13 @@ def run_serve(request: ServeRequest) -> None:
     with Interrupt() as stop, cluster(request.address):
         try:
             handle = _started(request, library)
+            while not stop.asked and not _is_there():
+                time.sleep(LOOK_EVERY)
+            if stop.asked:
+                say("stopped before it had started")
+                if request.address:  # else it ends with Ray
+                    _take_back(request)
+                return
             why, unfit, count = handle.told.remote().result()
         except (RayError, RuntimeError) as error:
             raise InfusionError(f"the server does not start: {reason_of(error)}; see Ray's logs") from error
@@ -83,14 +91,13 @@ def run_serve(request: ServeRequest) -> None:
         while not stop.asked:
             time.sleep(LOOK_EVERY)
         say("stopping, once the pictures that are begun are done")
-        serve.delete(APP)
-        if request.address and not serve.status().applications:  # else it is somebody else's too, or ends with Ray
-            serve.shutdown()
+        _take_back(request)
 
 
 def _started(request: ServeRequest, library: ConceptLibrary) -> Any:
-    """A handle of replicas that are there."""
+    """A handle of replicas that may still wait for a place, or load their model."""
     share = share_of_cluster(request.replicas, "--replicas")
+    say_what_is_missing(share)
     quiet = {"log_level": "ERROR", "enable_access_log": False}
     limits = request.limits
     service = Service(
@@ -102,7 +109,26 @@ def _started(request: ServeRequest, library: ConceptLibrary) -> Any:
         ray_actor_options={"num_cpus": share.cpus, "num_gpus": share.gpus}, logging_config=quiet,
     )  # fmt: skip
     serve.start(http_options={"host": request.host, "port": request.port}, logging_config=quiet)
-    return serve.run(deployment.bind(service, ray.put(library)), name=APP, route_prefix="/")
+    target = serve.RunTarget(deployment.bind(service, ray.put(library)), name=APP, route_prefix="/")
+    (handle,) = serve.run_many([target], wait_for_applications_running=False)
+    return handle
+
+
+def _is_there() -> bool:
+    """Whether all replicas are there; raises RuntimeError: they cannot be."""
+    app = serve.status().applications[APP]
+    if app.status == ApplicationStatus.DEPLOY_FAILED:
+        raise RuntimeError(app.message)
+    return bool(app.status == ApplicationStatus.RUNNING)
+
+
+def _take_back(request: ServeRequest) -> None:
+    """End the replicas, and on somebody's cluster Ray Serve too, unless something else is served there."""
+    serve.delete(APP, _blocking=False)  # it would give up after a minute
+    while APP in serve.status().applications:
+        time.sleep(LOOK_EVERY)
+    if request.address and not serve.status().applications:
+        serve.shutdown()
 
 
 def _check_free(request: ServeRequest) -> None:

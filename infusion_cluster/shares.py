@@ -57,3 +57,14 @@ def share_of_cluster(wanted: int, given: str) -> Share:
     if wanted > share.count:
         say(f"Note: there is no place for {given} {wanted}; {share.count} start")
     return share
+
+
+def say_what_is_missing(share: Share) -> None:
+    """Say where others hold so much of the cluster that not all find a place at once."""
+    free = ray.available_resources()
+    cpus, gpus = free.get("CPU", 0.0), free.get("GPU", 0.0)
+    if cpus < share.cpus * share.count or gpus < share.gpus * share.count:
+        say(
+            f"Note: {share.count} x {share.cpus} processors and {share.count} x {share.gpus:g} GPUs are wanted, "
+            f"{cpus:g} and {gpus:g} are free; waiting until others give theirs back (Ctrl-C stops)"
+        )

@@ -86,9 +86,15 @@ def save(concept: ConceptResidual, prefix: str, storage: Storage = "fp16") -> Pa
     """
     wanted, data = _inside(prefix), concept_bytes(concept, storage)
     path, number = wanted.with_name(wanted.name + SUFFIX), 2
-    while _is_listed(path) or not write_new(path, data):
+    while _listed(path) or not write_new(path, data):
         path, number = wanted.with_name(f"{wanted.name}-{number}{SUFFIX}"), number + 1
     return path
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether loaders open another model folder's file under the name of one below the output folder."""
+    found = _listed(path)
+    return found is not None and found.resolve() != path.resolve()
 
 
 def folder_below(name: str) -> Path:
@@ -100,9 +106,10 @@ def folder_below(name: str) -> Path:
     return _inside(name)
 
 
-def _is_listed(path: Path) -> bool:
-    """Whether a file below the output folder, or one of its name in another model folder, is there."""
-    return folder_paths.get_full_path(FOLDER, str(path.relative_to(output().resolve()))) is not None
+def _listed(path: Path) -> Path | None:
+    """What loaders open under the name of a file below the output folder, which may be another model folder's."""
+    found = folder_paths.get_full_path(FOLDER, str(path.relative_to(output().resolve())))
+    return None if found is None else Path(found)
 
 
 def _is_snapshot(name: str) -> bool:

@@ -157,7 +157,7 @@ class InfusionTrainMany(io.ComfyNode):  # type: ignore[misc]
         many = Many(asked, subjects_in(folder.strip()))
         concepts, told = many.run()
         for entry in many.entries:
-            if not entry.subject.why:  # of a folder that cannot be used, `subjects_in` tells when that has changed
+            if not entry.subject.why:  # of a folder that cannot be used, its fingerprint tells when that has changed
                 cls._lost.note(entry.file, entry.concept is not None)
         if not concepts:
             raise InfusionError(f"no concept could be learned. {told}")

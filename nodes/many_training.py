@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from ..infusion_core.training.engine import Trainer
 from ..infusion_core.training.joint import JointObjective, joint_trainer
 from ..infusion_core.training.record import RunRecord
 from ..infusion_core.training.residual import ResidualObjective, ResidualSettings
-from . import photo_files
+from . import library, photo_files
 from .encoding import Encoding
 from .folders import Subject
 from .host.denoiser import HostDenoiser, encode_caption, encode_captions, training
@@ -130,6 +130,11 @@ class Entry:
             "photos": photo_files.fingerprint(self.subject.files),
         }  # fmt: skip
         self.given = Given(json.loads(json.dumps(told)), probes)
+        if library.is_hidden(self.file):
+            raise InfusionError(
+                f"another model folder has {self.file.relative_to(library.output().resolve())}, which loaders would "
+                "open instead; rename the folder of photos, or write another folder into save_in"
+            )
         if not self.file.exists():
             return
         kept = _given(self.report)
@@ -229,7 +234,11 @@ class Many:
 
     def _member(self, denoiser: HostDenoiser, entry: Entry) -> _Member:
         asked, settings = self.asked, self.asked.settings
-        taken = photo_files.take(entry.subject.files, asked.resolution, None, None, photo_files.CENTER)
+        try:
+            taken = photo_files.take(entry.subject.files, asked.resolution, None, None, photo_files.CENTER)
+        except InfusionError as error:
+            entry.subject = replace(entry.subject, why=str(error))
+            raise
         squares = torch.stack([square.pixels for square in taken.squares])
         masks = [square.mask[None] for square in taken.squares] if taken.cut_out else None
         lines = ["\n".join(own) for own in taken.captions]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import signal
 import socket
@@ -84,11 +85,15 @@ class Server:
             return Answer(error.code, error.read(), dict(error.headers))
 
 
-@pytest.fixture(scope="module")
-def server(folder):
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    port = free_port()
     asked = [sys.executable, "-m", "infusion_cli", "serve", "--concepts", folder, "--port", port, "--steps", STEPS,
              "--batch", 4, "--waiting", WAITING, "--replicas", 1]  # fmt: skip
     process = subprocess.Popen(
@@ -228,3 +233,51 @@ def test_what_cannot_start_is_one_sentence(folder, tmp_path):
         run_serve(ServeRequest(tmp_path, "tinyworld"))
     with pytest.raises(InfusionError, match=r"there is no Ray cluster at 127\.0\.0\.1:1"):
         run_serve(ServeRequest(folder, "tinyworld", port=8765, address="127.0.0.1:1"))
+
+
+HOLDS = """
+import sys, time, ray
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+held = ray.remote(num_cpus=1)(type("Held", (), {"here": lambda self: 1})).remote()
+ray.get(held.here.remote())
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def crowded():
+    """The address of a cluster of one processor, which somebody else holds."""
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True, env={**os.environ, "RAY_AUTH_MODE": "token"},
+    )  # fmt: skip
+    yield other.stdout.readline().strip()
+    other.communicate("", timeout=120)
+
+
+def in_cluster(folder, address, mode):
+    """The command, on a cluster, and the first line of what it says itself."""
+    run = "import infusion_cluster.serving as s; s.FINISH_WITHIN = 1.0; from infusion_cli.app import run; run()"
+    asked = [sys.executable, "-c", run, "serve", "--concepts", folder, "--port", free_port(), "--address", address]
+    process = subprocess.Popen(
+        list(map(str, asked)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
+        env={**os.environ, "RAY_AUTH_MODE": mode},
+    )  # fmt: skip
+    return process, next(line for line in process.stdout if "gcs_client.cc" not in line)
+
+
+def test_who_finds_no_place_is_told_and_can_be_stopped(folder, crowded):
+    process, said = in_cluster(folder, crowded, "token")
+    assert said.startswith("Note: 1 x 1 processors and 1 x 0 GPUs are wanted, 0 and 0 are free; waiting")
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "stopped before it had started" in said
+    assert "Traceback" not in said
+
+
+def test_a_cluster_that_wants_a_token_is_told_from_none(folder, crowded):
+    process, said = in_cluster(folder, crowded, "disabled")
+    assert process.wait(60) == 1
+    assert f"the Ray cluster at {crowded} wants its token" in said

@@ -120,12 +120,18 @@ def test_an_unchanged_queue_does_nothing_and_a_lost_file_or_a_failure_does(serve
     place, out = server.base / "input" / "unchanged", server.output / "infusion" / "unchanged"
     write(place)
     (place / "empty").mkdir()
+    (place / "broken").mkdir()
+    (place / "broken" / "photo.png").write_bytes(b"no picture")
 
     def again() -> dict[str, str] | None:
         """What came of each folder; None where the host took the last run's."""
         lines, ran = run(server, "unchanged", save_in="unchanged", steps=1)
         runs = any(m["type"] == "executing" and m["data"]["node"] == "2" for m in ran.messages)
-        return {line.split(" ")[0]: line.split(": ")[1] for line in lines if "empty" not in line} if runs else None
+        return (
+            {line.split(" ")[0]: line.split(": ")[1] for line in lines if line.split(" ")[0] in SUBJECTS}
+            if runs
+            else None
+        )
 
     assert again() == dict.fromkeys(SUBJECTS, "trained")
     assert again() is None
@@ -210,6 +216,18 @@ def test_concepts_of_others_are_not_overwritten(server: Server, beside: str) -> 
     )
     assert (out / "ember.safetensors").read_bytes() == b"somebody's"
     assert json.loads((out / "wasp.report.json").read_text())["word"] == "square"
+
+
+def test_no_concept_is_learned_that_loaders_would_not_open(server: Server) -> None:
+    write(server.base / "input" / "hidden")
+    other = server.base / "models" / "infusion" / "hidden" / "ember.safetensors"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"somebody's")
+    lines, _ = run(server, "hidden", save_in="hidden", steps=1)
+    other.unlink()
+    assert lines[0].startswith("ember (circle): failed: another model folder has hidden/ember.safetensors")
+    assert [line.split(" ")[-1] for line in lines[1:]] == ["trained", "trained"]
+    assert run(server, "hidden", save_in="hidden", steps=1)[0][0] == "ember (circle): trained"
 
 
 @pytest.mark.usefixtures("lora")

@@ -18,7 +18,7 @@ from infusion_core.residuals import ConceptResidual
 
 from . import graphs
 from .conftest import residual
-from .test_training import WORD, train
+from .learning import WORD, train
 
 RUN = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-circle(-\d+)?")
 

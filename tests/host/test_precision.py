@@ -13,7 +13,7 @@ from comfyui_process.graph import Graph
 from comfyui_process.server import Server
 
 from . import graphs
-from .test_training import WIDGETS, train
+from .learning import WIDGETS, train
 
 
 def told(server: Server, name: str, **widgets: Any) -> dict[str, Any]:

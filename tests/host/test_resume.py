@@ -19,9 +19,9 @@ from infusion_core.training.state import load_state
 
 from . import graphs
 from .conftest import write_lora
+from .learning import WIDGETS as INFUSION
 from .serving import serve
 from .test_apt import WIDGETS as APT
-from .test_training import WIDGETS as INFUSION
 
 STEPS, EVERY, STOP = 40, 8, 10
 PROMPTS = "a photo of a {}\n\na {} at left on pink"

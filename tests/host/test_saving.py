@@ -12,7 +12,7 @@ from comfyui_process.server import Server
 from infusion_core.residual_file import load_concept, save_concept
 from infusion_core.residuals import ConceptResidual
 
-from .test_training import WORD, train
+from .learning import WORD, train
 
 
 def save(server: Server, concept: str, filename: str) -> None:

@@ -13,8 +13,8 @@ from comfyui_process.server import Server
 from infusion_core.grid import labelled_grid
 
 from . import graphs
+from .learning import WIDGETS as INFUSION
 from .test_apt import WIDGETS as APT
-from .test_training import WIDGETS as INFUSION
 
 PROMPTS = ("a big circle on pink", "a small circle on teal")
 WIDGETS: dict[str, Any] = {

@@ -14,8 +14,8 @@ from comfyui_process.server import Server
 from infusion_core.residual_file import load_concept
 
 from . import graphs
+from .learning import WIDGETS as INFUSION
 from .test_apt import WIDGETS as APT
-from .test_training import WIDGETS as INFUSION
 
 # Rates at which little is learned after the first snapshot, so that the rule's third slow one comes soon.
 NODES: dict[str, dict[str, Any]] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from comfyui_process.graph import Graph, Output, PromptError
+from comfyui_process.graph import Graph, PromptError
 from comfyui_process.server import Server
 from infusion_core.embedded.model import load_model
 from infusion_core.embedded.tasks import trainer_for
@@ -19,40 +18,9 @@ from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 from infusion_core.previews import read_strip
 from infusion_core.residual_file import load_concept
 from infusion_core.training.overfitting import RESTRAINED
-from infusion_core.training.residual import ResidualSettings
 
 from . import graphs
-
-WORD = "circle"
-WIDGETS = {"word": WORD, "steps": 6, "batch_size": 2, "learning_rate": 0.02, "layout": "block", "bins": 1,
-           "resolution": 128, "seed": 5, "preview_every": 3, "captions": ""}  # fmt: skip
-
-
-def train(graph: Graph, names: list[str], **changed: Any) -> Output:
-    model, clip, vae = graphs.load(graph)
-    inputs = {**WIDGETS, **changed}
-    return graph.add("InfusionTrain", model=model, clip=clip, vae=vae, images=graphs.images(graph, names), **inputs)
-
-
-def expected(settings: ResidualSettings, count: int, **options: Any) -> dict[str, torch.Tensor]:
-    """What the embedded host learns from the same pictures."""
-    pictures = training_images(CONCEPTS["ember"])[:count]
-    trainer = trainer_for(load_model("tinyworld"), pictures, WORD, settings, **options)
-    for _ in trainer.run():
-        pass
-    return dict(trainer.learned().tensors)
-
-
-def settings(**changed: Any) -> ResidualSettings:
-    same = {k: WIDGETS[k] for k in ("steps", "batch_size", "learning_rate", "layout", "bins", "seed")}
-    return ResidualSettings(**{**same, "snapshot_every": WIDGETS["preview_every"], **changed})  # type: ignore[arg-type]
-
-
-def assert_alike(learned: Any, wanted: dict[str, torch.Tensor]) -> None:
-    assert learned.tensors.keys() == wanted.keys()
-    for name, tensor in wanted.items():
-        assert tensor.abs().max() > 0.01
-        assert (learned.tensors[name] - tensor).norm() < 0.02 * tensor.norm(), name
+from .learning import WIDGETS, WORD, assert_alike, expected, settings, train
 
 
 @pytest.mark.parametrize("layout", ["block", "value", "parts"])
@@ -112,13 +80,6 @@ def is_within(part: np.ndarray, whole: np.ndarray) -> bool:
     return any((whole[y : y + height, x : x + width] == part).all() for y, x in starts)
 
 
-def test_a_preview_prompt_without_the_subject_is_refused_before_training(server: Server, photos: list[str]) -> None:
-    graph = Graph()
-    graph.add("PreviewImage", images=train(graph, photos[:1], steps=400, seed=78, preview_prompts="a dog")[1])
-    with pytest.raises(PromptError, match=r"the preview prompt 'a dog' must hold \{\} once, where the word goes"):
-        server.run(graph)
-
-
 def test_without_map_replacement_too(server: Server, photos: list[str]) -> None:
     graph = Graph()
     graph.add("InfusionSaveConcept", concept=train(graph, photos, replace_maps=False), filename="own", storage="fp16")
@@ -146,24 +107,6 @@ def test_train_save_load_patch_sample(server: Server, photos: list[str]) -> None
     (loader,) = (k for k, v in use.nodes.items() if v["class_type"] == "InfusionLoadConcept")
     assert ran.outputs[loader]["text"] == ["circus: 'circle' for tinyworld2, 4 steps, layout block, strength 1"]
     assert list(server.output.glob("circus_*.png"))
-
-
-def test_a_folder_that_takes_no_snapshots_is_found_before_the_first_step(server: Server, photos: list[str]) -> None:
-    folder, aside = server.output / "infusion" / "snapshots", server.output / "infusion" / "aside"
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.rename(aside)
-    folder.write_text("a file")
-    try:
-        graph = Graph()
-        graph.add("PreviewImage", images=train(graph, photos[:1], steps=400, seed=77)[1])
-        with pytest.raises(PromptError, match=r"cannot write .*snapshots: .*choose another place"):
-            server.run(graph)
-    finally:
-        folder.unlink()
-        aside.rename(folder)
-    graph = Graph()
-    graph.add("PreviewImage", images=train(graph, photos[:1], steps=1, seed=77)[1])
-    server.run(graph)
 
 
 def test_training_goes_on_from_a_concept(server: Server, photos: list[str]) -> None:
@@ -215,95 +158,6 @@ def test_an_interrupt_leaves_a_usable_snapshot_and_the_host_works_on(server: Ser
     )
     server.run(graph)
     assert list((server.output / "infusion").glob("after*.safetensors"))
-
-
-PATCHED = {
-    "attn2 replacer": ("TestReplacer", {}, r"others\.replace"),
-    "attention couple": ("TestCouple", {}, r"others\."),
-    "core's FreeU": ("FreeU_V2", {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}, r"nodes_freelunch\.\w+"),
-    "model function": ("TestShift", {"by": 0.1}, r"vision\."),
-}
-
-
-@pytest.mark.parametrize("case", PATCHED)
-def test_a_model_with_patches_is_refused_by_name(server: Server, photos: list[str], case: str) -> None:
-    node, widgets, name = PATCHED[case]
-    with pytest.raises(PromptError, match=f"{name}.* patches this MODEL, .*connect the MODEL from in front of that"):
-        trained_on(server, photos, lambda graph, model: graph.add(node, model=model, **widgets))
-
-
-def test_a_model_with_our_own_patches_is_refused_too(server: Server, photos: list[str], concepts: Any) -> None:
-    def patched(graph: Graph, model: Output) -> Output:
-        return graphs.patch(graph, model, graphs.load(graph)[1], ["round"])[0]
-
-    def watched(graph: Graph, model: Output) -> Output:
-        return graph.add("InfusionInspectMaps", model=model, clip=graphs.load(graph)[1], words="circle")[0]
-
-    for patch, name in ((patched, r"patch\.Patch"), (watched, r"observer\.inputs")):
-        with pytest.raises(PromptError, match=name + " patches this MODEL"):
-            trained_on(server, photos, patch)
-
-
-def test_a_lora_stays_and_is_trained_on(server: Server, photos: list[str], lora: Any) -> None:
-    def with_lora(graph: Graph, model: Output) -> Output:
-        return graph.add("LoraLoaderModelOnly", model=model, lora_name="test.safetensors", strength_model=1.0)
-
-    plain, other = (trained_on(server, photos, change) for change in (lambda graph, model: model, with_lora))
-    assert any((other.tensors[k] - v).norm() > 0.05 * v.norm() for k, v in plain.tensors.items())
-
-
-def trained_on(server: Server, photos: list[str], change: Callable[[Graph, Output], Output]) -> Any:
-    """What is learned on a changed MODEL."""
-    graph = Graph()
-    model, clip, vae = graphs.load(graph)
-    trained = graph.add(
-        "InfusionTrain", model=change(graph, model), clip=clip, vae=vae, images=graphs.images(graph, photos[:1]),
-        **{**WIDGETS, "steps": 2, "preview_every": 0},
-    )  # fmt: skip
-    graph.add("InfusionSaveConcept", concept=trained, filename="changed/model", storage="fp16")
-    server.run(graph)
-    written = (server.output / "infusion" / "changed").glob("*.safetensors")
-    return load_concept(max(written, key=lambda path: path.stat().st_mtime_ns))
-
-
-BAD = {
-    "empty word": ({"word": " "}, "the word is empty"),
-    "placeholder": ({"word": "<circle>"}, "'<circle>' cannot be a concept's word; write a plain class word"),
-    "path": ({"word": "../../x"}, "'../../x' cannot be a concept's word"),
-    "folder": ({"word": "a/b"}, "'a/b' cannot be a concept's word"),
-    "control character": ({"word": "a\x00b"}, "cannot be a concept's word"),
-    "caption without a place": ({"captions": "a photo"}, "must hold {} once"),
-    "resolution": ({"resolution": 64, "layout": "block", "captions": "{} " + "gray " * 100 + "\n{}"},
-                   "captions are of very different length"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_named(server: Server, photos: list[str], case: str) -> None:
-    changed, message = BAD[case]
-    graph = Graph()
-    graph.add("InfusionSaveConcept", concept=train(graph, photos[:1], **changed), filename="bad", storage="fp16")
-    with pytest.raises(PromptError) as refused:
-        server.run(graph)
-    assert message in str(refused.value)
-
-
-def test_a_bad_word_is_refused_before_the_queue_and_a_linked_one_before_the_first_step(
-    server: Server, photos: list[str]
-) -> None:
-    graph = Graph()
-    graph.add("PreviewImage", images=train(graph, photos[:1], word="<circle>")[1])
-    with pytest.raises(PromptError, match="custom_validation_failed"):
-        server.post("/prompt", {"prompt": graph.nodes})
-    graph = Graph()
-    linked = graph.add("PrimitiveString", value="<circle>")
-    graph.add("PreviewImage", images=train(graph, photos[:1], word=linked)[1])
-    with pytest.raises(PromptError, match="'<circle>' cannot be a concept's word; write a plain"):
-        server.run(graph)
-    graph = Graph()
-    linked = graph.add("PrimitiveString", value="circle")
-    graph.add("PreviewImage", images=train(graph, photos[:1], word=linked, steps=1)[1])
-    server.run(graph)
 
 
 def test_a_list_of_photos_of_any_sizes_is_trained_on_as_a_batch_is(server: Server) -> None:

@@ -16,7 +16,7 @@ from infusion_core.residual_file import load_concept
 from infusion_core.training.overfitting import OVERFITTING, Overfitting
 
 from . import graphs
-from .test_training import WIDGETS, WORD, assert_alike, expected, settings, train
+from .learning import WIDGETS, WORD, assert_alike, expected, settings, train
 
 
 def captioned_folder(server: Server, name: str) -> list[Image.Image]:

@@ -35,7 +35,8 @@ PLACE = """([zoom, x, y]) => { const canvas = window.app.canvas; canvas.ds.scale
 ALONE = """([type, number]) => { const { graph, canvas } = window.app; graph.clear(); graph.state.lastNodeId = number;
   const node = LiteGraph.createNode(type); graph.add(node); node.pos = [0, 0]; canvas.ds.scale = 1;
   canvas.ds.offset = [120, 160]; canvas.setDirty(true, true); }"""
-OURS = "() => Object.keys(LiteGraph.registered_node_types).filter((type) => type.startsWith('Infusion')).sort()"
+OURS = """() => Object.entries(LiteGraph.registered_node_types)
+  .filter(([, node]) => (node.category ?? "").split("/")[0] === "Infusion").map(([type]) => type).sort()"""
 
 
 def shoot(page: Any, workflow: dict[str, Any], path: Path) -> None:

@@ -74,7 +74,8 @@ class TwoStreams:
         else:
             drawn = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
         if QUIET not in options["transformer_options"]:
-            warn_of_unused(self.patch, run, conds)
+            asked = [c for name, c in guider.conds.items() if name != "negative"]  # whose words were to be drawn
+            warn_of_unused(self.patch, run, asked)
         return drawn
 
     def prediction(

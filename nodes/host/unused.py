@@ -12,7 +12,13 @@ from .run import Run
 
 
 def warn_of_unused(patch: Patch, run: Run, conds: Conds) -> None:
-    """Say which concepts acted on no row of a sampling run; not those that are switched off or out of their window."""
+    """Say which concepts acted on no row of a sampling run; not those that are switched off or out of their window.
+
+    Args:
+        patch: whose concepts.
+        run: that is over.
+        conds: what was to be drawn. A negative, which few write with the concept's CLIP, says nothing of the reason.
+    """
     for key, concept in patch.concepts.items():
         waiting = key in run.named and key not in run.considered
         if concept.strength and key not in run.acted and not waiting:

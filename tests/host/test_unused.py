@@ -60,6 +60,18 @@ def test_the_page_is_told_why(server: Server, concepts: Any, encode: Any) -> Non
     assert warning["node"].isdigit()
 
 
+def test_a_sampler_behind_one_whose_prompt_says_the_word(server: Server, concepts: Any) -> None:
+    graph = Graph()
+    model, plain, _ = graphs.load(graph)
+    model, clip = graphs.patch(graph, model, plain, ["round"])
+    empty = graphs.encode(graph, plain, "")
+    first = graphs.sample(graph, model, graphs.encode(graph, clip, WITH), empty, steps=2)
+    second = graphs.sample(graph, model, graphs.encode(graph, clip, WITHOUT), empty, latent=first, steps=2)
+    graphs.keep(graph, second, "unused")
+    (warning,) = [m["data"] for m in server.run(graph).messages if m["type"] == "infusion.warning"]
+    assert REASONS[without] in warning["text"]
+
+
 def test_once_an_execution(server: Server, concepts: Any) -> None:
     assert len(warnings(server, without, runs=3)) == 1
 

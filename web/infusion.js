@@ -46,11 +46,22 @@ async function factsOf(name) {
 function watchLoader(node) {
   const show = addPanel(node);
   const dropdown = node.widgets.find((w) => w.name === "concept_name");
+  const isChosenElsewhere = () => node.inputs?.find((i) => i.name === "concept_name")?.link != null; // by a subgraph
   let asked = 0;
   const refresh = async () => {
     const mine = ++asked;
-    const facts = await factsOf(dropdown.value);
+    const facts = isChosenElsewhere() ? [""] : await factsOf(dropdown.value);
     if (mine === asked) show(...facts); // a late answer is about a file that is no longer chosen
+  };
+  const executed = node.onExecuted;
+  node.onExecuted = function (output) {
+    executed?.call(this, output);
+    if (output?.text && isChosenElsewhere()) show(output.text.join(" "));
+  };
+  const connected = node.onConnectionsChange;
+  node.onConnectionsChange = function (...values) {
+    connected?.apply(this, values);
+    refresh();
   };
   const before = dropdown.callback;
   dropdown.callback = function (...values) {

@@ -8,18 +8,19 @@ const KINDS = {
   warn: { sign: "⚠", colour: "#f2b84b" },
   error: { sign: "✖", colour: "#f07167" },
 };
-const panels = new Map(); // node to {widget, lines, height}
+const panels = new Map(); // node to {widget, kind, lines, before, size}: the sizes without the panel and with it
 let toasts = [];
 
-/** The node of an execution id: "12:3" is node 3 in the subgraph of node 12. Null where another graph is open. */
-function nodeAt(path) {
+/** The node of an execution id, "12:3" for node 3 in the subgraph of node 12, if it is of that type: a node of another
+ * graph that is open meanwhile has the same id, but seldom the type too. */
+function nodeAt(path, type) {
   let graph = app.rootGraph ?? app.graph;
   let node = null;
   for (const id of String(path).split(":")) {
     node = graph?.getNodeById(id) ?? null;
     graph = node?.subgraph;
   }
-  return node;
+  return node?.comfyClass === type ? node : null;
 }
 
 function drawPanel({ sign, colour }, lines) {
@@ -39,10 +40,12 @@ function drawPanel({ sign, colour }, lines) {
 }
 
 /** Put a notice at the foot of a node, below those it has. */
-function pin(node, kind, text) {
-  const lines = [...(panels.get(node)?.lines ?? []), text];
+function pin(node, newest, text) {
+  const there = panels.get(node);
+  const lines = [...(there?.lines ?? []), text];
+  const kind = there?.kind === "error" ? "error" : newest;
   unpin(node);
-  const height = node.size[1];
+  const before = [...node.size];
   const perLine = Math.max(20, (node.size[0] - 60) / 6.2); // characters
   const rows = lines.reduce((sum, line) => sum + Math.ceil(line.length / perLine), 0);
   const tall = 16 * rows + 12 + 2 * MARGIN;
@@ -53,8 +56,8 @@ function pin(node, kind, text) {
     getMaxHeight: () => tall,
   });
   widget.serialize = false;
-  panels.set(node, { widget, lines, height });
-  node.setSize([node.size[0], Math.max(height, node.computeSize()[1])]);
+  node.setSize([node.size[0], Math.max(before[1], node.computeSize()[1])]);
+  panels.set(node, { widget, kind, lines, before, size: [...node.size] });
   node.setDirtyCanvas(true, true);
 }
 
@@ -62,13 +65,15 @@ function unpin(node) {
   const panel = panels.get(node);
   if (!panel) return;
   panels.delete(node);
+  if (node.graph?.getNodeById(node.id) !== node) return; // of a workflow that was closed: its number is another's now
   if (node.widgets?.includes(panel.widget)) node.removeWidget(panel.widget);
-  node.setSize([node.size[0], Math.max(panel.height, node.computeSize()[1])]);
+  const isOurs = node.size.every((edge, axis) => Math.abs(edge - panel.size[axis]) < 2); // the user has not resized it
+  node.setSize([node.size[0], Math.max(isOurs ? panel.before[1] : node.size[1], node.computeSize()[1])]);
   node.setDirtyCanvas(true, true);
 }
 
-function tell(kind, path, text) {
-  const node = nodeAt(path);
+function tell(kind, path, type, text) {
+  const node = nodeAt(path, type);
   const toast = { severity: kind, summary: node?.title ?? "Infusion", detail: text, life: LIFE };
   app.extensionManager.toast.add(toast);
   toasts.push(toast);
@@ -84,10 +89,10 @@ function clear() {
 app.registerExtension({
   name: "Infusion.Notices",
   setup() {
-    api.addEventListener("infusion.warning", ({ detail }) => tell("warn", detail.node, detail.text));
+    api.addEventListener("infusion.warning", ({ detail }) => tell("warn", detail.node, detail.type, detail.text));
     api.addEventListener("execution_error", ({ detail }) => {
       if (/(^|\.)InfusionError$/.test(detail.exception_type)) {
-        tell("error", detail.node_id, detail.exception_message.trim());
+        tell("error", detail.node_id, detail.node_type, detail.exception_message.trim());
       }
     });
     api.addEventListener("execution_start", clear);

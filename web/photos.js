@@ -16,6 +16,11 @@ async function upload(file) {
 
 /** Upload files one after another and write their names into the list; a file that fails is named, the others stay. */
 async function add(node, files) {
+  if (node.inputs?.find((i) => i.name === "photos")?.link != null) {
+    const detail = "The list of photos comes from outside this node; write the names there, or unlink it first.";
+    app.extensionManager.toast.add({ severity: "warn", summary: "Nothing uploaded", detail, life: 10000 });
+    return;
+  }
   const list = node.widgets.find((w) => w.name === "photos");
   const failed = [];
   for (const file of files) {

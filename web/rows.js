@@ -1,7 +1,22 @@
 // Load Concept Residuals: the page makes all rows anew when their number changes; what was chosen in them is put back.
+// When it refreshes the lists of files (R), it leaves out rows; they get the list of the node for a single concept.
 import { app } from "../../scripts/app.js";
 
+const NODE = "InfusionLoadConcepts";
 const rowsOf = (node) => node.widgets.filter((w) => w.name.startsWith("concepts."));
+let files = null; // as of the last refresh; the page makes new rows from the list it was opened with
+
+function list(rows) {
+  if (!files) return;
+  for (const row of rows) if (row.name.startsWith("concepts.concept_")) row.options.values = files;
+}
+
+function refresh(graph) {
+  for (const node of graph?.nodes ?? []) {
+    if (node.comfyClass === NODE) list(rowsOf(node));
+    refresh(node.subgraph);
+  }
+}
 
 function watch(node) {
   const chosen = {};
@@ -21,6 +36,7 @@ function watch(node) {
   const before = count.callback;
   count.callback = function (...values) {
     before?.apply(this, values);
+    list(rowsOf(node));
     for (const row of rowsOf(node)) if (row.name in chosen) row.value = chosen[row.name];
     note();
     follow();
@@ -37,6 +53,11 @@ function watch(node) {
 app.registerExtension({
   name: "Infusion.Rows",
   nodeCreated(node) {
-    if (node.comfyClass === "InfusionLoadConcepts") watch(node);
+    if (node.comfyClass === NODE) watch(node);
+  },
+  refreshComboInNodes(definitions) {
+    const [type, more] = definitions.InfusionLoadConcept.input.required.concept_name;
+    files = Array.isArray(type) ? type : more.options;
+    refresh(app.rootGraph ?? app.graph);
   },
 });

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import server
 from comfy_execution.utils import get_executing_context
-
-from .memory import execution
 
 
 def tell(text: str) -> None:
@@ -35,6 +35,11 @@ def warn(node: str, text: str) -> None:
     """
     instance = getattr(server.PromptServer, "instance", None)
     if node and instance is not None and instance.client_id is not None:
-        instance.send_sync(
-            "infusion.warning", {"node": node, "text": text, "prompt_id": execution()}, instance.client_id
-        )
+        told = {"node": node, "type": _type_of(node, instance), "text": text}
+        instance.send_sync("infusion.warning", told, instance.client_id)
+
+
+def _type_of(node: str, instance: Any) -> str:
+    """The type of a node of a running prompt; the page may show another graph, in which the id is another node's."""
+    prompts = [running[2] for running in instance.prompt_queue.currently_running.values()]
+    return next((str(prompt[node]["class_type"]) for prompt in prompts if node in prompt), "")

@@ -84,11 +84,54 @@ def test_two_warnings_of_a_run_are_both_on_the_node(server: Server, page: Any) -
     build(page, "add('TestWarning', 100, 100)")
     page.evaluate(
         """() => ["first", "second"].forEach((text) => {
-             const detail = { node: String(app.graph._nodes[0].id), text };
+             const detail = { node: String(app.graph._nodes[0].id), type: "TestWarning", text };
              window.comfyAPI.api.api.dispatchEvent(new CustomEvent("infusion.warning", { detail }));
            })"""
     )
     page.locator(".infusion-notice", has_text="first\nsecond").wait_for(state="visible")
+
+
+TELL = """([kind, detail]) => window.comfyAPI.api.api.dispatchEvent(new CustomEvent(kind, { detail }))"""
+
+
+def test_a_notice_is_on_no_node_that_only_has_the_number(server: Server, page: Any) -> None:
+    build(page, "add('PreviewAny', 100, 100)")
+    number = page.evaluate("() => String(app.graph._nodes[0].id)")
+    failed = {"node_id": number, "node_type": "InfusionTrain", "exception_type": "infusion.InfusionError",
+              "exception_message": "an error elsewhere"}  # fmt: skip
+    warned = {"node": number, "type": "InfusionAttentionPatch", "text": "a warning elsewhere"}
+    page.evaluate(TELL, ["execution_error", failed])
+    page.evaluate(TELL, ["infusion.warning", warned])
+    for text in ("an error elsewhere", "a warning elsewhere"):
+        page.locator(".p-toast-message", has_text=text).first.wait_for(state="visible")
+    assert page.locator(".infusion-notice").count() == 0
+    page.evaluate(TELL, ["execution_start", {}])
+
+
+def test_the_end_of_a_notice_leaves_other_workflows_and_the_users_size(server: Server, page: Any) -> None:
+    def warn() -> None:
+        number = page.evaluate("() => String(app.graph._nodes[0].id)")
+        page.evaluate(TELL, ["infusion.warning", {"node": number, "type": "TestWarning", "text": "look here"}])
+        page.locator(".infusion-notice", has_text="look here").first.wait_for(state="visible")
+
+    def size_after(change: str) -> list[float]:
+        page.evaluate(f"async () => {{ {change} }}")
+        page.wait_for_timeout(500)
+        page.evaluate(TELL, ["execution_start", {}])
+        page.locator(".infusion-notice").wait_for(state="detached")
+        page.wait_for_timeout(500)
+        return page.evaluate("() => [...app.graph._nodes[0].size]")  # type: ignore[no-any-return]
+
+    build(page, "add('TestWarning', 100, 100)")
+    warn()
+    resized = size_after("app.graph._nodes[0].setSize([500, 600])")
+    assert abs(resized[0] - 500) < 2
+    assert abs(resized[1] - 600) < 2
+    warn()
+    other = "const saved = app.graph.serialize(); saved.nodes[0].size = [440, 460]; await app.loadGraphData(saved);"
+    loaded = size_after(other)
+    assert abs(loaded[0] - 440) < 2
+    assert abs(loaded[1] - 460) < 2
 
 
 def test_a_warning_reaches_a_node_in_a_subgraph(server: Server, page: Any) -> None:

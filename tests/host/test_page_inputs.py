@@ -77,6 +77,56 @@ def test_rows_keep_what_was_chosen_when_one_is_added(server: Server, page: Any) 
     assert "concepts.strength_4" in now
 
 
+def test_rows_list_what_has_come_since_the_page_was_opened(server: Server, page: Any) -> None:
+    page.evaluate(PLACE, ["InfusionLoadConcepts"])
+    folder = server.base / "models" / "infusion"
+    (folder / "newcomer.safetensors").write_bytes((folder / "round.safetensors").read_bytes())
+    page.evaluate("() => window.app.refreshComboInNodes()")
+    listed = """() => window.app.graph._nodes[0].widgets.filter((w) => w.name.startsWith("concepts.concept"))
+      .map((w) => w.options.values.includes("newcomer.safetensors"))"""
+    page.wait_for_function(f"() => {{ const all = ({listed})(); return all.length && all.every(Boolean); }}")
+    change(page, "concepts", "3")
+    assert page.evaluate(listed) == [True] * 3
+
+
+INSIDE = """([type, input, source, value]) => {
+  const { app, LiteGraph } = window, graph = app.rootGraph ?? app.graph;
+  app.canvas.setGraph(graph);
+  graph.clear();
+  const node = LiteGraph.createNode(type), given = LiteGraph.createNode(source);
+  graph.add(node); graph.add(given);
+  given.widgets[0].value = value;
+  given.connect(0, node, node.inputs.findIndex((i) => i.name === input));
+}"""
+
+
+def test_a_loader_whose_file_is_chosen_elsewhere_says_which_was_used(server: Server, page: Any) -> None:
+    facts = "() => window.app.graph._nodes[0].widgets.find((w) => w.name === 'facts').element.innerText"
+    page.evaluate(PLACE, ["InfusionLoadConcept"])
+    change(page, "concept_name", "peak.safetensors")
+    page.wait_for_function(f"() => ({facts})().includes('layout')")
+    page.evaluate("""() => { const node = window.app.graph._nodes[0], graph = window.app.graph;
+      const given = LiteGraph.createNode("TestConceptName"); graph.add(given);
+      given.widgets[0].value = "round.safetensors";
+      given.connect(0, node, node.inputs.findIndex((i) => i.name === "concept_name"));
+      const shown = LiteGraph.createNode("PreviewAny"); graph.add(shown); node.connect(1, shown, 0); }""")
+    page.wait_for_function(f"() => ({facts})() === ''")
+    assert queue(page, server)["status"]["status_str"] == "success"
+    page.wait_for_function(f"() => ({facts})().startsWith('round: ')")
+
+
+def test_photos_are_not_uploaded_into_a_list_that_comes_from_elsewhere(
+    server: Server, page: Any, tmp_path: Path
+) -> None:
+    page.evaluate(INSIDE, ["InfusionLoadPhotos", "photos", "PrimitiveStringMultiline", "there.png"])
+    chooser = press_upload(page)
+    Image.new("RGB", (8, 8)).save(tmp_path / "ignored.png")
+    chooser.set_files([tmp_path / "ignored.png"])
+    page.locator(".p-toast-message", has_text="comes from outside this node").first.wait_for(state="visible")
+    assert "ignored" not in page.evaluate(WIDGETS)["photos"]
+    assert not (server.base / "input" / "ignored.png").exists()
+
+
 def test_seeds_stay_as_they_are_from_run_to_run(server: Server, page: Any) -> None:
     """Of every node of the pack that has one; on a fresh page, for what one node shows the next one may keep."""
     kinds = server.get("/object_info")

@@ -48,4 +48,13 @@ def save_together(concept, filename):
         return json.dumps(list(pool.map(save, range(16))))
 
 
-NODES = {"TestWarning": TestWarning, "TestCurveAt": curve_at, "TestSaveTogether": save_together}
+@node(("COMBO",), name=TEXT)
+def concept_name(name):
+    """A file that is chosen outside of the loader, as in a subgraph."""
+    return name
+
+
+NODES = {
+    "TestWarning": TestWarning, "TestCurveAt": curve_at, "TestSaveTogether": save_together,
+    "TestConceptName": concept_name,
+}  # fmt: skip

@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 
+from infusion_core.errors import not_installed
+
 
 def main() -> None:
     """Run the command line; say what to install if its libraries are missing."""
@@ -19,7 +21,7 @@ def main() -> None:
         missing = (error.name or "").partition(".")[0]
         if missing.startswith("infusion"):
             raise
-        sys.exit(f"Error: {missing} is not installed; run: pip install 'infusion[standalone]'")
+        sys.exit(f"Error: {not_installed(missing)}")
 
 
 def _leave(number: int, _: object) -> None:

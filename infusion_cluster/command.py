@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from infusion_cli.options import Config, LayoutOption, Model, Seed, checked_path, place
-from infusion_core.errors import InfusionError
+from infusion_core.errors import InfusionError, not_installed
 from infusion_core.residual_file import Storage
 from infusion_core.training.residual import ResidualSettings
 
@@ -47,7 +47,7 @@ def train_many(
     try:
         import ray  # noqa: F401
     except ModuleNotFoundError as error:
-        raise InfusionError("Ray is not installed; run: pip install 'infusion[standalone,cluster]'") from error
+        raise InfusionError(not_installed("Ray", "standalone,cluster")) from error
     from .manifest import Defaults
     from .train_many import ManyRequest, run_many
 

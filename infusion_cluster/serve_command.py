@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from infusion_cli.options import Config, Guidance, Model, Steps, place
-from infusion_core.errors import InfusionError
+from infusion_core.errors import InfusionError, not_installed
 
 from .asked import LIMITS, Limits
 
@@ -41,7 +41,7 @@ def serve(
     try:
         from ray import serve as _  # noqa: F401
     except ModuleNotFoundError as error:
-        raise InfusionError("Ray Serve is not installed; run: pip install 'infusion[standalone,cluster]'") from error
+        raise InfusionError(not_installed("Ray Serve", "standalone,cluster")) from error
     from .serving import ServeRequest, run_serve
 
     limits = Limits(waiting=waiting)

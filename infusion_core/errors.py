@@ -33,3 +33,13 @@ def printable(text: str, longest: int = LONGEST_QUOTE) -> str:
         return line
     head = longest * 2 // 3
     return f"{line[:head]}…{line[head + 1 - longest :]}"
+
+
+def not_installed(what: str, extras: str = "standalone") -> str:
+    """That a library is missing, and what brings it. By its name alone pip would find somebody else's package.
+
+    Args:
+        what: the library.
+        extras: of this project, with commas.
+    """
+    return f"{what} is not installed; run in the project's folder: pip install -e '.[{extras}]'"

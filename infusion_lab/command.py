@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from infusion_cli.options import Config, Model, Seed, place
-from infusion_core.errors import InfusionError
+from infusion_core.errors import InfusionError, not_installed
+
+# What an option needs beside it, and what has no meaning beside another: it would be ignored, and hours with it.
+NEEDS = {
+    **dict.fromkeys(("dataset", "clip", "dino", "hps", "token", "count", "limit", "pictures", "pairs"), "model"),
+    **dict.fromkeys(("figure_concepts", "figure_prompts", "samples", "at_steps"), "pictures"),
+    "second_token": "pairs",
+    "trials": "tune",
+}
+NOT_BESIDE = {
+    "model": ("quick", "tune", "trials", "concept", "most_steps", "bf16", "finished"),
+    "tune": ("only", "most_steps", "finished"),
+}
 
 
 def lab(
+    context: typer.Context,
     out: Annotated[Path, place(help="Folder to write; what is finished there is not done again.")] = Path("out/lab"),
     quick: Annotated[bool, typer.Option("--quick", help="Under ten minutes on two cores, instead of hours.")] = False,
     tune: Annotated[
@@ -83,6 +97,7 @@ def lab(
 
     On TinyWorld by default; with --model it is the paper's Table 1 with real weights on a published dataset.
     """
+    _check({name for name in context.params if _is_given(context, name)})
     try:
         from .real.run import run_real
         from .real.setup import STEPS, Request
@@ -93,7 +108,7 @@ def lab(
     except ModuleNotFoundError as error:
         extras = "standalone,lab,tune" if tune else "standalone,lab"
         missing = (error.name or "").partition(".")[0]
-        raise InfusionError(f"{missing} is not installed; run: pip install 'infusion[{extras}]'") from error
+        raise InfusionError(not_installed(missing, extras)) from error
     if model != "tinyworld":
         if not (dataset and clip and dino):
             raise InfusionError("--model needs --dataset, --clip and --dino; give the folders, or leave --model out")
@@ -106,3 +121,25 @@ def lab(
         run_tune(out, quick, concept or [], method or [], seed, bf16, trials)
     else:
         run_lab(out, quick, only or [], method or [], concept or [], most_steps, seed, bf16, finished)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _check(given: Collection[str]) -> None:
+    """Raises InfusionError: an option would do nothing."""
+    for name in given:
+        if name in NEEDS and NEEDS[name] not in given:
+            raise InfusionError(
+                f"{_option(name)} needs {_option(NEEDS[name])}; give it too, or leave {_option(name)} out"
+            )
+    for name, others in NOT_BESIDE.items():
+        for other in others:
+            if {name, other} <= {*given}:
+                raise InfusionError(f"{_option(other)} does nothing with {_option(name)}; leave one of them out")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

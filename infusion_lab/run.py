@@ -80,7 +80,13 @@ def run(
         InfusionError: `finished`, and nothing is; or the disk is full.
     """
     started = time.monotonic()
-    cells = [cell for study in studies for cell in study(bench) if bench.store.has(cell) or not finished]
+    every = [cell for study in studies for cell in study(bench)]
+    if not every:
+        raise InfusionError(
+            "there is nothing to compute: these studies have no part for what was chosen; choose other methods, "
+            "concepts or studies, or allow more steps (docs/lab.md)"
+        )
+    cells = [cell for cell in every if bench.store.has(cell) or not finished]
     if not cells:
         raise InfusionError(f"nothing is finished in {bench.store.folder}; leave --finished out")
     results = []
@@ -93,12 +99,16 @@ def run(
 
 
 def _of_concepts(scale: Scale, names: Sequence[str]) -> Scale:
-    """The scale with these concepts only, and the groups that they fill; tuning concepts are the ablations'."""
+    """The scale with these concepts only, all of them in every study that takes such, and the groups they fill."""
+    if not names:
+        return scale
     chosen_of(names, [*CONCEPTS, *TUNING_CONCEPTS], "concept")
-    chosen = tuple(n for n in names if n in CONCEPTS) or scale.concepts
-    tuning = tuple(n for n in names if n in TUNING_CONCEPTS) or scale.ablation_concepts
-    groups = tuple(g for g in scale.groups if {*g} <= {*chosen})
-    return replace(scale, concepts=chosen, ablation_concepts=tuning, groups=groups)
+    chosen, tuning = (tuple(name for name in names if name in known) for known in (CONCEPTS, TUNING_CONCEPTS))
+    groups, count = tuple(g for g in scale.groups if {*g} <= {*chosen}), len(chosen)
+    return replace(
+        scale, concepts=chosen, ablation_concepts=tuning, groups=groups,
+        curve_concepts=count, blend_concepts=count, apt_concepts=count,
+    )  # fmt: skip
 
 
 def chosen_of(asked: Sequence[str], known: Sequence[str], what: str) -> Sequence[str]:

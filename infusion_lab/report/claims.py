@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
-from statistics import fmean
 
 from infusion_core.dreamblend import BlendSettings
 from infusion_core.metrics.interval import Interval
@@ -87,12 +85,12 @@ def _blended(rows: Sequence[Row]) -> list[Verdict | None]:
         alone = [t for t in titles if t.startswith(f"{name}, ") and GUIDED not in t and not t.endswith(blend.ADVISED)]
         if not alone:
             continue
-        best = min(alone, key=lambda title: fmean(found[title, HEADLINE].values()))
+        best = min(alone, key=lambda title: interval(found[title, HEADLINE]).mean)
         guided = [t for t in titles if t.startswith(f"{run}{GUIDED}")]
         plain = [t for t in guided if t.endswith(f"by base, alpha {BlendSettings().alpha:g}")]
         if not guided or not plain:
             continue
-        top = min(guided, key=lambda title: fmean(found[title, HEADLINE].values()))
+        top = min(guided, key=lambda title: interval(found[title, HEADLINE]).mean)
         for one, claim in ((plain[0], "Guided by the base model"), (top, f"Guided in the best way ({top})")):
             claim += f" {run} has less wrong with a picture than the best snapshot alone"
             out.append(_compare(claim, best, found, HEADLINE, (one, best)))
@@ -107,8 +105,11 @@ def _advised(rows: Sequence[Row]) -> list[Verdict]:
         name = advised.removesuffix(blend.ADVISED)
         grid = [title for title in titles if title.startswith(f"{name}, ") and title != advised]
         errors = found[advised, HEADLINE]
-        best = {unit: min(found[title, HEADLINE].get(unit, inf) for title in grid) for unit in errors}
-        more = {unit: errors[unit] / best[unit] - 1 for unit in errors}
+        all_of_it = [found[title, HEADLINE] for title in grid]
+        whole = [unit for unit in errors if grid and all(unit in by for by in all_of_it)]
+        if not whole:
+            continue
+        more = {unit: errors[unit] / min(by[unit] for by in all_of_it) - 1 for unit in whole}
         near = sum(value <= NEAR for value in more.values())
         claim = f"What the advisor chooses of {name} is within {NEAR:.0%} of the best of the grid"
         text = f"{near} of {len(more)} concepts; picture error more than the best's: " + ", ".join(
@@ -126,8 +127,8 @@ def _strongest(family: str, found: Figures, measure: str, judged: Figures, by: s
     """
     recipes = [method for method, of in found if of == measure and family_of(method) == family]
     if all((method, by) in judged for method in recipes):
-        return min(recipes, key=lambda method: fmean(judged[method, by].values()), default=None)
-    return min(recipes, key=lambda method: (1 if less else -1) * fmean(found[method, measure].values()))
+        return min(recipes, key=lambda method: interval(judged[method, by]).mean, default=None)
+    return min(recipes, key=lambda method: (1 if less else -1) * interval(found[method, measure]).mean)
 
 
 def _unchanged(found: Figures) -> Verdict | None:
@@ -191,8 +192,8 @@ def _compare(
     sided = len({unit.concept for unit in shared}) > 1 and not more.low <= 0 <= more.high
     verdict = OPEN if not sided else REPRODUCED if more.mean > 0 else REFUTED
     text = (
-        f"{measure.replace('_', ' ')}: {sum(ours[c] for c in shared) / len(shared):.3g} against "
-        f"{sum(theirs[c] for c in shared) / len(shared):.3g}, advantage {_told(more, '.3g')}"
+        f"{measure.replace('_', ' ')}: {interval({unit: ours[unit] for unit in shared}).mean:.3g} against "
+        f"{interval({unit: theirs[unit] for unit in shared}).mean:.3g}, advantage {_told(more, '.3g')}"
     )
     return Verdict(claim, against, verdict, text)
 

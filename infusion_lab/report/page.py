@@ -14,7 +14,7 @@ from infusion_cli.console import say, say_table
 from infusion_cli.output import peak_rss_mb, save_picture, write_report
 from infusion_cli.pages import figure_png, inline_figure, inline_picture, render_page
 from infusion_core.atomic import write_atomic
-from infusion_core.embedded.tinyworld import CONCEPTS, training_images
+from infusion_core.embedded.tinyworld import training_images
 
 from ..bench import Bench
 from ..methods.apt import ladder
@@ -61,7 +61,7 @@ def write(out: Path, bench: Bench, results: Sequence[tuple[Cell, Result]], secon
     for name, figure in drawn.items():
         write_atomic(out / f"{name}.png", figure_png(figure))
     _save_toys(out, results)
-    first = CONCEPTS[bench.scale.concepts[0]]
+    first = [*bench.concepts, *bench.tuning_concepts][0]
     page = render_page(
         "lab.html.j2",
         TEMPLATES,

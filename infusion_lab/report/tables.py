@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 from infusion_core.embedded.evaluate import gap_closed
 
@@ -121,7 +120,7 @@ def cell(by_unit: Mapping[Unit, float], form: str) -> str:
 
 def brief(title: str, found: Figures, columns: Mapping[str, tuple[str, str]], names: Mapping[str, str]) -> Table:
     """Means alone, for a terminal, which is narrow; see `table`."""
-    return table(title, "", {key: {Unit(""): fmean(by.values())} for key, by in found.items()}, columns, names)
+    return table(title, "", {key: {Unit(""): interval(by).mean} for key, by in found.items()}, columns, names)
 
 
 ERRORS = {

@@ -27,6 +27,8 @@ def cells(bench: Bench) -> list[Cell]:
     """Per concept one cell for each method and step, and for APT's end under guidance (DreamBlend)."""
     scale, out = bench.scale, list[Cell]()
     steps = tuple(step for step in scale.apt_steps if step <= scale.max_steps)
+    if not steps:
+        return []
     base_latents = cache(partial(class_latents, bench))
     beside = [method for method in bench.methods if method.key in BESIDE]
     rungs: list[Method] = [*ladder()] if any(m.family == "apt" for m in bench.methods) else []

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from random import Random
+from statistics import fmean
 
 from PIL import Image
 
@@ -109,7 +110,7 @@ def _rows(
         found = {
             "own_error": scored.concept_error,
             "own_share": own_share,
-            "other_share": max(other_shares),
+            "other_share": fmean(other_shares),  # the largest of several would be above 0 where nobody chose a look
             "missing": missing,
             "scene_error": scored.scene_error,
         }

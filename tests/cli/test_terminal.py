@@ -114,4 +114,6 @@ def test_a_library_that_a_command_misses_is_named(tmp_path):
     asked = ["generate", "--prompt", "a circle", "--out", str(tmp_path / "out")]
     done = subprocess.run([sys.executable, "-c", start, *asked], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "Error: diffusers is not installed; run: pip install 'infusion[standalone]'\n"
+    assert done.stderr == (
+        "Error: diffusers is not installed; run in the project's folder: pip install -e '.[standalone]'\n"
+    )

@@ -5,21 +5,27 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from infusion_core.errors import InfusionError
+from infusion_lab.command import lab
+
 ASK = """
 import sys
 from pathlib import Path
 import infusion_lab.command
 heavy = {"diffusers", "transformers", "peft", "matplotlib", "scipy", "infusion_lab.run"} & sys.modules.keys()
 assert not heavy, heavy
-from infusion_core.errors import InfusionError
+import typer
+from typer.testing import CliRunner
+app = typer.Typer()
+app.command()(infusion_lab.command.lab)
 for missing, tune, extras in (("peft", False, "standalone,lab"), ("optuna", True, "standalone,lab,tune")):
     sys.modules[missing] = None
-    try:
-        infusion_lab.command.lab(Path("nowhere"), tune=tune)
-    except InfusionError as error:
-        assert f"{missing} is not installed" in str(error) and f"infusion[{extras}]" in str(error), error
-    else:
-        raise AssertionError("no error")
+    error = CliRunner().invoke(app, ["--out", "nowhere", *(["--tune"] if tune else [])]).exception
+    assert f"{missing} is not installed" in str(error) and f"pip install -e '.[{extras}]'" in str(error), error
     del sys.modules[missing]
 assert not Path("nowhere").exists()
 """
@@ -27,3 +33,25 @@ assert not Path("nowhere").exists()
 
 def test_options_load_alone_and_a_missing_extra_is_named(tmp_path):
     subprocess.run([sys.executable, "-c", ASK], check=True, cwd=tmp_path, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+IGNORED = {
+    ("--model", "sd", "--finished"): "--finished does nothing with --model",
+    ("--model", "sd", "--tune"): "--tune does nothing with --model",
+    ("--tune", "--most-steps", "9"): "--most-steps does nothing with --tune",
+    ("--dataset", "photos"): "--dataset needs --model",
+    ("--model", "sd", "--samples", "9"): "--samples needs --pictures",
+    ("--model", "sd", "--second-token", "x"): "--second-token needs --pairs",
+    ("--trials", "3"): "--trials needs --tune",
+    ("--model", "sd"): "--model needs --dataset, --clip and --dino",
+}
+
+
+@pytest.mark.parametrize("options", IGNORED)
+def test_an_option_that_would_do_nothing_is_refused(tmp_path, options):
+    app = typer.Typer()
+    app.command()(lab)
+    refused = CliRunner().invoke(app, [*options, "--out", str(tmp_path / "out")]).exception
+    assert isinstance(refused, InfusionError)
+    assert IGNORED[options] in str(refused)
+    assert not (tmp_path / "out").exists()

@@ -13,14 +13,14 @@ import pytest
 
 from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.errors import InfusionError
-from infusion_lab.bench import QUICK, Bench
+from infusion_lab.bench import FULL, QUICK, Bench
 from infusion_lab.measures import CLASS_WORD, LOOK_IN_WORDS
 from infusion_lab.methods.infusion import Infusion
 from infusion_lab.methods.registry import PUBLISHED
 from infusion_lab.report import page
-from infusion_lab.run import STUDIES, run, studies_for
+from infusion_lab.run import STUDIES, _of_concepts, run, studies_for
 from infusion_lab.store import Cell, Result, Row, Store
-from infusion_lab.studies import ablations, curves, fidelity, several, toy
+from infusion_lab.studies import ablations, apt, curves, fidelity, several, toy
 from infusion_lab.studio import Studio
 from infusion_lab.tinyworld import some_captions
 
@@ -66,6 +66,23 @@ def test_a_report_of_what_is_finished_computes_nothing(rare, tmp_path):
     run(lab, SOME, tmp_path, "tiny", finished=True)
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
     assert {(r["study"], r["method"]) for r in rows} == {("fidelity", first.method)}
+
+
+def test_what_has_no_part_for_what_was_chosen_is_not_called_unfinished(rare, tmp_path):
+    lab = replace(bench(rare, tmp_path / "tiny"), scale=replace(TINY, groups=(), apt_steps=(25, 100)))
+    with pytest.raises(InfusionError, match="there is nothing to compute"):
+        run(lab, [several.cells, apt.cells], tmp_path, "tiny")
+
+
+def test_chosen_concepts_are_all_that_any_study_takes():
+    scale = _of_concepts(FULL, ["acorn"])
+    assert (scale.concepts, scale.ablation_concepts, scale.groups) == ((), ("acorn",), ())
+    five = ["ember", "wasp", "tent", "flag", "comet"]
+    scale = _of_concepts(FULL, five)
+    assert (scale.concepts, scale.ablation_concepts) == (tuple(five), ())
+    assert (scale.curve_concepts, scale.blend_concepts, scale.apt_concepts) == (5, 5, 5)
+    assert scale.groups == (("ember", "flag"),)
+    assert _of_concepts(FULL, []) == FULL
 
 
 def test_the_csv_is_tidy(finished):

@@ -53,7 +53,7 @@ def subjects_in(folder: str) -> list[Subject]:
     )
     try:
         inside = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except OSError:
+    except (OSError, ValueError):  # the latter for what no path can hold
         raise missing from None
     if not folder or not inside or len(inside) > MOST:
         raise missing

@@ -121,7 +121,7 @@ def _is_snapshot(name: str) -> bool:
 
 def _inside(prefix: str) -> Path:
     root, name = output().resolve(), prefix.strip().removesuffix(SUFFIX)
-    path = (root / name).resolve()
+    path = (root / name if name.isprintable() else root).resolve()
     if not name or not path.is_relative_to(root) or path == root:
         raise InfusionError(f"{prefix!r} is not a file name below the output folder; write a name such as 'my-cat'")
     if path.relative_to(root).parts[0] == SNAPSHOTS:

@@ -12,7 +12,6 @@ from .host.joining import joined_prompts
 from .widgets import lines_of, plain_name
 
 MOST = 64
-_LONGEST_NAME = 60  # letters: three bytes each still leave room for a number
 _PROMPTS = "a photo of a cat\na photo of a cat on the beach"
 
 
@@ -55,6 +54,4 @@ class InfusionPromptBatch(io.ComfyNode):  # type: ignore[misc]
             raise InfusionError("there is no prompt; write one per line")
         if len(lines) > MOST:
             raise InfusionError(f"{len(lines)} prompts are more than the {MOST} of a batch; use several nodes")
-        return io.NodeOutput(
-            joined_prompts(clip, lines), len(lines), [plain_name(line)[:_LONGEST_NAME] for line in lines]
-        )
+        return io.NodeOutput(joined_prompts(clip, lines), len(lines), [plain_name(line) for line in lines])

@@ -166,7 +166,7 @@ def run_of(name: str) -> Path:
         InfusionError: it is gone.
     """
     place = lora_root() if name.startswith(LORAS) else root()
-    path = (place / name.removeprefix(LORAS)).resolve()
+    path = (place / name.removeprefix(LORAS) if name.isprintable() else place).resolve()
     if path.parent != place.resolve() or not path.is_dir():
         raise InfusionError(f"there is no run {name!r}; press R to refresh the list, and choose another")
     return path
@@ -178,7 +178,7 @@ def path_of(name: str) -> Path:
     Raises:
         InfusionError: it is gone.
     """
-    path = (root() / (name + SUFFIX)).resolve()
+    path = (root() / (name + SUFFIX if name.isprintable() else "")).resolve()
     if not path.is_relative_to(root().resolve()) or not path.is_file():
         raise InfusionError(f"there is no snapshot {name!r}; press R to refresh the list, and choose another")
     return path

@@ -9,6 +9,8 @@ from typing import Any
 from ..infusion_core.captions import CAPTION_TEMPLATES, fill, said_of
 from ..infusion_core.errors import InfusionError
 
+_LONGEST_NAME = 60  # letters: of three bytes each they still leave room for a date and a number
+
 
 def lines_of(text: str) -> list[str]:
     """The lines of a text widget that hold something."""
@@ -16,8 +18,8 @@ def lines_of(text: str) -> list[str]:
 
 
 def plain_name(text: str) -> str:
-    """A text as part of a file's name, on every system: of letters, digits, ``_`` and ``-``."""
-    return re.sub(r"[^\w-]+", "-", text).strip("-")
+    """A text as part of a file's name, on every system: of at most 60 letters, digits, ``_`` and ``-``."""
+    return re.sub(r"[^\w-]+", "-", text).strip("-")[:_LONGEST_NAME]
 
 
 def split_words(text: str) -> list[str]:

@@ -3,7 +3,7 @@ are not about its concept (Infusion, arXiv 2404.14007, eq. 4)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Protocol
@@ -139,16 +139,19 @@ def fisher_divergence(
     spoken = torch.arange(draws) % prompts
     images = spoken if paired else torch.randperm(draws, generator=generator) % len(latents)
     noise = torch.randn(draws, *latents.shape[1:], generator=generator)
-    sigma = sigmas.float().cpu()[times]
-    noised = latents.float().cpu()[images] + sigma.reshape(-1, 1, 1, 1) * noise
+    sigma, latents = sigmas.float().cpu()[times], latents.float().cpu()
 
-    def seen_by(model: NoisePredictor) -> Tensor:
-        seen = torch.empty_like(noised)
+    def answers(model: NoisePredictor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows of draws, and the noise that a model sees in them."""
         for prompt in range(prompts):
             for rows in torch.split((spoken == prompt).nonzero().flatten(), batch):
-                seen[rows] = model(noised[rows], sigma[rows], prompt).to(seen)
-        return seen
+                noised = latents[images[rows]] + sigma[rows].reshape(-1, 1, 1, 1) * noise[rows]
+                yield rows, model(noised, sigma[rows], prompt).cpu()
 
-    difference = seen_by(base).double() - seen_by(custom).double()
-    values = difference.square().flatten(1).sum(1) / 2
+    plain, values = torch.empty_like(noise), torch.empty(draws, dtype=torch.float64)
+    for rows, seen in answers(base):
+        plain[rows] = seen.to(plain)
+    for rows, seen in answers(custom):
+        difference = plain[rows].double() - seen.to(plain).double()
+        values[rows] = difference.square().flatten(1).sum(1) / 2
     return Divergence(bootstrap_interval(values, GROUP), values, times, spoken, latents[0].numel())

@@ -255,7 +255,7 @@ def test_of_a_folder_elsewhere_only_what_holds_photos_is_told(server: Server, tm
             run(server, str(folder))
 
 
-@pytest.mark.parametrize("folder", ["", "../..", "nowhere"])
+@pytest.mark.parametrize("folder", ["", "../..", "nowhere", "a\0b"])
 def test_a_folder_that_cannot_be(server: Server, folder: str) -> None:
     with pytest.raises(PromptError, match="folder"):
         run(server, folder)
@@ -263,7 +263,8 @@ def test_a_folder_that_cannot_be(server: Server, folder: str) -> None:
 
 def test_files_stay_below_the_output_folder(server: Server, photos: list[str]) -> None:
     write(server.base / "input" / "escape")
-    with pytest.raises(PromptError, match="is not a file name below the output folder"):
-        run(server, "escape", save_in="../escape")
+    for name in ("../escape", "a\0b", "a\nb"):
+        with pytest.raises(PromptError, match="is not a file name below the output folder"):
+            run(server, "escape", save_in=name)
     with pytest.raises(PromptError, match="is among the snapshots of training"):
         run(server, "escape", save_in="snapshots/x")

@@ -153,8 +153,9 @@ def fidelity_table(rows: Sequence[Row], costs: Sequence[Row], names: Mapping[str
         "Unseen prompts scored by the oracle. Concept error: inside the thing, against the concept; rim error: along "
         "its edge alone, which no caption can tell. Gap closed: the way from the class word to the look in words. "
         "Prompt error: scene error, shape error and position error as a share of the picture's edge. Picture error, "
-        "the headline: concept error and prompt error. Diversity and "
-        "the share that repeats the photos' background and position: of a bare prompt."
+        "the headline: concept error and prompt error. Diversity "
+        "and layout repeated, the mean of the shares with the photos' background and with their position: of a bare "
+        "prompt."
     )
     return table("Every method beside every other", note, found, columns, names)
 
@@ -198,7 +199,8 @@ def several_tables(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]
     }
     note = (
         "Joint methods (DreamBooth, LoRA, Custom Diffusion) learn the concepts of a prompt in one run. Shares: how "
-        "much of a look a thing wears; a thing whose look nobody chose has 0 of each. Leaked: the others' share over "
+        "much of a look a thing wears; a thing whose look nobody chose has 0 of each on average. Another's: the mean "
+        "over the others. Leaked: that share over "
         f"its own, where its own is at least {several.LEARNED:.0%}."
     )
     sizes = sorted({several.size(r.concept) for r in rows if r.study == several.STUDY})

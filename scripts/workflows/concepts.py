@@ -107,7 +107,7 @@ def three_concepts() -> Sheet:
     texts, latent = prompts(sheet, patched[1], BEACH), size(sheet)
     sheet.columns += [
         [Part("Concepts", CONCEPT, "Choose how many, then the files and how strongly each shows.", ((concept,),))],
-        [Part("Put the concepts on the model", CONCEPT, "One patch for all. Three take no longer than one.",
+        [Part("Put the concepts on the model", CONCEPT, "One patch for all. Three take little longer than one.",
               ((patched,),))],
         [Part("Prompts and size", PROMPT, "Name each by its word. Two concepts of one word are told apart by file "
               "name: `<my-cat>` and `<other-cat>`.", ((*texts, latent),))],

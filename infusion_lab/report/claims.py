@@ -55,7 +55,7 @@ def verdicts(rows: Sequence[Row], names: Mapping[str, str]) -> list[Verdict]:
         strongest = [s for b in baselines if (s := _strongest(b, found, measure, table1, by, less))]
         return [_compare(told, names.get(b, b), found, measure, (method, b), less) for b in strongest]
 
-    found: list[Verdict | None] = [_unchanged(late or table1), _on_the_front(rows, names)]
+    found: list[Verdict | None] = [_unchanged(late, table1), _on_the_front(rows, names)]
     found += over(after + "{} repeats the photos' layout less than", late, "layout_repeated", TUNERS)
     found += over(after + "{} moves its super-class less (2-Wasserstein) than", late, "w2_class", TUNERS)
     for method in OURS:
@@ -131,11 +131,11 @@ def _strongest(family: str, found: Figures, measure: str, judged: Figures, by: s
     return min(recipes, key=lambda method: (1 if less else -1) * interval(found[method, measure]).mean)
 
 
-def _unchanged(found: Figures) -> Verdict | None:
-    values = found.get(("infusion", "fisher"))
+def _unchanged(*found: Figures) -> Verdict | None:
+    values = [value for of in found for value in of.get(("infusion", "fisher"), {}).values()]
     if not values:
         return None
-    worst = max(values.values())
+    worst = max(values)
     text = f"largest Fisher divergence {worst:g}"
     return Verdict("Other prompts stay exactly what they were", "", REPRODUCED if worst == 0 else REFUTED, text)
 

@@ -49,6 +49,33 @@ def test_verdicts_need_intervals_without_zero():
     assert verdict([0.1], [0.5]) == OPEN
 
 
+def test_what_an_unfinished_run_says_is_one_figure_everywhere():
+    """A seed that one concept lacks counts nowhere: neither in the means nor in the difference."""
+    rows = [
+        Row("fidelity", method, str(concept), 1, "", 0, "picture_error", value + 0.1 * concept, seed)
+        for method, value in (("infusion", 0.1), ("lora", 0.4))
+        for concept in range(3)
+        for seed in range(3 if concept == 2 else 1)
+    ]
+    (found,) = [v for v in verdicts(rows, {}) if "less wrong" in v.claim]
+    assert found.figures.startswith("picture error: 0.2 against 0.5, advantage 0.3 (")
+
+
+@pytest.mark.parametrize(("in_fidelity", "verdict"), [(0.0, REPRODUCED), (0.5, REFUTED)])
+def test_other_prompts_must_be_what_they_were_in_every_study(in_fidelity, verdict):
+    rows = rows_of("steps", "fisher", infusion=[0.0, 0.0]) + rows_of("fidelity", "fisher", infusion=[0.0, in_fidelity])
+    (found,) = [v for v in verdicts(rows, {}) if "stay exactly" in v.claim]
+    assert found.verdict == verdict
+
+
+def test_the_advisor_is_judged_where_all_of_the_grid_was_drawn():
+    advised = rows_of("blend", "picture_error", **{"LoRA, as advised": [0.1, 0.2]})
+    assert [v for v in verdicts(advised, {}) if "advisor" in v.claim] == []
+    grid = rows_of("blend", "picture_error", **{"LoRA, 100 steps": [0.1], "LoRA, 500 steps": [0.2, 0.1]})
+    (found,) = [v for v in verdicts([*advised, *grid], {}) if "advisor" in v.claim]
+    assert found.figures.startswith("1 of 1 concepts")
+
+
 def front(**positions):
     """The verdict on the front, of methods with these prompt errors (px) and concept errors, over three concepts."""
     rows = []

@@ -116,9 +116,9 @@ def _started(request: ServeRequest, library: ConceptLibrary) -> Any:
 
 def _is_there() -> bool:
     """Whether all replicas are there; raises RuntimeError: they cannot be."""
-    app = serve.status().applications[APP]
-    if app.status == ApplicationStatus.DEPLOY_FAILED:
-        raise RuntimeError(app.message)
+    app = serve.status().applications.get(APP)
+    if app is None or app.status == ApplicationStatus.DEPLOY_FAILED:
+        raise RuntimeError(app.message if app else "somebody else has deleted it")
     return bool(app.status == ApplicationStatus.RUNNING)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import server
 from comfy_execution.utils import get_executing_context
 
+from .memory import execution
+
 
 def tell(text: str) -> None:
     """Show a text on the node that is being executed, in place of what was told before.
@@ -35,7 +37,7 @@ def warn(node: str, text: str) -> None:
     """
     instance = getattr(server.PromptServer, "instance", None)
     if node and instance is not None and instance.client_id is not None:
-        told = {"node": node, "type": _type_of(node, instance), "text": text}
+        told = {"node": node, "type": _type_of(node, instance), "text": text, "prompt_id": execution()}
         instance.send_sync("infusion.warning", told, instance.client_id)
 
 

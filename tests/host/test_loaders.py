@@ -167,10 +167,11 @@ def test_training_goes_on_from_a_snapshot(server: Server, photos: list[str]) -> 
     gone = graph.add("InfusionLoadSnapshot", snapshot=f"{folder.name}/step-00009", strength=1.0)
     with pytest.raises(PromptError, match=r"there is no snapshot .*step-00009"):
         shown(server, graph, gone[1])
-    graph = Graph()
-    outside = graph.add("InfusionLoadSnapshot", snapshot="../from-snapshot", strength=1.0)
-    with pytest.raises(PromptError, match="there is no snapshot"):
-        shown(server, graph, outside[1])
+    for name in ("../from-snapshot", "a\0b"):
+        graph = Graph()
+        outside = graph.add("InfusionLoadSnapshot", snapshot=name, strength=1.0)
+        with pytest.raises(PromptError, match="there is no snapshot"):
+            shown(server, graph, outside[1])
 
 
 def test_the_newest_runs_stay_and_what_is_the_users_is_never_touched(

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from typer.testing import CliRunner
 
 from infusion_core.errors import InfusionError
 from infusion_lab.command import lab
@@ -134,15 +136,26 @@ def test_options_reach_the_request(monkeypatch, tmp_path):
         "count": 2, "limit": 3, "seed": 4, "pictures": Path("pictures"), "figure_concepts": 5, "figure_prompts": 6,
         "samples": 7, "pairs": 9, "hps": Path("hps"),
     }  # fmt: skip
-    lab(tmp_path, model="sd", token="x", second_token="y", at_steps=[8, 9], only=["drift"], method=["lora"], **given)
-    lab(tmp_path, model="sd", dataset=Path("data"), clip=Path("clip"), dino=Path("dino"))
+    asked = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    more = ["--token=x", "--second-token=y", "--at-steps=8", "--at-steps=9", "--only=drift", "--method=lora"]
+    said(tmp_path, *asked, *more)
+    said(tmp_path, "--dataset=data", "--clip=clip", "--dino=dino")
     assert taken == [
         (Request(model="sd", out=tmp_path, rare_word="x", second_word="y", steps=(8, 9), only=("drift",), **given),
          ["lora"]),
         (Request("sd", Path("data"), Path("clip"), Path("dino"), tmp_path), []),
     ]  # fmt: skip
     with pytest.raises(InfusionError, match="--model needs --dataset, --clip and --dino"):
-        lab(tmp_path, model="sd", dataset=Path("data"))
+        said(tmp_path, "--dataset=data")
+
+
+def said(out, *options):
+    """The command with real weights, and these options."""
+    app = typer.Typer()
+    app.command()(lab)
+    found = CliRunner().invoke(app, [f"--out={out}", "--model=sd", *options])
+    if found.exception:
+        raise found.exception
 
 
 def test_the_page_has_pictures_of_the_first_subjects_alone():

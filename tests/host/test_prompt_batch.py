@@ -258,3 +258,13 @@ def test_what_cannot_be_encoded_is_refused(server: Server, concepts: Any, case: 
     graph.add("PreviewAny", source=graph.add("InfusionPromptBatch", clip=clip, prompts=text)[1])
     with pytest.raises(PromptError, match=reason):
         server.run(graph)
+
+
+def test_names_of_pictures_are_short_enough_for_a_file(server: Server, concepts: Any) -> None:
+    graph = Graph()
+    _, clip = loaded(graph)
+    batch = graph.add("InfusionPromptBatch", clip=clip, prompts="a big circle " * 9 + "\na square")
+    shown = graph.add("PreviewAny", source=batch[2])
+    text = " ".join(server.run(graph).outputs[shown.node]["text"])
+    assert ("a-big-circle-" * 9)[:60] in text
+    assert ("a-big-circle-" * 9)[:61] not in text

@@ -1,6 +1,7 @@
 // Socket colours, seeds that stay, and what a concept file holds, shown on the nodes that load and save it.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { after, isLinked } from "./hooks.js";
 
 const SEEDED = new Set([
   "APTTrain", "CheckpointAdvisor", "InfusionOverfitMetrics", "InfusionSnapshotGrid", "InfusionTrain", "InfusionTrainMany",
@@ -46,43 +47,23 @@ async function factsOf(name) {
 function watchLoader(node) {
   const show = addPanel(node);
   const dropdown = node.widgets.find((w) => w.name === "concept_name");
-  const isChosenElsewhere = () => node.inputs?.find((i) => i.name === "concept_name")?.link != null; // by a subgraph
+  const isChosenElsewhere = () => isLinked(node, "concept_name");
   let asked = 0;
   const refresh = async () => {
     const mine = ++asked;
     const facts = isChosenElsewhere() ? [""] : await factsOf(dropdown.value);
     if (mine === asked) show(...facts); // a late answer is about a file that is no longer chosen
   };
-  const executed = node.onExecuted;
-  node.onExecuted = function (output) {
-    executed?.call(this, output);
-    if (output?.text && isChosenElsewhere()) show(output.text.join(" "));
-  };
-  const connected = node.onConnectionsChange;
-  node.onConnectionsChange = function (...values) {
-    connected?.apply(this, values);
-    refresh();
-  };
-  const before = dropdown.callback;
-  dropdown.callback = function (...values) {
-    before?.apply(this, values);
-    refresh();
-  };
-  const configure = node.onConfigure;
-  node.onConfigure = function (...values) {
-    configure?.apply(this, values);
-    refresh();
-  };
+  showText(node, (text) => isChosenElsewhere() && show(text));
+  after(node, "onConnectionsChange", refresh);
+  after(dropdown, "callback", refresh);
+  after(node, "onConfigure", refresh);
   refresh();
 }
 
-function watchSaver(node) {
-  const show = addPanel(node);
-  const executed = node.onExecuted;
-  node.onExecuted = function (output) {
-    executed?.call(this, output);
-    if (output?.text) show(output.text.join(" "));
-  };
+/** Show what a run says of a node. */
+function showText(node, show) {
+  after(node, "onExecuted", (output) => output?.text && show(output.text.join(" ")));
 }
 
 /** A new node's seed stays as it is from run to run, so that nothing is trained anew unasked. */
@@ -118,6 +99,6 @@ app.registerExtension({
   nodeCreated(node) {
     if (SEEDED.has(node.comfyClass)) keepSeed(node);
     if (node.comfyClass === "InfusionLoadConcept") watchLoader(node);
-    if (node.comfyClass === "InfusionSaveConcept") watchSaver(node);
+    if (node.comfyClass === "InfusionSaveConcept") showText(node, addPanel(node));
   },
 });

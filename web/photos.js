@@ -1,6 +1,7 @@
 // Load Subject Photos: uploads several photos at once, and says which files were taken.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { after, isLinked } from "./hooks.js";
 
 const ACCEPTED = "image/jpeg,image/png,image/webp,image/bmp,image/gif";
 
@@ -16,7 +17,7 @@ async function upload(file) {
 
 /** Upload files one after another and write their names into the list; a file that fails is named, the others stay. */
 async function add(node, files) {
-  if (node.inputs?.find((i) => i.name === "photos")?.link != null) {
+  if (isLinked(node, "photos")) {
     const detail = "The list of photos comes from outside this node; write the names there, or unlink it first.";
     app.extensionManager.toast.add({ severity: "warn", summary: "Nothing uploaded", detail, life: 10000 });
     return;
@@ -66,11 +67,7 @@ function watch(node) {
   button.label = "upload photos";
   button.serialize = false;
   const show = addLine(node);
-  const executed = node.onExecuted;
-  node.onExecuted = function (output) {
-    executed?.call(this, output);
-    if (output?.text) show(output.text.join("\n"));
-  };
+  after(node, "onExecuted", (output) => output?.text && show(output.text.join("\n")));
   node.onDragOver = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
   node.onDragDrop = (event) => {
     const files = [...(event.dataTransfer?.files ?? [])].filter((file) => file.type.startsWith("image/"));

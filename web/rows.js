@@ -1,6 +1,7 @@
 // Load Concept Residuals: the page makes all rows anew when their number changes; what was chosen in them is put back.
 // When it refreshes the lists of files (R), it leaves out rows; they get the list of the node for a single concept.
 import { app } from "../../scripts/app.js";
+import { after } from "./hooks.js";
 
 const NODE = "InfusionLoadConcepts";
 const rowsOf = (node) => node.widgets.filter((w) => w.name.startsWith("concepts."));
@@ -24,29 +25,18 @@ function watch(node) {
     for (const row of rowsOf(node)) chosen[row.name] = row.value;
   };
   const follow = () => {
-    for (const row of rowsOf(node)) {
-      const before = row.callback;
-      row.callback = function (...values) {
-        before?.apply(this, values);
-        note();
-      };
-    }
+    for (const row of rowsOf(node)) after(row, "callback", note);
   };
-  const count = node.widgets.find((w) => w.name === "concepts");
-  const before = count.callback;
-  count.callback = function (...values) {
-    before?.apply(this, values);
+  after(node.widgets.find((w) => w.name === "concepts"), "callback", () => {
     list(rowsOf(node));
     for (const row of rowsOf(node)) if (row.name in chosen) row.value = chosen[row.name];
     note();
     follow();
-  };
-  const configure = node.onConfigure;
-  node.onConfigure = function (...values) {
-    configure?.apply(this, values);
+  });
+  after(node, "onConfigure", () => {
     note();
     follow();
-  };
+  });
   follow();
 }
 

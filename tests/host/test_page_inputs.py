@@ -89,12 +89,9 @@ def test_rows_list_what_has_come_since_the_page_was_opened(server: Server, page:
     assert page.evaluate(listed) == [True] * 3
 
 
-INSIDE = """([type, input, source, value]) => {
-  const { app, LiteGraph } = window, graph = app.rootGraph ?? app.graph;
-  app.canvas.setGraph(graph);
-  graph.clear();
-  const node = LiteGraph.createNode(type), given = LiteGraph.createNode(source);
-  graph.add(node); graph.add(given);
+LINK = """([input, type, value]) => {
+  const graph = window.app.graph, node = graph._nodes[0], given = LiteGraph.createNode(type);
+  graph.add(given);
   given.widgets[0].value = value;
   given.connect(0, node, node.inputs.findIndex((i) => i.name === input));
 }"""
@@ -102,14 +99,10 @@ INSIDE = """([type, input, source, value]) => {
 
 def test_a_loader_whose_file_is_chosen_elsewhere_says_which_was_used(server: Server, page: Any) -> None:
     facts = "() => window.app.graph._nodes[0].widgets.find((w) => w.name === 'facts').element.innerText"
-    page.evaluate(PLACE, ["InfusionLoadConcept"])
+    page.evaluate(PLACE, ["InfusionLoadConcept", "PreviewAny"])
     change(page, "concept_name", "peak.safetensors")
     page.wait_for_function(f"() => ({facts})().includes('layout')")
-    page.evaluate("""() => { const node = window.app.graph._nodes[0], graph = window.app.graph;
-      const given = LiteGraph.createNode("TestConceptName"); graph.add(given);
-      given.widgets[0].value = "round.safetensors";
-      given.connect(0, node, node.inputs.findIndex((i) => i.name === "concept_name"));
-      const shown = LiteGraph.createNode("PreviewAny"); graph.add(shown); node.connect(1, shown, 0); }""")
+    page.evaluate(LINK, ["concept_name", "TestConceptName", "round.safetensors"])
     page.wait_for_function(f"() => ({facts})() === ''")
     assert queue(page, server)["status"]["status_str"] == "success"
     page.wait_for_function(f"() => ({facts})().startsWith('round: ')")
@@ -118,7 +111,8 @@ def test_a_loader_whose_file_is_chosen_elsewhere_says_which_was_used(server: Ser
 def test_photos_are_not_uploaded_into_a_list_that_comes_from_elsewhere(
     server: Server, page: Any, tmp_path: Path
 ) -> None:
-    page.evaluate(INSIDE, ["InfusionLoadPhotos", "photos", "PrimitiveStringMultiline", "there.png"])
+    page.evaluate(PLACE, ["InfusionLoadPhotos"])
+    page.evaluate(LINK, ["photos", "PrimitiveStringMultiline", "there.png"])
     chooser = press_upload(page)
     Image.new("RGB", (8, 8)).save(tmp_path / "ignored.png")
     chooser.set_files([tmp_path / "ignored.png"])

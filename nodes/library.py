@@ -13,6 +13,7 @@ from ..infusion_core.errors import InfusionError
 from ..infusion_core.residual_file import Storage, concept_bytes, load_concept
 from ..infusion_core.residuals import ConceptResidual
 from ..infusion_core.tensor_file import SUFFIX
+from .widgets import below
 
 FOLDER = "infusion"
 SNAPSHOTS = "snapshots"  # below the output folder; `snapshots.py` keeps it
@@ -120,10 +121,9 @@ def _is_snapshot(name: str) -> bool:
 
 
 def _inside(prefix: str) -> Path:
-    root, name = output().resolve(), prefix.strip().removesuffix(SUFFIX)
-    path = (root / name if name.isprintable() else root).resolve()
-    if not name or not path.is_relative_to(root) or path == root:
+    path = below(output(), prefix.strip().removesuffix(SUFFIX))
+    if path is None:
         raise InfusionError(f"{prefix!r} is not a file name below the output folder; write a name such as 'my-cat'")
-    if path.relative_to(root).parts[0] == SNAPSHOTS:
+    if path.relative_to(output().resolve()).parts[0] == SNAPSHOTS:
         raise InfusionError(f"{prefix!r} is among the snapshots of training; write a name such as 'my-cat'")
     return path

@@ -22,7 +22,7 @@ from ..infusion_core.tensor_file import SUFFIX
 from ..infusion_core.training.state import TrainState, load_state, save_state
 from . import library
 from .resuming import Given
-from .widgets import plain_name
+from .widgets import below, plain_name
 
 RUNS_KEPT = 5
 _RUN = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-.+")  # date, time, word
@@ -166,8 +166,8 @@ def run_of(name: str) -> Path:
         InfusionError: it is gone.
     """
     place = lora_root() if name.startswith(LORAS) else root()
-    path = (place / name.removeprefix(LORAS) if name.isprintable() else place).resolve()
-    if path.parent != place.resolve() or not path.is_dir():
+    path = below(place, name.removeprefix(LORAS))
+    if path is None or path.parent != place.resolve() or not path.is_dir():
         raise InfusionError(f"there is no run {name!r}; press R to refresh the list, and choose another")
     return path
 
@@ -178,8 +178,8 @@ def path_of(name: str) -> Path:
     Raises:
         InfusionError: it is gone.
     """
-    path = (root() / (name + SUFFIX if name.isprintable() else "")).resolve()
-    if not path.is_relative_to(root().resolve()) or not path.is_file():
+    path = below(root(), name + SUFFIX)
+    if path is None or not path.is_file():
         raise InfusionError(f"there is no snapshot {name!r}; press R to refresh the list, and choose another")
     return path
 

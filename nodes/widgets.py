@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..infusion_core.captions import CAPTION_TEMPLATES, fill, said_of
@@ -20,6 +21,14 @@ def lines_of(text: str) -> list[str]:
 def plain_name(text: str) -> str:
     """A text as part of a file's name, on every system: of at most 60 letters, digits, ``_`` and ``-``."""
     return re.sub(r"[^\w-]+", "-", text).strip("-")[:_LONGEST_NAME]
+
+
+def below(root: Path, name: str) -> Path | None:
+    """Where a written name leads below a folder, links followed; None for one that leads out or names no file."""
+    if not name.isprintable():
+        return None
+    path, place = (root / name).resolve(), root.resolve()
+    return path if path.is_relative_to(place) and path != place else None
 
 
 def split_words(text: str) -> list[str]:

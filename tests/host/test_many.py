@@ -127,11 +127,8 @@ def test_an_unchanged_queue_does_nothing_and_a_lost_file_or_a_failure_does(serve
         """What came of each folder; None where the host took the last run's."""
         lines, ran = run(server, "unchanged", save_in="unchanged", steps=1)
         runs = any(m["type"] == "executing" and m["data"]["node"] == "2" for m in ran.messages)
-        return (
-            {line.split(" ")[0]: line.split(": ")[1] for line in lines if line.split(" ")[0] in SUBJECTS}
-            if runs
-            else None
-        )
+        became = {line.split(" ")[0]: line.split(": ")[1] for line in lines if line.split(" ")[0] in SUBJECTS}
+        return became if runs else None
 
     assert again() == dict.fromkeys(SUBJECTS, "trained")
     assert again() is None

@@ -97,7 +97,8 @@ def lab(
 
     On TinyWorld by default; with --model it is the paper's Table 1 with real weights on a published dataset.
     """
-    _check({name for name in context.params if _is_given(context, name)})
+    with_weights = model != "tinyworld"
+    _check({n for n in context.params if (with_weights if n == "model" else _is_given(context, n))})
     try:
         from .real.run import run_real
         from .real.setup import STEPS, Request
@@ -109,7 +110,7 @@ def lab(
         extras = "standalone,lab,tune" if tune else "standalone,lab"
         missing = (error.name or "").partition(".")[0]
         raise InfusionError(not_installed(missing, extras)) from error
-    if model != "tinyworld":
+    if with_weights:
         if not (dataset and clip and dino):
             raise InfusionError("--model needs --dataset, --clip and --dino; give the folders, or leave --model out")
         request = Request(

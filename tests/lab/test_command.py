@@ -6,11 +6,10 @@ import subprocess
 import sys
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from infusion_core.errors import InfusionError
-from infusion_lab.command import lab
+
+from .asking import ask_lab
 
 ASK = """
 import sys
@@ -43,15 +42,15 @@ IGNORED = {
     ("--model", "sd", "--samples", "9"): "--samples needs --pictures",
     ("--model", "sd", "--second-token", "x"): "--second-token needs --pairs",
     ("--trials", "3"): "--trials needs --tune",
+    ("--model", "tinyworld", "--dataset", "photos"): "--dataset needs --model",
+    ("--model", "tinyworld", "--quick", "--only", "nothing"): "the lab has no study 'nothing'",
     ("--model", "sd"): "--model needs --dataset, --clip and --dino",
 }
 
 
 @pytest.mark.parametrize("options", IGNORED)
 def test_an_option_that_would_do_nothing_is_refused(tmp_path, options):
-    app = typer.Typer()
-    app.command()(lab)
-    refused = CliRunner().invoke(app, [*options, "--out", str(tmp_path / "out")]).exception
-    assert isinstance(refused, InfusionError)
-    assert IGNORED[options] in str(refused)
+    with pytest.raises(InfusionError) as refused:
+        ask_lab(*options, "--out", str(tmp_path / "out"))
+    assert IGNORED[options] in str(refused.value)
     assert not (tmp_path / "out").exists()

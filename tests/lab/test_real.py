@@ -10,13 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import typer
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
-from typer.testing import CliRunner
 
 from infusion_core.errors import InfusionError
-from infusion_lab.command import lab
 from infusion_lab.real import table1
 from infusion_lab.real.formats import read_dataset
 from infusion_lab.real.judges import Judges
@@ -25,6 +22,7 @@ from infusion_lab.real.run import run_real
 from infusion_lab.real.setup import Request, real_lab
 from infusion_lab.store import Cell, Result
 
+from .asking import ask_lab
 from .conftest import PROMPTS
 
 
@@ -138,24 +136,16 @@ def test_options_reach_the_request(monkeypatch, tmp_path):
     }  # fmt: skip
     asked = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     more = ["--token=x", "--second-token=y", "--at-steps=8", "--at-steps=9", "--only=drift", "--method=lora"]
-    said(tmp_path, *asked, *more)
-    said(tmp_path, "--dataset=data", "--clip=clip", "--dino=dino")
+    real = (f"--out={tmp_path}", "--model=sd")
+    ask_lab(*real, *asked, *more)
+    ask_lab(*real, "--dataset=data", "--clip=clip", "--dino=dino")
     assert taken == [
         (Request(model="sd", out=tmp_path, rare_word="x", second_word="y", steps=(8, 9), only=("drift",), **given),
          ["lora"]),
         (Request("sd", Path("data"), Path("clip"), Path("dino"), tmp_path), []),
     ]  # fmt: skip
     with pytest.raises(InfusionError, match="--model needs --dataset, --clip and --dino"):
-        said(tmp_path, "--dataset=data")
-
-
-def said(out, *options):
-    """The command with real weights, and these options."""
-    app = typer.Typer()
-    app.command()(lab)
-    found = CliRunner().invoke(app, [f"--out={out}", "--model=sd", *options])
-    if found.exception:
-        raise found.exception
+        ask_lab(*real, "--dataset=data")
 
 
 def test_the_page_has_pictures_of_the_first_subjects_alone():

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from infusion_core.embedded.model import load_model
 from infusion_core.errors import InfusionError, printable
 
-from .shares import Share, share_of_cluster
+from .shares import Share, free_places, share_of_cluster
 from .worker import Outcome, Task, train_pack, whoami
 
 RETRIES = 3  # of a pack whose worker died
@@ -79,10 +79,10 @@ class Pool:
                 return int(ray.get(first))
         except RayError as error:
             raise InfusionError(f"the workers do not start: {reason_of(error)}") from error
-        free = ray.available_resources()
+        cpus, gpus = free_places()
         raise InfusionError(
             f"no worker has started in {START_WITHIN:g} s: each needs {self.share.cpus} processors and "
-            f"{self.share.gpus:g} GPUs, free are {free.get('CPU', 0):g} and {free.get('GPU', 0):g}; stop what else "
+            f"{self.share.gpus:g} GPUs, free are {cpus:g} and {gpus:g}; stop what else "
             "runs there, or give other --workers"
         )
 

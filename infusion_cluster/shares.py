@@ -59,10 +59,15 @@ def share_of_cluster(wanted: int, given: str) -> Share:
     return share
 
 
+def free_places() -> tuple[float, float]:
+    """Processors and GPUs of the cluster that nobody holds."""
+    free = ray.available_resources()
+    return free.get("CPU", 0.0), free.get("GPU", 0.0)
+
+
 def say_what_is_missing(share: Share) -> None:
     """Say where others hold so much of the cluster that not all find a place at once."""
-    free = ray.available_resources()
-    cpus, gpus = free.get("CPU", 0.0), free.get("GPU", 0.0)
+    cpus, gpus = free_places()
     if cpus < share.cpus * share.count or gpus < share.gpus * share.count:
         say(
             f"Note: {share.count} x {share.cpus} processors and {share.count} x {share.gpus:g} GPUs are wanted, "

@@ -146,7 +146,7 @@ def fisher_divergence(
         for prompt in range(prompts):
             for rows in torch.split((spoken == prompt).nonzero().flatten(), batch):
                 noised = latents[images[rows]] + sigma[rows].reshape(-1, 1, 1, 1) * noise[rows]
-                yield rows, model(noised, sigma[rows], prompt).cpu()
+                yield rows, model(noised, sigma[rows], prompt)
 
     plain, values = torch.empty_like(noise), torch.empty(draws, dtype=torch.float64)
     for rows, seen in answers(base):

@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 import torch
-from PIL import Image
 
 from infusion_cli.apt import AptRequest, run_apt
 from infusion_cli.course import Course
@@ -26,7 +25,7 @@ from infusion_core.training.apt import AptSettings
 from infusion_core.training.gauges import CONCEPT_APART, DRAWS, LORA_APART, SEED, lora_meter, residual_meter
 from infusion_core.training.residual import ResidualSettings
 from infusion_core.training.stopping import Finish, StopRule
-from tests.fuzz.crashing import toy_model, toy_request
+from tests.fuzz.crashing import toy_model
 
 PLATEAU, BEST = Finish("plateau"), Finish("never", "best")
 
@@ -40,13 +39,9 @@ def short(monkeypatch):
 
 
 @pytest.fixture
-def request_(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for index, colour in enumerate(("red", "teal", "gold")):
-        Image.new("RGB", (4, 4), colour).save(folder / f"{index}.png")
+def request_(toy_run):
     settings = ResidualSettings(steps=200, batch_size=4, snapshot_every=5, validation_draws=8, learning_rate=0.1)
-    return replace(toy_request(folder, tmp_path / "out" / "cat.safetensors"), settings=settings)
+    return replace(toy_run, settings=settings)
 
 
 def measured(report):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -50,6 +51,11 @@ def text_states(model: EmbeddedModel, texts: Sequence[str]) -> Tensor:
     return states
 
 
+def _told(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What a network's or scheduler's file says, without what diffusers notes of its own version and folder."""
+    return sorted((key, value) for key, value in config.items() if not key.startswith("_"))
+
+
 @dataclass(frozen=True)
 class Studio:
     """The base model and a folder for what is made of it once.
@@ -68,11 +74,13 @@ class Studio:
 
     @cached_property
     def base_identity(self) -> str:
-        """What the base model is: its weights, and how it is sampled unless told otherwise."""
-        base = self.base
-        networks = (base.denoiser.unet, base.vae, *(encoder.model for encoder in base.text.encoders))
-        scheduler = sorted((k, v) for k, v in base.scheduler.config.items() if not k.startswith("_"))
-        return digest(digest_of_networks(networks), scheduler, base.resolution, base.steps, base.guidance)
+        """What the base model is: its weights, its words, and what its files say of how it is used."""
+        base, encoders = self.base, self.base.text.encoders
+        networks = (base.denoiser.unet, base.vae, *(encoder.model for encoder in encoders))
+        configs = [_told(part.config) for part in (base.denoiser.unet, base.vae, base.scheduler)]
+        texts = [(sorted(e.tokenizer.vocabulary.items()), e.tokenizer.frame([]), e.penultimate) for e in encoders]
+        wishes = (base.resolution, base.steps, base.guidance, base.temperature, base.augmentation)
+        return digest(digest_of_networks(networks), configs, texts, wishes)
 
     @cached_property
     def identity(self) -> str:

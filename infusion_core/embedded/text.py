@@ -37,6 +37,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Token id by what stands in a text."""
+        ...
+
+    @property
     def pieces(self) -> Pieces | None:
         """Of a CLIP's vocabulary; None where every token is a word."""
         ...
@@ -64,13 +69,17 @@ class ClipTokenizer:
         return ids, [i == 0 or pieces[i - 1].endswith(ENDS) for i in range(len(ids))]
 
     @property
+    def vocabulary(self) -> Mapping[str, int]:
+        known: dict[str, int] = self._tokenizer.get_vocab()
+        return known
+
+    @property
     def pieces(self) -> Pieces:
         return cast(Pieces, self._tokenizer.convert_ids_to_tokens)
 
     def splits_like(self, other: ClipTokenizer) -> bool:
         """Whether both know the same words and give chunks of one length."""
-        same: bool = self._tokenizer.get_vocab() == other._tokenizer.get_vocab()
-        return same and self.length == other.length
+        return self.vocabulary == other.vocabulary and self.length == other.length
 
     def frame(self, ids: Sequence[int]) -> list[int]:
         tokenizer = self._tokenizer
@@ -134,6 +143,10 @@ class WordTokenizer:
                 near = difflib.get_close_matches(word, self.ids, 3, 0.5) or self.ids
                 raise InfusionError(f"this model does not know the word {word!r}; try: {', '.join(near)}")
         return [self.ids[word] for word in words], [True] * len(words)
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        return self.ids
 
     @property
     def pieces(self) -> None:

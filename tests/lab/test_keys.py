@@ -7,10 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 
 from infusion_core.embedded.sampling import SampleSettings
+from infusion_core.embedded.text import TextPath
 from infusion_core.embedded.tinyworld import CONCEPTS, TUNING_CONCEPTS
 from infusion_core.schedule import NEVER
+from infusion_core.training.augmentation import Augmentation
 from infusion_lab.bench import FULL, Bench, Scale
 from infusion_lab.methods.infusion import Infusion
 from infusion_lab.methods.registry import PUBLISHED
@@ -28,9 +31,12 @@ LORA = PUBLISHED["lora"].method
 METHODS = (LORA, Infusion())
 
 
-def bench(model, folder, scale: Scale = ONE, methods=METHODS, captions=("a circle",), **changes):
+SAMPLING = SampleSettings(25, 3.0)
+
+
+def bench(model, folder, scale: Scale = ONE, methods=METHODS, captions=("a circle",), seed=0, sampling=SAMPLING):
     studio = Studio(model, folder / "studio", captions, scale.class_pictures)
-    return Bench(studio, Store(folder), scale, methods, **changes)
+    return Bench(studio, Store(folder), scale, methods, seed, sampling)
 
 
 def names(lab, study, method):
@@ -63,7 +69,20 @@ def other_weights(model):
     return replace(model, denoiser=denoiser)
 
 
-SAMPLING = SampleSettings(25, 3.0)
+def other_scale(model):
+    """Latents are as large as before, and what the autoencoder makes of them is another picture."""
+    vae = copy.copy(model.vae)
+    vae._internal_dict = FrozenDict({**model.vae.config, "scaling_factor": 0.5})
+    return replace(model, vae=vae)
+
+
+def other_words(model):
+    (encoder,) = model.text.encoders
+    known = dict(encoder.tokenizer.ids)
+    known["circle"], known["square"] = known["square"], known["circle"]
+    return replace(model, text=TextPath([replace(encoder, tokenizer=replace(encoder.tokenizer, ids=known))]))
+
+
 SHORTER = replace(ONE, max_steps=150, snapshot_steps=(100, 150))
 EVERYWHERE = {
     "seed": lambda model, folder: bench(model, folder, seed=1),
@@ -71,6 +90,10 @@ EVERYWHERE = {
     "guidance": lambda model, folder: bench(model, folder, sampling=replace(SAMPLING, guidance=4.0)),
     "compute": lambda model, folder: bench(model, folder, sampling=replace(SAMPLING, compute=torch.bfloat16)),
     "weights": lambda model, folder: bench(other_weights(model), folder),
+    "scale of latents": lambda model, folder: bench(other_scale(model), folder),
+    "words": lambda model, folder: bench(other_words(model), folder),
+    "what it can see": lambda model, folder: bench(replace(model, augmentation=Augmentation(turn=0.1)), folder),
+    "temperature": lambda model, folder: bench(replace(model, temperature=0.7), folder),
     "training steps": lambda model, folder: bench(model, folder, SHORTER),
     "class pictures": lambda model, folder: bench(model, folder, replace(ONE, class_pictures=3)),
     "captions of the covariance": lambda model, folder: bench(model, folder, captions=("a square",)),
@@ -80,7 +103,7 @@ EVERYWHERE = {
 @pytest.mark.parametrize("study", AMOUNTS)
 @pytest.mark.parametrize("change", EVERYWHERE)
 def test_another_seed_sampling_model_or_run_is_another_cell(study, change, rare, tmp_path):
-    before = names(bench(rare, tmp_path, sampling=SAMPLING), study, OURS[study])
+    before = names(bench(rare, tmp_path), study, OURS[study])
     after = names(EVERYWHERE[change](rare, tmp_path), study, OURS[study])
     assert before.keys() == after.keys()
     assert not {*before.values()} & {*after.values()}

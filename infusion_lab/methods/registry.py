@@ -101,7 +101,9 @@ OURS = Published(
     ),
     "the project's defaults",
 )
+APT = Published(Apt(), (), "the paper's restraints, on a LoRA of diffusers' rate, rank and batch; not tuned")
 TUNABLE: dict[str, Published[Method]] = {**PUBLISHED, OURS.method.family: OURS}
+SOURCES = {p.method.family: p.source for p in (*PUBLISHED.values(), APT, OURS)}
 
 
 def tuning(file: Path = TUNED) -> dict[str, Any]:

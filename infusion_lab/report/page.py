@@ -18,7 +18,7 @@ from infusion_core.embedded.tinyworld import training_images
 
 from ..bench import Bench
 from ..methods.apt import ladder
-from ..methods.registry import OURS, PUBLISHED, tuning
+from ..methods.registry import SOURCES, tuning
 from ..store import Cell, Result, Row, tidy_csv
 from ..studies import ablations, apt, blend, curves, fidelity, restraints, several, stopping, toy
 from ..studies.several import JOIN, TOGETHER
@@ -143,8 +143,8 @@ def recipes(bench: Bench) -> list[dict[str, Any]]:
     """How each method was trained, and where its settings come from."""
     out = []
     for method in bench.methods:
-        source = PUBLISHED.get(method.family, OURS).source
         settings = method.run_settings(bench.steps(method))
         told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items() if key != "steps")
-        out.append({"name": method.title, "steps": bench.steps(method), "source": source, "settings": told})
+        out.append({"name": method.title, "steps": bench.steps(method), "source": SOURCES[method.family],
+                    "settings": told})  # fmt: skip
     return out

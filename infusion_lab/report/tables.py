@@ -217,8 +217,8 @@ def ablation_table(rows: Sequence[Row]) -> Table:
         "bytes": ("stored bytes", ",.0f"),
     }
     note = (
-        "On the tuning concepts. Each line changes one thing; the strength sweep scales the same residual. The "
-        "differences are paired over concepts."
+        "On the tuning concepts. Most lines change one thing, the others say what; the strength sweep scales "
+        "the same residual. The differences are paired over concepts."
     )
     found = with_trade(figures(rows, ablations.STUDY))
     more = more_than(found, ablations.PLAIN, (HEADLINE, CONCEPT, PROMPT), BASES)

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from infusion_lab.bench import FULL, Bench
+from infusion_lab.methods.registry import all_methods
 from infusion_lab.report.claims import OPEN, REFUTED, REPRODUCED, verdicts
 from infusion_lab.report.figures import COLOURS, curves_figure
 from infusion_lab.report.intervals import Unit, interval, over_prompts, within_concepts
+from infusion_lab.report.page import recipes
 from infusion_lab.report.tables import ablation_table, cell, figures, together, with_trade
-from infusion_lab.store import Row
+from infusion_lab.store import Row, Store
 
 
 def test_leakage_is_held_against_what_was_learned():
@@ -173,6 +176,14 @@ def test_recipes_of_a_family_have_its_colour_and_lines_of_their_own():
     assert {name: (line.get_marker(), line.get_linestyle()) for name, line in drawn.items()} == {
         "lora": ("o", "-"), "lora-published": ("x", ":"), "lora-likeness": ("^", "--"),
     }  # fmt: skip
+
+
+def test_each_method_says_where_its_own_settings_come_from(studio, tmp_path):
+    methods = all_methods(FULL.max_steps)
+    told = recipes(Bench(studio, Store(tmp_path), FULL, methods))
+    sources = {method.family: line["source"] for method, line in zip(methods, told, strict=True)}
+    assert len({*sources.values()}) == len(sources)
+    assert sources["infusion"] == "the project's defaults"
 
 
 def test_intervals_over_prompts_hold_the_truth_19_times_in_20():

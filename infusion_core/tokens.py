@@ -45,45 +45,50 @@ def bind_prompt(prompt: str, concepts: Mapping[str, str]) -> BoundPrompt:
     """Bind concepts to the places where a prompt names them.
 
     ``<name>`` is replaced by the word of the concept called `name` and bound to that concept alone. A concept without
-    a placeholder is bound to every occurrence of its word that no placeholder made. Case does not count, nor whether
-    an accent is a letter's own or a sign behind it. In a script without spaces a word is wherever its letters are.
+    a placeholder is bound to every occurrence of its word that no placeholder made, and that is no part of a longer
+    word of another ("bear" in "teddy bear"). Case does not count, nor whether an accent is a letter's own or a sign
+    behind it. In a script without spaces a word is wherever its letters are.
 
     Args:
         prompt: what the user wrote.
         concepts: word by name, in order.
 
     Raises:
-        InfusionError: a placeholder names no concept or touches other letters, a word stands free that two concepts
-            without a placeholder share, or the prompt is not Unicode.
+        InfusionError: a placeholder names no concept or could name several, or touches other letters, a word stands
+            free that two concepts without a placeholder share, or the prompt is not Unicode.
     """
     text, made = _filled(prompt, concepts)
-    line, placed, asked = folded(text), dict(made), Counter(concept for _, concept in made)
-    chosen: list[Chosen] = []
+    line, asked = folded(text), Counter(made.values())
     seen: list[int] = []
+    own: list[list[_Place]] = []
     claimed: dict[str, str] = {}
     for index, (name, word) in enumerate(concepts.items()):
         count, alone = _standing(line, word)
         seen.append(count)
         if index in asked:
-            mine = tuple(k for k, start in alone if placed.get(start) == index)
-            if len(mine) < asked[index]:
+            own.append([place for place in alone if made.get(place.where) == index])
+            if len(own[-1]) < asked[index]:
                 raise InfusionError(f"<{name}> touches other letters in the prompt; put spaces around it")
-            chosen.append(mine)
             continue
-        free = tuple(k for k, start in alone if start not in placed)
+        own.append([place for place in alone if not any(map(place.meets, made))])
         first = claimed.setdefault(folded(word), name)
-        if free and first != name:
+        if own[-1] and first != name:
             raise InfusionError(
                 f"the concepts {first!r} and {name!r} share the word {word!r}; write <{first}> and <{name}> instead"
             )
-        chosen.append(None if len(free) == count and first == name else free)
+    taken = [place for places_ in own for place in places_]
+    chosen: list[Chosen] = []
+    for index, (name, word) in enumerate(concepts.items()):
+        mine = tuple(place.number for place in own[index] if not any(map(place.lies_in, taken)))
+        whole = len(mine) == seen[index] and index not in asked and claimed[folded(word)] == name
+        chosen.append(None if whole else mine)
     return BoundPrompt(text, tuple(concepts.values()), tuple(chosen), tuple(seen))
 
 
 def standing(text: str, word: str) -> tuple[Chosen, int]:
     """Which occurrences of a word stand alone in a text, and how many there are: `chosen` and `seen` of `pick`."""
     count, alone = _standing(folded(text), word)
-    return (None if len(alone) == count else tuple(k for k, _ in alone)), count
+    return (None if len(alone) == count else tuple(place.number for place in alone)), count
 
 
 def says(text: str, word: str) -> bool:
@@ -92,30 +97,59 @@ def says(text: str, word: str) -> bool:
     return count > 0 and chosen != ()
 
 
-def _standing(line: str, word: str) -> tuple[int, list[tuple[int, int]]]:
-    """How often a folded text has a word, and of those that stand alone which they are, and where they start."""
+@dataclass(frozen=True)
+class _Place:
+    """One of a word's places in a folded text: its number among all of them, and (start, end)."""
+
+    number: int
+    where: tuple[int, int]
+
+    def meets(self, other: tuple[int, int]) -> bool:
+        """Whether it shares a letter with another part of the text."""
+        return self.where[0] < other[1] and other[0] < self.where[1]
+
+    def lies_in(self, longer: _Place) -> bool:
+        """Whether it is a part of a longer one."""
+        (start, end), (first, last) = self.where, longer.where
+        return first <= start and end <= last and last - first > end - start
+
+
+def _standing(line: str, word: str) -> tuple[int, list[_Place]]:
+    """How often a folded text has a word, and where of those times it stands alone."""
     found = list(places(line, folded(word).split()))
-    return len(found), [(k, start) for k, (start, end) in enumerate(found) if stands_alone(line, start, end)]
+    return len(found), [_Place(k, where) for k, where in enumerate(found) if stands_alone(line, *where)]
 
 
-def _filled(prompt: str, concepts: Mapping[str, str]) -> tuple[str, list[tuple[int, int]]]:
-    """A prompt with words for placeholders, and for each where it stands in the folded text, with its concept."""
+def _filled(prompt: str, concepts: Mapping[str, str]) -> tuple[str, dict[tuple[int, int], int]]:
+    """A prompt with words for placeholders, and where each stands in the folded text, with its concept."""
     if strange := _SURROGATE.search(prompt):
         raise InfusionError(f"the prompt holds {strange[0]!r}, which is no letter of Unicode; type that part again")
-    names, words = {folded(name): i for i, name in enumerate(concepts)}, tuple(concepts.values())
-    text, made, end = "", [], 0
+    words = tuple(concepts.values())
+    text, made, end = "", {}, 0
     for match in _PLACEHOLDER.finditer(prompt):
-        name = folded(match.group(1))
-        if name not in names:
-            if not all(map(_in_name, match.group(1))):
-                continue
-            loaded = ", ".join(f"<{n}>" for n in concepts) or "none"
-            raise InfusionError(f"the prompt names <{match.group(1)}> but no such concept is loaded; loaded: {loaded}")
+        concept = _called(match.group(1), tuple(concepts))
+        if concept is None:
+            continue
         text += prompt[end : match.start()]
-        made.append((len(folded(text)), names[name]))
-        text += words[names[name]]
+        start = len(folded(text))
+        text += words[concept]
+        made[start, len(folded(text))] = concept
         end = match.end()
     return text + prompt[end:], made
+
+
+def _called(name: str, names: tuple[str, ...]) -> int | None:
+    """The concept that a placeholder names; None where it is no name at all."""
+    if name in names:
+        return names.index(name)
+    alike = [index for index, other in enumerate(names) if folded(other) == folded(name)]
+    if len(alike) > 1:
+        either = " or ".join(f"<{names[index]}>" for index in alike)
+        raise InfusionError(f"the prompt names <{name}>, which could be {either}; write it exactly")
+    if not alike and all(map(_in_name, name)):
+        loaded = ", ".join(f"<{n}>" for n in names) or "none"
+        raise InfusionError(f"the prompt names <{name}> but no such concept is loaded; loaded: {loaded}")
+    return alike[0] if alike else None
 
 
 def _in_name(letter: str) -> bool:
@@ -172,7 +206,7 @@ def spans(
 
 def pick(found: Sequence[range], chosen: Chosen, word: str, seen: int | None = None) -> list[range]:
     """The occurrences of a word that belong to a concept; arguments and errors as in `spans`."""
-    if chosen == ():
+    if chosen == () or seen == 0:  # tokens may spell what letters do not say: "model 3" has those of "model3"
         return []
     counted = chosen is None or (chosen[-1] < len(found) and seen in (None, len(found)))
     picked = list(found) if chosen is None else [found[k] for k in chosen] if counted else []

@@ -244,7 +244,8 @@ class TextPath:
         found: list[tuple[Span, ...]] = []
         for word, chosen, seen in zip(bound.words, bound.chosen, bound.seen, strict=True):
             where = occurrences(ids, starts, self.word_tokens(word), pieces)
-            found.append(spans(where, chosen, word, self.capacity, self.capacity + 2, seen))
+            every = tuple(range(seen)) if chosen is None else chosen  # tokens hide some: "'toy'" is "'t", "oy"
+            found.append(spans(where, every, word, self.capacity, self.capacity + 2, seen))
         states, extras = [], dict(self.extras)
         for encoder in self.encoders:
             own, _ = encoder.tokenizer.split(bound.text)

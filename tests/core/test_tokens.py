@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from infusion_core.errors import InfusionError
-from infusion_core.tokens import bind_prompt, occurrences, spans, standing
+from infusion_core.tokens import bind_prompt, occurrences, pick, spans, standing
 
 
 def test_every_occurrence_of_the_word_without_a_placeholder():
@@ -167,3 +167,26 @@ def test_an_occurrence_is_never_taken_for_another():
 def test_a_prompt_that_is_not_unicode_is_refused():
     with pytest.raises(InfusionError, match=r"holds '\\udcff', which is no letter of Unicode"):
         bind_prompt("a \udcff", {})
+
+
+def test_part_of_a_longer_word_of_another_concept_is_not_free():
+    words = {"teddy": "teddy bear", "b": "bear"}
+    assert bind_prompt("<teddy> and a bear", words).chosen == ((0,), (1,))
+    assert bind_prompt("a teddy bear", words).chosen == (None, ())
+    assert bind_prompt("a teddy bear and a bear", words).chosen == (None, (1,))
+    assert bind_prompt("<b>, a teddy bear", words).chosen == (None, (0,))
+    assert bind_prompt("<b> cub", {"b": "bear", "cub": "bear cub"}).chosen == ((0,), ())
+    assert bind_prompt("teddy <b>", words).chosen == ((), (0,))  # the placeholder's, whatever stands before it
+
+
+def test_a_placeholder_is_read_exactly_where_case_alone_tells_names_apart():
+    words = {"Cat": "cat", "cat": "dog"}
+    assert bind_prompt("<Cat>", words).text == "cat"
+    assert bind_prompt("<cat>", words).text == "dog"
+    with pytest.raises(InfusionError, match="names <CAT>, which could be <Cat> or <cat>; write it exactly"):
+        bind_prompt("<CAT>", words)
+
+
+def test_tokens_that_spell_what_letters_do_not_say_are_nobodys():
+    assert pick([range(1, 3)], None, "model3", 0) == []
+    assert pick([range(1, 3)], None, "model3", 1) == [range(1, 3)]

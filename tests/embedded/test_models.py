@@ -86,6 +86,15 @@ def test_incomplete_and_damaged_folders(tmp_path, sd1_folder):
         load_model(str(tmp_path / "bare"))
 
 
+def test_a_word_that_the_tokenizer_does_not_see_is_no_silence(sd1):
+    """CLIP splits 't, 's, 'd off: the letters of 'toy' say toy, its tokens say 't and oy."""
+    for prompt in ("a 'toy' on a table", "a toy and a 'toy'"):
+        with pytest.raises(InfusionError, match="does not see every 'toy' of the prompt as a word; put spaces around"):
+            sd1.text.encode(prompt, {"x": "toy"})
+    assert sd1.text.encode("a toy and a ' toy '", {"x": "toy"}).spans[0] == ((2,), (6,))
+    assert sd1.text.encode("a model 3 car", {"x": "model3"}).spans == ((),)
+
+
 def test_words_the_encoder_cannot_take(sd1, tinyworld):
     with pytest.raises(InfusionError, match="80 tokens long, 75 fit"):
         trainer_for(sd1, photos(), "x" * 80, ResidualSettings())

@@ -35,6 +35,7 @@ from .options import (
     Model,
     PreviewEvery,
     PreviewPrompt,
+    Resume,
     Seed,
     Steps,
     StopAt,
@@ -111,10 +112,7 @@ def train(
     continue_from: Annotated[
         Optional[Path], place("--continue", help="A concept file to continue from.")  # noqa: UP045
     ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on with an interrupted run of the same --out, photos, model and settings."),
-    ] = False,
+    resume: Resume = False,
     storage: Annotated[Storage, typer.Option(help="How to store the numbers.")] = "fp16",
     seed: Seed = _DEFAULT.seed,
 ) -> None:
@@ -213,12 +211,13 @@ def demo(
     concept: Annotated[str, typer.Option(help="A TinyWorld concept.")] = "ember",
     steps: Annotated[int, typer.Option(help="Training steps.")] = _DEFAULT.steps,
     layout: LayoutOption = _DEFAULT.layout,
+    resume: Resume = False,
     seed: Seed = 0,
 ) -> None:
     """Learn a TinyWorld concept, draw it where its photos never showed it, and score the result."""
     from .demo import run_demo
 
-    run_demo(out, concept, ResidualSettings(steps=steps, layout=layout, seed=seed))
+    run_demo(out, concept, ResidualSettings(steps=steps, layout=layout, seed=seed), resume)
 
 
 for of_lora in (apt, blend, advise, grid):

@@ -16,13 +16,13 @@ from infusion_core.captions import CAPTION_TEMPLATES, class_word, fill
 from infusion_core.embedded.lora import apt_trainer
 from infusion_core.embedded.metering import unsaid_of
 from infusion_core.embedded.model import EmbeddedModel, load_model
-from infusion_core.embedded.photos import files_in, find_photos, thumbnail
+from infusion_core.embedded.photos import files_in, find_photos, load_photos, thumbnail
 from infusion_core.embedded.sampling import SampleSettings
 from infusion_core.embedded.tasks import Wish, draw_each, picture_of
 from infusion_core.errors import InfusionError
 from infusion_core.lora import LoraSet
 from infusion_core.lora_output import LoraStorage, TrainedLora, lora_bytes
-from infusion_core.photos import read_photos
+from infusion_core.photos import MOST_OF_CLASS, Skipped, read_photos
 from infusion_core.tensor_file import read_tensors
 from infusion_core.training.apt import AptObjective, AptSettings
 from infusion_core.training.gauges import lora_meter
@@ -33,7 +33,7 @@ from infusion_core.training.stopping import Finish
 
 from .alone import alone
 from .console import progress, say
-from .course import Course, former, photos_in
+from .course import Course, former, photos_in, say_skipped
 from .given import given_class, given_model, given_photos, require_same
 from .live import Live, Previews, draw_quickly
 from .output import peak_rss_mb, png_bytes
@@ -41,6 +41,7 @@ from .places import Places
 from .room import say_footprint
 from .scoring import FIGURES, JUDGES, draw_with
 
+AT_ONCE = 8  # pictures of the class that are drawn together, and then kept
 PRIOR_SEED = 500_000  # of the picture of the class that is called 00000.png
 
 
@@ -151,7 +152,7 @@ class _Run:
         self.request, self.started = request, time.monotonic()
         find_photos(request.images)
         if request.prior is not None and not request.prior_count:
-            find_photos(request.prior, "--prior")
+            find_photos(request.prior, "--prior", MOST_OF_CLASS)
         settings = request.settings
         given = settings.told | {"phrase": request.phrase, "template": list(request.templates)}
         state = former(request.places) if request.resume else None
@@ -255,12 +256,15 @@ def _prior(request: AptRequest, model: EmbeddedModel) -> list[Image.Image]:
         return []
     if request.prior_count:
         _draw_missing(request, request.prior, model)
-    return list(photos_in(request.prior, model.resolution, transparency=False).pictures)
+    skipped: list[Skipped] = []
+    pictures = load_photos(request.prior, model.resolution, skipped, "--prior", MOST_OF_CLASS)
+    say_skipped(skipped)
+    return pictures
 
 
 def _draw_missing(request: AptRequest, folder: Path, model: EmbeddedModel) -> None:
-    """Draw pictures of the class under names that are free, each from the noise of its number."""
-    there = files_in(folder, "--prior") if folder.is_dir() else []
+    """Draw pictures of the class under names that are free, each from the noise of its number; what is there stays."""
+    there = files_in(folder, "--prior", MOST_OF_CLASS) if folder.is_dir() else []
     missing = request.prior_count - len(list(read_photos(there, [], model.resolution)))
     if missing <= 0:
         return
@@ -269,8 +273,10 @@ def _draw_missing(request: AptRequest, folder: Path, model: EmbeddedModel) -> No
     free = list(islice(((number, path) for number, path in paths if not path.exists()), missing))
     settings = SampleSettings(model.steps, model.guidance)
     picture = picture_of(model, fill(request.templates[:1], request.word)[0])
-    wishes = [Wish(picture, PRIOR_SEED + number) for number, _ in free]
-    with progress(f"drawing {request.word!r} for --prior", settings.steps * -(-missing // 8)) as advance:
-        drawn = draw_each(model, wishes, settings, on_step=lambda _: advance())
-    for (_, path), made in zip(free, drawn, strict=True):
-        write_new(path, png_bytes(made))
+    parts = [free[first : first + AT_ONCE] for first in range(0, missing, AT_ONCE)]
+    with progress(f"drawing {request.word!r} for --prior", settings.steps * len(parts)) as advance:
+        for part in parts:
+            wishes = [Wish(picture, PRIOR_SEED + number) for number, _ in part]
+            drawn = draw_each(model, wishes, settings, on_step=lambda _: advance())
+            for (_, path), made in zip(part, drawn, strict=True):
+                write_new(path, png_bytes(made))

@@ -65,8 +65,8 @@ class BlendRequest:
         """
         if not 1 <= self.count * len(self.alphas) <= MOST_PICTURES:
             raise InfusionError(f"the pictures must be at least 1 and at most {MOST_PICTURES} in all alphas together")
-        if len({*self.alphas}) < len(self.alphas):
-            raise InfusionError("an alpha is given twice; leave one out")
+        if len({*map(told, self.alphas)}) < len(self.alphas):
+            raise InfusionError("an alpha is given twice, to six digits; leave one out")
         (early, early_strength), (late, late_strength) = map(split_strength, (self.early, self.late))
         for path, asked in ((early, self.early), (late, self.late)):
             checked_path(path)
@@ -77,6 +77,11 @@ class BlendRequest:
                 f"early and late are both {early}, which changes nothing; give two stages of a training"
             )
         check_out(self.out)
+
+
+def told(alpha: float) -> str:
+    """What the folder of an alpha is called."""
+    return f"alpha-{alpha:g}"
 
 
 def run_blend(request: BlendRequest) -> None:
@@ -101,11 +106,11 @@ def run_blend(request: BlendRequest) -> None:
                 early, late, request.prompt, request.count, request.seed, sampling, one, request.negative,
                 on_step=lambda: advance(),
             )  # fmt: skip
-            folder = request.out if len(settings) == 1 else request.out / f"alpha-{one.alpha:g}"
+            folder = request.out if len(settings) == 1 else request.out / told(one.alpha)
             _save(folder, request.seed, pictures)
             if one.guides(sampling.steps - 1, sampling.steps) and not reference:
                 reference = references
-            rows.append((f"alpha {one.alpha:g}", pictures))
+            rows.append((told(one.alpha).replace("-", " ", 1), pictures))
     if reference:
         _save(request.out / EARLY, request.seed, reference)
         rows.insert(0, ("early model", reference))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from infusion_core.atomic import write_atomic
 from infusion_core.embedded.subject import SubjectPhotos, load_subject
 from infusion_core.errors import InfusionError
 from infusion_core.photos import Skipped, by_name
+from infusion_core.snapshot_files import every_snapshot
 from infusion_core.training.engine import StepReport, Trainer
 from infusion_core.training.overfitting import Indicator
 from infusion_core.training.record import RunRecord
@@ -156,13 +157,20 @@ class Course:
         return told
 
     def snapshot(self) -> Path:
-        """Write what has been learned so far, and then the state to go on from: one file, so that all of it fits."""
+        """Write what has been learned so far, and then the state to go on from: one file, so that all of it fits.
+
+        What an interruption had left in between goes then: an uninterrupted run has no such snapshot.
+        """
         step = self.trainer.step
         path = self.places.snapshot(step)
         self.write(path)
         self.record.wrote(step, str(path))
         told = {"given": self.given, "course": self.record.course()}
         save_state(self.places.state, replace(self.trainer.state(), told=told))
+        known = {Path(snapshot.file).name for snapshot in self.record.snapshots}
+        for left in every_snapshot(self.places.snapshots):
+            if left.name not in known:
+                left.unlink(missing_ok=True)
         return path
 
     def show_overfitting(self) -> None:
@@ -188,6 +196,12 @@ def former(places: Places) -> TrainState:
     return state
 
 
+def say_skipped(files: Sequence[Skipped]) -> None:
+    """Name the files that are not taken."""
+    for file in by_name(files):
+        say(f"Skipped {file}")
+
+
 def photos_in(
     folder: Path, edge: int, masks: Path | None = None, transparency: bool = True, aspect: bool = False
 ) -> SubjectPhotos:
@@ -195,8 +209,7 @@ def photos_in(
     transparency is taken for a mask, and which have none though masks are given."""
     skipped: list[Skipped] = []
     photos = load_subject(folder, edge, skipped, masks, transparency, aspect)
-    for file in by_name(skipped):
-        say(f"Skipped {file}")
+    say_skipped(skipped)
     if photos.cut_out:
         names = ", ".join(photos.cut_out)
         say(f"Transparency is the mask of {names}: what is not seen there is not learned (--no-transparency: off)")

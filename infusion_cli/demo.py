@@ -31,8 +31,10 @@ from .train import Trained, TrainRequest, train_alone
 TITLES = ("base model", "with the concept", "base model, look in words")  # of a comparison's three parts
 
 
-def run_demo(out: Path, name: str, settings: ResidualSettings) -> None:
+def run_demo(out: Path, name: str, settings: ResidualSettings, resume: bool = False) -> None:
     """Write photos, concept.safetensors, report.json, overview.png and index.html to `out`.
+
+    With `resume` an interrupted run goes on.
 
     Raises:
         InfusionError: unknown concept, another demo is writing there, pictures that are none of ours lie in the way,
@@ -41,7 +43,9 @@ def run_demo(out: Path, name: str, settings: ResidualSettings) -> None:
     if name not in CONCEPTS:
         raise InfusionError(f"TinyWorld has no concept {name!r}; choose one of: {', '.join(CONCEPTS)}")
     concept = CONCEPTS[name]
-    request = TrainRequest("tinyworld", out / "photos", concept.shape, out / "concept.safetensors", settings)
+    request = TrainRequest(
+        "tinyworld", out / "photos", concept.shape, out / "concept.safetensors", settings, resume=resume
+    )
     request.check()
     with alone(request.out):
         _learn_and_show(request, name, concept)

@@ -56,7 +56,7 @@ class Judging:
         """Prompts, and whoever can score their pictures, for a base model.
 
         Raises:
-            InfusionError: a broken folder.
+            InfusionError: a broken folder, or photos that nothing can hold pictures against.
         """
         photos, prompts = list(load_photos(self.images)) if self.images else [], self.prompts
         if model.name == "tinyworld" and not prompts and photos and self.word in SHAPES:
@@ -67,6 +67,11 @@ class Judging:
         if self.clip and self.dino:
             networks = Judges(self.clip, self.dino, model.denoiser.device)
             return _by_networks(judge, self.word, photos, networks, model.resolution)
+        if photos:
+            raise InfusionError(
+                "nothing here can hold pictures against --images: give --clip and --dino too, or leave it out "
+                f"(TinyWorld needs neither for its own prompts and a --word of {', '.join(SHAPES)})"
+            )
         return judge
 
 

@@ -153,7 +153,7 @@ class Live:
             curves=curves_of(record),
             snapshots=list(reversed(record.snapshots)),
         )
-        write_atomic(self.places.page, page.encode())
+        write_atomic(self.places.page, page.encode(errors="backslashreplace"))  # paths may be any bytes
         self._written = time.monotonic()
 
     def _facts(self, step: int, steps: int, became: str) -> dict[str, str]:

@@ -28,6 +28,7 @@ from .options import (
     Model,
     PreviewEvery,
     PreviewPrompt,
+    Resume,
     Seed,
     Steps,
     StopAt,
@@ -110,10 +111,7 @@ def apt(
     stop: StopOption = "never",
     take: TakeOption = "last",
     checkpointing: Checkpointing = False,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on with an interrupted run of the same --out, photos, model and settings."),
-    ] = False,
+    resume: Resume = False,
     storage: Annotated[LoraStorage, typer.Option(help="How to store the numbers.")] = "fp16",
     seed: Seed = _APT.seed,
 ) -> None:

@@ -56,6 +56,10 @@ Config = Annotated[
 ]
 Steps = Annotated[Optional[int], typer.Option(help="DDIM steps; the model's own by default.")]  # noqa: UP045
 Guidance = Annotated[Optional[float], typer.Option(help="Guidance scale; the model's own by default.")]  # noqa: UP045
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with an interrupted run of the same --out, photos, model and settings."),
+]
 Seed = Annotated[int, typer.Option(min=0, max=SEEDS - 1, help="Seed of every random choice.")]
 Masks = Annotated[
     Optional[Path],  # noqa: UP045

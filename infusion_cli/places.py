@@ -10,7 +10,7 @@ from typing import Any
 from infusion_core.atomic import check_writable
 from infusion_core.errors import InfusionError
 from infusion_core.previews import clear_strips
-from infusion_core.snapshot_files import every_snapshot, file_of
+from infusion_core.snapshot_files import CHART_END, every_snapshot, file_of
 from infusion_core.tensor_file import SUFFIX
 
 from .output import write_report
@@ -44,7 +44,7 @@ class Places:
     @property
     def overfitting(self) -> Path:
         """The picture of how overfitted the run was."""
-        return self.out.with_suffix(".overfitting.png")
+        return self.out.with_suffix(CHART_END)
 
     @property
     def page(self) -> Path:

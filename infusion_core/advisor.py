@@ -157,8 +157,9 @@ def check_prompts(prompts: Sequence[str]) -> None:
 
 def watched_words(template: str, subject: str) -> tuple[str, list[str]]:
     """The word of the subject that is watched, its last, and a prompt's other words; it has ``{}`` for the subject."""
-    words = [word.strip(",.;:") for word in template.replace("{}", " ").split()]
-    return subject.split()[-1], [word for word in dict.fromkeys(words) if word and word.lower() not in LITTLE]
+    own = subject.split()[-1]
+    words = dict.fromkeys(word.strip(",.;:").lower() for word in template.replace("{}", " ").split())
+    return own, [word for word in words if word and word not in LITTLE and word != own.lower()]
 
 
 def trials(alone: Sequence[Judged]) -> Iterator[Setup]:

@@ -29,6 +29,8 @@ from .errors import InfusionError, printable
 from .picture_files import HEAD, PictureFile, format_of, picture_file
 
 MOST_FILES = 200  # of a folder; one that holds more is not the folder of a subject
+MOST_OF_CLASS = 5000  # of a folder of class pictures
+WANTED = "3-6 photos of one subject"
 MOST_BYTES = 128 << 20  # of a file
 MOST_PIXELS = 200_000_000  # of a photo that can be decoded smaller; the largest telephones make so many
 MOST_AT_ONCE = 100_000_000  # pixels that are held in memory, 4 bytes each
@@ -99,7 +101,7 @@ class Photo(NamedTuple):
         return self.alpha
 
 
-def list_photos(folder: Path) -> list[Path]:
+def list_photos(folder: Path, most: int = MOST_FILES) -> list[Path]:
     """Everything in a folder, in natural order, for `read_photos` to take or skip. What is no folder is a list of one.
 
     Raises:
@@ -109,13 +111,13 @@ def list_photos(folder: Path) -> list[Path]:
         if not stat.S_ISDIR(folder.stat().st_mode):
             return [folder]
         with os.scandir(folder) as entries:
-            found = [folder / entry.name for entry in islice(entries, MOST_FILES + 1)]
+            found = [folder / entry.name for entry in islice(entries, most + 1)]
     except (FileNotFoundError, ValueError):  # ValueError: a name that no system has
         raise InfusionError("there is no such folder") from None
     except OSError as error:
         raise InfusionError(f"the folder cannot be read: {error.strerror}") from None
-    if len(found) > MOST_FILES:
-        raise InfusionError(f"more than {MOST_FILES} files; name a folder with 3-6 photos of one subject")
+    if len(found) > most:
+        raise InfusionError(f"more than {most} files; name a folder with {'fewer' if most > MOST_FILES else WANTED}")
     return sorted(found, key=lambda path: _natural(path.name))
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
@@ -83,9 +82,9 @@ def load_concept(path: Path | str, name: str | None = None) -> ConceptResidual:
 def is_concept_file(path: Path | str) -> bool:
     """Whether a file calls itself a concept; `load_concept` says what is wrong with it, if anything is."""
     try:
-        with safe_open(str(path), "pt") as opened:
-            return (opened.metadata() or {}).get("format") == FORMAT
-    except (OSError, SafetensorError):
+        data = read_bytes(Path(path), MAX_BYTES)
+        return data is not None and read_header(data).metadata.get("format") == FORMAT
+    except (OSError, ValueError):
         return False
 
 

@@ -10,6 +10,7 @@ from .errors import InfusionError
 from .tensor_file import SUFFIX
 
 PICTURE = ".png"  # of what was drawn after a step
+CHART_END = ".overfitting.png"  # of the name of the picture that a run draws of itself
 _BEFORE = "step-"
 _NAME = re.compile(rf"{_BEFORE}\d{{5,}}({re.escape(SUFFIX)}|{re.escape(PICTURE)})")
 

@@ -12,36 +12,37 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import InfusionError
-from ..photos import Skipped, begins_as_photo, list_photos, read_photos
+from ..photos import MOST_FILES, Skipped, begins_as_photo, list_photos, read_photos
 from ..training.shapes import Size
 
 THUMBNAIL_PX = 96
 TOLD = 5  # skipped files that an error names
 
 
-def files_in(folder: Path, given: str = "--images") -> list[Path]:
+def files_in(folder: Path, given: str = "--images", most: int = MOST_FILES) -> list[Path]:
     """What is in a folder (or the one file), in natural order.
 
     Args:
         folder: of photos.
         given: the option that names it.
+        most: files that may be there.
 
     Raises:
         InfusionError: the folder is missing, or holds too much.
     """
     try:
-        return list_photos(folder)
+        return list_photos(folder, most)
     except InfusionError as error:
         raise InfusionError(f"{folder}: {error}; give the folder that holds your photos ({given})") from None
 
 
-def find_photos(folder: Path, given: str = "--images") -> list[Path]:
+def find_photos(folder: Path, given: str = "--images", most: int = MOST_FILES) -> list[Path]:
     """As `files_in`, with at least one that begins like a photo.
 
     Raises:
         InfusionError: the folder is missing, or holds no photo or too much.
     """
-    paths = files_in(folder, given)
+    paths = files_in(folder, given, most)
     if not any(begins_as_photo(path) for path in paths):
         skipped: list[Skipped] = []
         list(read_photos(paths, skipped))
@@ -49,19 +50,23 @@ def find_photos(folder: Path, given: str = "--images") -> list[Path]:
     return paths
 
 
-def load_photos(folder: Path, edge: int | None = None, skipped: list[Skipped] | None = None) -> list[Image.Image]:
+def load_photos(
+    folder: Path, edge: int | None = None, skipped: list[Skipped] | None = None, given: str = "--images",
+    most: int = MOST_FILES,
+) -> list[Image.Image]:  # fmt: skip
     """Every photo of a folder (or the one file), in natural order.
 
     Args:
         folder: of the photos.
         edge: px of the squares that are wanted: of larger photos nothing else is kept; without it they are whole.
         skipped: grows by the files that cannot be used, or hold what another one holds, with the reason.
+        given, most: see `files_in`.
 
     Raises:
-        InfusionError: the folder is missing, or no photo in it can be used.
+        InfusionError: the folder is missing, holds too much, or no photo in it can be used.
     """
     skipped = [] if skipped is None else skipped
-    photos = read_photos(find_photos(folder), skipped, None if edge is None else 2 * edge)
+    photos = read_photos(find_photos(folder, given, most), skipped, None if edge is None else 2 * edge)
     taken = [photo.picture if edge is None else no_larger(photo.picture, edge) for photo in photos]
     if not taken:
         raise InfusionError(none_in(folder, skipped))

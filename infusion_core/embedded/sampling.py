@@ -113,7 +113,7 @@ class Sampler:
         settings: how to sample.
 
     Raises:
-        InfusionError: more steps than the model has noise levels.
+        InfusionError: more steps than the model has noise levels, or than its scheduler can take from them.
     """
 
     def __init__(
@@ -128,6 +128,9 @@ class Sampler:
         steps, most = settings.steps, len(denoiser.sigmas)
         if steps > most:
             raise InfusionError(f"{steps} steps are more than the {most} this model has; ask for fewer")
+        scheduler.set_timesteps(steps)
+        if max(scheduler.timesteps) >= most:  # "leading" with an offset
+            raise InfusionError(f"{steps} steps reach beyond the {most} noise levels of this model; ask for fewer")
         length = common_length([half for p in pictures for half in (p.prompt.conditioning, p.negative)])
         prompts = [picture.prompt.lengthened(length) for picture in pictures]
         self._cond = [prompt.conditioning for prompt in prompts]

@@ -10,12 +10,14 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from ..captions import CAPTION_SUFFIX, read_captions
-from ..errors import InfusionError
+from ..errors import InfusionError, printable
 from ..paths import is_there
 from ..photos import Photo, Skipped, read_photo, read_photos
+from ..snapshot_files import CHART_END
 from .photos import find_photos, no_larger, none_in
 
 MASK_ENDS = ("-masklabel", ".mask")  # of a mask's name without its suffix, beside the photo
+NO_MASK = "called as a mask is, and no photo's; a mask has its photo's name: cat-masklabel.png for cat.jpg"
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def load_subject(
         folder: of the photos.
         edge: px of the squares that are wanted, see `load_photos`.
         skipped: grows by the files that cannot be used, with the reason.
-        masks: folder of masks, each of its photo's name; what lies beside the photos counts where it has none.
+        masks: folder of masks, each of its photo's name, or named as beside the photos; what lies there counts where it
+            has none.
         transparency: take it for a mask.
         aspect: photos keep their shape, instead of the squares.
 
@@ -90,9 +93,14 @@ def load_subject(
             none of a photo, or almost nothing of a transparent photo is seen.
     """
     beside = find_photos(folder)
-    photos = list(read_photos([path for path in beside if not _is_mask(path)], skipped, 2 * edge))
+    skipped += [Skipped(printable(path.name), "a chart of an earlier run") for path in beside if _is_chart(path)]
+    photos = list(
+        read_photos([path for path in beside if not _is_mask(path) and not _is_chart(path)], skipped, 2 * edge)
+    )
     if not photos:
         raise InfusionError(none_in(folder, skipped))
+    masks_there = {mask for photo in photos for mask in _masks_of(photo, photo.path.parent)}
+    skipped += [Skipped(printable(path.name), NO_MASK) for path in beside if _is_mask(path) and path not in masks_there]
     told = {f"{photo.path.stem}{CAPTION_SUFFIX}" for photo in photos}
     skipped[:] = [file for file in skipped if file.name not in told]
     cut = partial(no_larger, edge=edge) if not aspect else lambda picture: picture
@@ -114,16 +122,23 @@ def _is_mask(path: Path) -> bool:
     return path.stem.endswith(MASK_ENDS)
 
 
-def _masks_of(photo: Photo, masks: Path) -> tuple[Path, Path]:
-    """Where a photo's mask may lie in a folder of masks."""
-    return masks / photo.path.name, masks / f"{photo.path.stem}.png"
+def _is_chart(path: Path) -> bool:
+    return path.name.endswith(CHART_END)
+
+
+def _masks_of(photo: Photo, folder: Path) -> list[Path]:
+    """What a folder holds of a photo's mask; of its very name only where it is not the photos' own folder."""
+    path = photo.path
+    whole = () if folder.resolve() == path.parent.resolve() else (path.name, f"{path.stem}.png")
+    names = (*whole, *(f"{path.stem}{end}.png" for end in MASK_ENDS))
+    return [folder / name for name in names if is_there(folder / name)]
 
 
 def _require_masks(masks: Path, photos: Sequence[Photo]) -> None:
     """Raises InfusionError: it is no folder of masks, or of other photos."""
     if not masks.is_dir():
         raise InfusionError(f"{masks} is no folder; give the folder of the photos' masks (--masks)")
-    if not any(is_there(place) for photo in photos for place in _masks_of(photo, masks)):
+    if not any(_masks_of(photo, masks) for photo in photos):
         raise InfusionError(
             f"{masks} holds no mask of any photo; call each as its photo, such as {photos[0].path.stem}.png (--masks)"
         )
@@ -135,11 +150,8 @@ def _mask(photo: Photo, masks: Path | None) -> Image.Image | None:
     Raises:
         InfusionError: there is one, and it cannot be read.
     """
-    path = photo.path
-    given = () if masks is None else _masks_of(photo, masks)
-    for place in (*given, *(path.with_name(f"{path.stem}{end}.png") for end in MASK_ENDS)):
-        if not is_there(place):
-            continue
+    given = [] if masks is None else _masks_of(photo, masks)
+    for place in (*given, *_masks_of(photo, photo.path.parent)):
         try:
             mask = read_photo(place).convert("L")
         except InfusionError as error:

@@ -103,7 +103,8 @@ OURS = Published(
 )
 APT = Published(Apt(), (), "the paper's restraints, on a LoRA of diffusers' rate, rank and batch; not tuned")
 TUNABLE: dict[str, Published[Method]] = {**PUBLISHED, OURS.method.family: OURS}
-SOURCES = {p.method.family: p.source for p in (*PUBLISHED.values(), APT, OURS)}
+_EVERY: tuple[Published[Method], ...] = (*PUBLISHED.values(), APT, OURS)
+SOURCES = {p.method.family: p.source for p in _EVERY}
 
 
 def tuning(file: Path = TUNED) -> dict[str, Any]:

@@ -114,6 +114,13 @@ def request_(epochs, tmp_path):
     return AdviseRequest("gone", asked, "circle", tmp_path / "out", Judging("circle"), 1, 0, None, sampling)
 
 
+def test_photos_that_nothing_can_judge_by_are_refused(tinyworld, photos):
+    with pytest.raises(InfusionError, match=r"nothing here can hold pictures against --images: give --clip and --dino"):
+        Judging("circle", photos, ("a {} at the left",)).by(tinyworld)
+    assert Judging("circle", photos).by(tinyworld).scores is not None
+    assert Judging("circle", None, ("a {} at the left",)).by(tinyworld).scores is None
+
+
 def test_slips_are_told_before_anything_is_loaded(request_, tmp_path):
     """The model is not even there."""
     late, file, judging = request_.epochs[1], tmp_path / "file", request_.judging

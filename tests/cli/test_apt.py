@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageChops
 from safetensors import safe_open
 
+from infusion_cli import apt
 from infusion_cli.apt import AptRequest, run_apt
 from infusion_core.embedded.adapters import load_variant
 from infusion_core.embedded.model import load_model
@@ -178,6 +179,39 @@ def test_pictures_of_the_class_are_drawn_where_they_are_missing(request_, model,
     (prior / "00002.png").unlink()
     with pytest.raises(InfusionError, match="there were 3 class pictures, not 2"):
         run_apt(replace(asked, prior_count=0, resume=True), model)
+
+
+def test_pictures_of_the_class_that_were_drawn_outlast_an_interruption(request_, model, tmp_path, monkeypatch):
+    drawn, draw = [], apt.draw_each
+
+    def stopped(*args, **kwargs):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(draw(*args, **kwargs))
+        return drawn[-1]
+
+    prior = tmp_path / "class"
+    asked = replace(request_, settings=replace(SETTINGS, steps=1), prior=prior, prior_count=3)
+    monkeypatch.setattr(apt, "AT_ONCE", 1)
+    monkeypatch.setattr(apt, "draw_each", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_apt(asked, replace(model, steps=2))
+    assert sorted(path.name for path in prior.iterdir()) == ["00000.png", "00001.png"]
+    drawn.clear()
+    run_apt(asked, replace(model, steps=2))
+    assert len(drawn) == 1
+
+
+def test_a_folder_of_the_class_may_hold_more_than_one_of_a_subject(request_, model, tmp_path, capsys):
+    prior = tmp_path / "class"
+    prior.mkdir()
+    for number in range(201):
+        Image.new("RGB", (8, 8), (number, 9, 9)).save(prior / f"{number}.png")
+    (prior / "notes.txt").write_text("no picture")
+    run_apt(replace(request_, settings=replace(SETTINGS, steps=1), prior=prior), model)
+    assert "Skipped notes.txt" in capsys.readouterr().out
+    with pytest.raises(InfusionError, match=r"more than 200 files; name a folder with 3-6 photos .*\(--images\)"):
+        run_apt(replace(request_, images=prior), model)
 
 
 def test_pictures_of_the_class_that_are_the_users_own_stay(request_, model, tmp_path):

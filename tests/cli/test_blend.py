@@ -117,6 +117,10 @@ def test_large_pictures_shrink_in_a_grid():
         (("--early", "base", "--late", "{late}:nan"), "must be a number up to"),
         (("--early", "base", "--late", "{late}x"), "late.safetensorsx is missing"),
         (("--early", "base", "--late", "{late}", "--alpha", "1", "--alpha", "1"), "an alpha is given twice"),
+        (
+            ("--early", "base", "--late", "{late}", "--alpha", "0.1234567", "--alpha", "0.1234568"),
+            "an alpha is given twice, to six digits; leave one out",
+        ),
         (("--early", "base", "--late", "{late}", "--count", "0"), "must be at least 1 and at most 1000"),
         (("--early", "base", "--late", "{late}", "--alpha", "2", "--mode", "replacement"), "alpha must be from 0 to 1"),
         (("--early", "base", "--late", "{late}", "--layers", "up.9"), "no block or layer 'up.9'; its blocks are"),

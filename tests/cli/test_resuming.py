@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -111,6 +112,8 @@ def test_what_ctrl_c_left_is_no_snapshot_of_the_run_that_goes_on(toy_run, monkey
     assert (toy_run.places.snapshot(1)).is_file()
     resumed = run_train(replace(toy_run, resume=True), toy_model()).report
     assert resumed["snapshots"] == whole["snapshots"]
+    kept = {path.name for path in toy_run.places.snapshots.glob("step-*.safetensors")}
+    assert kept == {Path(snapshot["file"]).name for snapshot in whole["snapshots"]}
 
 
 def test_what_cannot_be_trained_leaves_the_state(toy_ran):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -20,7 +21,8 @@ from infusion_cli.train import run_train
 from infusion_core.embedded.identity import SAMPLES, hash_of_model, hash_of_photo
 from infusion_core.embedded.tinyworld import CONCEPTS, training_images
 from infusion_core.errors import InfusionError
-from infusion_core.residual_file import load_concept
+from infusion_core.residual_file import is_concept_file, load_concept
+from infusion_core.training.engine import Trainer
 from infusion_core.training.overfitting import MEASURED
 from infusion_core.training.residual import ResidualSettings
 from tests.fuzz.crashing import toy_model
@@ -123,6 +125,37 @@ def test_a_signal_in_the_first_seconds_is_quiet(toy_photos, args, module, number
     command = [sys.executable, "-c", CTRL_C_AT, module, number, *(a.format(toy_photos) for a in args)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (128 + getattr(signal, number), "", "")
+
+
+def test_a_path_may_be_any_bytes(toy_run, tmp_path):
+    folder = tmp_path / os.fsdecode(b"K\xe4tze")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("names are Unicode here")
+    odd = replace(toy_run, out=folder / "cat.safetensors")
+    run_train(odd, toy_model())
+    run_train(replace(odd, resume=True), toy_model())
+    assert r"K\udce4tze" in odd.places.page.read_text()
+    assert is_concept_file(odd.out)
+    assert not is_concept_file(odd.places.page)
+
+
+def test_a_stopped_demo_goes_on(tmp_path, monkeypatch, capsys):
+    settings, begun, run = ResidualSettings(steps=3, batch_size=1), [], Trainer.run
+
+    def watched(self):
+        begun.append(self.step)
+        return run(self)
+
+    monkeypatch.setattr("infusion_cli.console.Interrupt.asked", True)
+    with pytest.raises(SystemExit):
+        run_demo(tmp_path, "ember", settings)
+    assert "the same command with --resume" in capsys.readouterr().out
+    monkeypatch.setattr(Trainer, "run", watched)
+    with pytest.raises(SystemExit):
+        run_demo(tmp_path, "ember", settings, resume=True)
+    assert begun == [1]
 
 
 def test_the_demo_touches_no_picture_that_is_not_its_own(tmp_path):

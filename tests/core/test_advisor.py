@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from infusion_core.advisor import BASE, COLLAPSED, Judged, Setup, advise, trials
+from infusion_core.advisor import BASE, COLLAPSED, Judged, Setup, advise, trials, watched_words
 from infusion_core.collapse import overlap
 from infusion_core.errors import InfusionError
 from infusion_core.readers import WordMaps
@@ -80,3 +80,8 @@ def test_overlap_is_what_two_distributions_share():
 def test_a_word_without_a_map_is_named():
     with pytest.raises(InfusionError, match="the word 'dog' has no attention map; name words that the prompt holds"):
         overlap(maps_of(cat=[[1.0, 0, 0, 0]]), "cat", ["dog"], 2, 2)
+
+
+def test_a_word_is_watched_once_whatever_its_case_and_the_subject_is_not_its_own_company():
+    assert watched_words("A Big {} and a big tree", "sks circle") == ("circle", ["big", "tree"])
+    assert watched_words("a {} beside a Circle, red", "sks circle") == ("circle", ["beside", "red"])

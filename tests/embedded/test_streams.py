@@ -243,6 +243,17 @@ def test_more_steps_than_the_model_has_are_refused(tinyworld):
         run(tinyworld, PROMPT, [], SampleSettings(1001))
 
 
+def test_steps_beyond_the_noise_levels_are_refused(tinyworld):
+    """Stable Diffusion's own scheduler starts one step higher: of 1000 steps the first would be the 1001st level."""
+    config = {**tinyworld.scheduler.config, "timestep_spacing": "leading", "steps_offset": 1}
+    model = replace(tinyworld, scheduler=type(tinyworld.scheduler).from_config(config))
+    encoded = model.text.encode(PROMPT)
+    picture = Picture(encoded, encoded.conditioning, [])
+    with pytest.raises(InfusionError, match="1000 steps reach beyond the 1000 noise levels of this model; ask for few"):
+        Sampler(model.denoiser, model.scheduler, [picture], SampleSettings(1000))
+    Sampler(model.denoiser, model.scheduler, [picture], SampleSettings(999))
+
+
 def test_long_prompts_keep_the_word_in_the_second_chunk(tinyworld):
     long = "a big square and " * 20 + "a circle"
     encoded = tinyworld.text.encode(long, {"a": "circle"})

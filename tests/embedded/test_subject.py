@@ -91,6 +91,31 @@ def test_masks_lie_beside_photos_or_in_a_folder_and_are_no_photos(folder, tmp_pa
         load_subject(folder, EDGE, [], others)
 
 
+def test_no_photo_is_its_own_mask(folder):
+    """The masks' folder is that of the photos: a photo has its own name there too."""
+    left_half().save(folder / "a-masklabel.png")
+    photos = load_subject(folder, EDGE, [], folder)
+    assert [mask is not None for mask in photos.masks] == [True, False, False]
+    assert (np.asarray(photos.masks[0])[:, : EDGE // 2 - 2] == 255).all()
+    (folder / "a-masklabel.png").unlink()
+    with pytest.raises(InfusionError, match="holds no mask of any photo"):
+        load_subject(folder, EDGE, [], folder)
+
+
+def test_what_is_neither_a_photo_nor_a_mask_of_one_is_named(folder):
+    left_half().save(folder / "a-masklabel.webp")
+    left_half().save(folder / "venetian.mask.png")
+    picture(7).save(folder / "cat.overfitting.png")
+    skipped = []
+    photos = load_subject(folder, EDGE, skipped)
+    assert photos.names == ("a.png", "b.jpg", "c.png")
+    assert photos.masks == (None, None, None)
+    told = {file.name: file.why for file in skipped}
+    assert told.pop("cat.overfitting.png") == "a chart of an earlier run"
+    assert told.keys() == {"notes.txt", "a-masklabel.webp", "venetian.mask.png"}
+    assert "a mask has its photo's name" in told["a-masklabel.webp"]
+
+
 def test_a_folder_of_masks_that_belong_to_no_photo_is_refused(folder, tmp_path):
     with pytest.raises(InfusionError, match=r"gone is no folder; give the folder of the photos' masks \(--masks\)"):
         load_subject(folder, EDGE, [], tmp_path / "gone")
@@ -188,10 +213,12 @@ def test_captions_take_turns_within_each_photo():
 def test_photos_of_the_longest_names_may_have_something_beside_them_or_not(tmp_path):
     for shade, name in enumerate(("x" * 251 + ".png", "猫" * 82 + ".png", "y" * 255)):
         picture(shade).save(tmp_path / name, format="PNG")
-    left_half().save(tmp_path / f"{'y' * 251}.png")
-    photos = load_subject(tmp_path, EDGE, [], masks=tmp_path)
-    assert len(photos.pictures) == 4
-    assert photos.captions == ((), (), (), ())
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    left_half().save(masks / f"{'x' * 251}.png")
+    photos = load_subject(tmp_path, EDGE, [], masks=masks)
+    assert [mask is not None for mask in photos.masks] == [True, False, False]
+    assert photos.captions == ((), (), ())
 
 
 def test_photos_without_anything_beside_them_are_trained_on_as_ever(tinyworld):

@@ -102,7 +102,7 @@ def run_advise(request: AdviseRequest) -> Advice:
 
 def _names(epochs: Sequence[str]) -> dict[str, str]:
     """What is asked for, by the shortest name that is its own, and not the base model's."""
-    paths = [Path(epoch.rpartition(":")[0] or epoch) for epoch in epochs]
+    paths = [split_strength(epoch)[0] for epoch in epochs]
     choices = ([path.stem for path in paths], [path.name for path in paths], epochs)
     short = next(names for names in choices if len({BASE, *names}) > len(names))
     return dict(zip(short, epochs, strict=True))

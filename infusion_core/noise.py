@@ -67,15 +67,15 @@ def as_epsilon(prediction: Prediction, output: Tensor, noised: Tensor, sigma: Te
 
 def bin_of(sigma: Tensor, sigmas: Tensor, bins: int) -> Tensor:
     """The timestep bin of each noise level, long (B,); bins split the training timesteps evenly, bin 0 the lowest."""
-    return _index_of(sigma, sigmas) * bins // len(sigmas)
+    return timestep_of(sigma, sigmas) * bins // len(sigmas)
 
 
 def share_done(sigma: Tensor, sigmas: Tensor) -> Tensor:
     """The share of a sampling run that is over where it comes to each noise level, (B,): 0 at the highest one."""
-    return 1 - (_index_of(sigma, sigmas) + 1) / len(sigmas)
+    return 1 - (timestep_of(sigma, sigmas) + 1) / len(sigmas)
 
 
-def _index_of(sigma: Tensor, sigmas: Tensor) -> Tensor:
+def timestep_of(sigma: Tensor, sigmas: Tensor) -> Tensor:
     """The training timestep whose noise level is nearest, long (B,): one that a host has rounded is the same."""
     return torch.searchsorted((sigmas[1:] + sigmas[:-1]) / 2, sigma.to(sigmas))
 

@@ -15,7 +15,7 @@ from ..attention import Plan, cross_attention
 from ..checkpointing import checkpointed
 from ..denoiser import Conditioning
 from ..errors import InfusionError
-from ..noise import Prediction, input_scale
+from ..noise import Prediction, input_scale, timestep_of
 from ..residuals import Base, architecture_name
 from ..sites import Site, site_from_module
 
@@ -84,7 +84,7 @@ class UNetDenoiser:
     def predict(self, noised: Tensor, sigma: Tensor, conditioning: Conditioning, plan: Plan) -> Tensor:
         """The network's own output; the nearest training timestep stands for `sigma`."""
         scale = input_scale(sigma).reshape(-1, 1, 1, 1).to(noised)
-        timestep = torch.searchsorted(self.sigmas.to(sigma), sigma).clamp(max=len(self.sigmas) - 1)
+        timestep = timestep_of(sigma, self.sigmas.to(sigma.device))
         return self.forward(noised * scale, timestep, conditioning, plan)
 
     def forward(self, scaled: Tensor, timestep: Tensor, conditioning: Conditioning, plan: Plan) -> Tensor:

@@ -91,8 +91,17 @@ def test_a_word_that_the_tokenizer_does_not_see_is_no_silence(sd1):
     for prompt in ("a 'toy' on a table", "a toy and a 'toy'"):
         with pytest.raises(InfusionError, match="does not see every 'toy' of the prompt as a word; put spaces around"):
             sd1.text.encode(prompt, {"x": "toy"})
-    assert sd1.text.encode("a toy and a ' toy '", {"x": "toy"}).spans[0] == ((2,), (6,))
+    assert sd1.text.encode("a toy and a ' toy '", {"x": "toy"}).spans[0] == ((2, 3, 4), (10, 11, 12))
     assert sd1.text.encode("a model 3 car", {"x": "model3"}).spans == ((),)
+
+
+def test_a_rounded_noise_level_is_the_same_timestep(sd1, monkeypatch):
+    seen = []
+    monkeypatch.setattr(type(sd1.denoiser), "forward", lambda *given: seen.append(given[2].tolist()))
+    for rounding in (1 - 1e-5, 1, 1 + 1e-5):
+        sigma = sd1.denoiser.sigmas[[0, 500, 999]] * rounding
+        sd1.denoiser.predict(sd1.noise(3, 0), sigma, None, None)
+    assert seen == [[0, 500, 999]] * 3
 
 
 def test_words_the_encoder_cannot_take(sd1, tinyworld):

@@ -10,19 +10,22 @@ from statistics import fmean
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from infusion_cli.advise import AdviseRequest, run_advise
 from infusion_cli.judging import Judging
+from infusion_core.attention import Plan
 from infusion_core.embedded.adapters import load_variant
 from infusion_core.embedded.model import load_model
 from infusion_core.embedded.sampling import SampleSettings
-from infusion_core.embedded.tasks import draw
+from infusion_core.embedded.tasks import draw, sampler_for
 from infusion_core.embedded.tinyworld import CONCEPTS, score, training_images
 from infusion_core.embedded.tinyworld.captions import UNSEEN_ASPECTS, caption, unseen_scenes
 from infusion_core.embedded.tinyworld.reading import read_concept
 from infusion_core.embedded.watching import draw_watched
 from infusion_core.errors import InfusionError
+from infusion_core.readers import WordMaps, WordReader
 
 from .test_blend import epochs
 from .test_cli import infusion
@@ -46,6 +49,14 @@ def test_watching_changes_no_picture(tinyworld):
     share = sum(maps.mean(word, 0, 16, 16) for word in ("circle", "pink"))
     assert share.shape == (2, 16, 16)
     assert 0 < share.min() < share.max() < 1
+    one = SampleSettings(1, 3.0)
+    _, maps = draw_watched(tinyworld, "a big circle on pink", ["circle"], 2, 5, one)
+    sampler, own = sampler_for(tinyworld, "a big circle on pink", (), one), WordMaps(("circle",))
+    (moment,) = sampler.moments(2)
+    said = sampler.rows(tinyworld.noise(2, 5) * sampler.scheduler.init_noise_sigma, moment)[-1]
+    with torch.no_grad():
+        sampler.predict([said], moment, Plan(readers=[WordReader(slice(None), {"circle": [3]}, own)]))
+    torch.testing.assert_close(maps.sums, own.sums)
 
 
 def test_the_oracle_judges_and_pairs_are_tried(epochs, photos, tmp_path):

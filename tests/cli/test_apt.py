@@ -118,7 +118,15 @@ def test_an_interrupted_run_goes_on_to_the_same_file(request_, model, monkeypatc
         run_apt(other, model)
     assert not other.out.exists()
     monkeypatch.undo()
+    began, begin = [], course.Course.begin
+
+    def noted(self, state):
+        began.append(self.trainer.step)
+        begin(self, state)
+
+    monkeypatch.setattr(course.Course, "begin", noted)
     report = run_apt(replace(other, resume=True), model)
+    assert began == [2]  # from the start it would end in the same bytes
     assert other.out.read_bytes() == whole
     assert [step for step, _ in report["indicator"]] == [1, 2, 3, 4]
     assert len(report["losses"]) == 4

@@ -89,7 +89,16 @@ def test_an_interrupted_run_ends_in_the_same_place_to_the_same_bytes(request_, m
         patched.setattr(Course, "snapshot", killed)
         with pytest.raises(SystemExit):
             run_train(asked, toy_model())
-    report = run_train(replace(asked, resume=True), toy_model()).report
+    began, begin = [], Course.begin
+
+    def noted(course, state):
+        began.append(course.trainer.step)
+        begin(course, state)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Course, "begin", noted)
+        report = run_train(replace(asked, resume=True), toy_model()).report
+    assert began == [10]  # from the start it would end in the same bytes
     assert request_.out.read_bytes() == bytes_
     assert request_.places.state.read_bytes() == state
     same = ("losses", "validation", "meter", "ended_at", "taken_step")

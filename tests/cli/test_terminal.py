@@ -85,7 +85,7 @@ def test_output_that_is_not_unicode_spells_letters_out(monkeypatch):
     assert out.buffer.getvalue() == b"\\u732b\n"
 
 
-@pytest.mark.parametrize("folder", ["infusion_cli", "infusion_core", "infusion_lab", "nodes"])
+@pytest.mark.parametrize("folder", ["infusion_cli", "infusion_core", "infusion_lab", "infusion_cluster", "nodes"])
 def test_nobody_else_prints(folder):
     for path in (REPOSITORY / folder).rglob("*.py"):
         if path == REPOSITORY / "infusion_cli" / "console.py":

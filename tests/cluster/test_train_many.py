@@ -132,7 +132,8 @@ def test_another_photo_or_setting_is_learned_again(finished, manifest, monkeypat
     (out / "aside").rename(out / "orchid.safetensors")
 
 
-def test_a_job_without_photos_fails_in_one_sentence_and_no_worker_starts_for_it(tmp_path, capsys):
+def test_a_job_without_photos_fails_in_one_sentence_and_no_worker_starts_for_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("infusion_cluster.pool.workers", None)
     (tmp_path / "cat").mkdir()
     (tmp_path / "list.csv").write_text("photos\ncat\n")
     with pytest.raises(SystemExit) as ended:

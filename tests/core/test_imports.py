@@ -57,7 +57,9 @@ def imported(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else ()
-            found.add(".".join([*above, *([node.module] if node.module else [])]))
+            module = [*above, *([node.module] if node.module else [])]
+            found.add(".".join(module))
+            found |= {".".join([*module, alias.name]) for alias in node.names}  # which may be modules too
     return found
 
 

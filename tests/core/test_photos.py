@@ -150,7 +150,7 @@ def test_no_interpreter_sees_a_file_that_is_called_a_photo(tmp_path, monkeypatch
 
 
 def test_whoever_opens_a_picture_says_which_formats():
-    for package in ("infusion_core", "infusion_cli", "infusion_lab", "nodes"):
+    for package in ("infusion_core", "infusion_cli", "infusion_lab", "infusion_cluster", "nodes"):
         for path in (REPOSITORY / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open":
@@ -298,10 +298,13 @@ def test_strips_are_not_seen(tmp_path, monkeypatch, mode, shortest):
     photo = Image.fromarray(np.asarray(photo).astype(np.uint16) * 99) if mode == "I;16" else photo
     photo = photo if mode in ("RGBA", "I;16") else photo.convert("RGB").convert(mode)
     (tmp_path / "photo").write_bytes(encoded(photo, "JPEG" if mode == "CMYK" else "PNG"))
-    whole = read_photo(tmp_path / "photo", shortest)
+    (whole,) = read_photos([tmp_path / "photo"], [], shortest)
     monkeypatch.setattr(colours, "_STRIP", 700)
-    assert read_photo(tmp_path / "photo", shortest).tobytes() == whole.tobytes()
-    assert whole.size == ((70, 100) if shortest is None else (35, 50))
+    (strips,) = read_photos([tmp_path / "photo"], [], shortest)
+    assert strips.picture.tobytes() == whole.picture.tobytes()
+    assert (strips.alpha and strips.alpha.tobytes()) == (whole.alpha and whole.alpha.tobytes())
+    assert (whole.alpha is not None) == (mode == "RGBA")
+    assert whole.picture.size == ((70, 100) if shortest is None else (35, 50))
 
 
 def test_no_profile_is_too_strange(tmp_path):

@@ -98,6 +98,7 @@ def test_a_record_tells_rates_and_means_of_the_steps_there_were():
     wanted = [sum(record.losses[end - 25 : end]) / 25 for end in range(25, 41)]
     assert means == pytest.approx(wanted, rel=1e-9)
     assert sum(loss < record.highest for loss in record.losses) >= 39
+    assert RunRecord(settings, 1, 8, losses=[1.0] * 199 + [1e6]).highest == pytest.approx(1.1)
     assert RunRecord(settings, 1, 8).rates == []
 
 

@@ -87,7 +87,7 @@ def test_photos_known_by_heart_are_shown_as_variants_without_their_canvas(model)
     torch.testing.assert_close(clean, pictures[rows, 0], rtol=1e-3, atol=1e-3)
 
 
-def test_text_encoders_learn_at_their_own_rate_and_the_frozen_model_reads_with_its_own(model):
+def test_text_encoders_learn_at_their_own_rate_and_the_frozen_model_reads_with_its_own(model, monkeypatch):
     settings = replace(SETTINGS, text_rate=0.5, restraint=Restraint(measure=True))
     made = objective(model, settings)
     unet, text = made.groups()
@@ -104,6 +104,19 @@ def test_text_encoders_learn_at_their_own_rate_and_the_frozen_model_reads_with_i
             assert torch.equal(texts(model, [0, 1]), before)
     assert (changed - before).abs().max() > 1e-3
     assert torch.equal(texts(model, [0, 1]), before)
+    read, predict = [], model.denoiser.predict
+
+    def noted(noised, sigma, conditioning, plan):
+        read.append(conditioning.context.detach())
+        return predict(noised, sigma, conditioning, plan)
+
+    monkeypatch.setattr(model.denoiser, "predict", noted)
+    with made.lora.installed():
+        made.losses(seeded(5))
+        captions = draws(seeded(5), 2, settings)[1]
+        own = texts(model, captions)
+    for found, wanted in zip(read, (texts(model, captions), own), strict=True):  # the frozen model's pass is the first
+        torch.testing.assert_close(found, wanted.detach())
 
 
 def test_pictures_of_the_class_have_a_loss_of_their_own(model):

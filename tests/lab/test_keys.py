@@ -15,11 +15,12 @@ from infusion_core.embedded.tinyworld import CONCEPTS, TUNING_CONCEPTS
 from infusion_core.schedule import NEVER
 from infusion_core.training.augmentation import Augmentation
 from infusion_lab.bench import FULL, Bench, Scale
+from infusion_lab.methods.apt import Apt
 from infusion_lab.methods.infusion import Infusion
 from infusion_lab.methods.registry import PUBLISHED
 from infusion_lab.run import STUDIES
 from infusion_lab.store import Store
-from infusion_lab.studies import ablations, curves, fidelity, several, toy
+from infusion_lab.studies import ablations, apt, blend, curves, fidelity, restraints, several, toy
 from infusion_lab.studio import Studio
 from infusion_lab.tinyworld import subjects_of
 
@@ -59,6 +60,23 @@ def test_another_amount_is_another_cell(study, amount, rare, tmp_path):
     assert before.keys() == after.keys()
     assert before
     assert all(before[cell] != after[cell] for cell in before)
+
+
+LONG = replace(ONE, max_steps=5000)
+LONG_METHODS = (PUBLISHED["dreambooth-plain"].method, Apt())
+LONG_AMOUNTS = {
+    blend.STUDY: ("blend_prompts", "blend_seeds", "blend_samples"),
+    apt.STUDY: ("curve_prompts", "curve_seeds", "samples"),
+    restraints.STUDY: ("ablation_prompts", "seeds", "samples"),
+}
+
+
+@pytest.mark.parametrize(("study", "amount"), [(s, a) for s, amounts in LONG_AMOUNTS.items() for a in amounts])
+def test_another_amount_is_another_cell_of_a_long_study(study, amount, rare, tmp_path):
+    more = replace(LONG, **{amount: getattr(LONG, amount) + 1})
+    before, after = ([c.name for c in STUDIES[study](bench(rare, tmp_path, s, LONG_METHODS))] for s in (LONG, more))
+    assert len(before) == len(after) > 3
+    assert not {*before} & {*after}
 
 
 def other_weights(model):

@@ -144,13 +144,15 @@ def test_maps_are_replaced_as_in_training_unless_told_otherwise(studio, trained)
 @pytest.mark.parametrize("key", ["perfusion", "lora", "dco"])
 def test_a_resumed_run_repeats_bit_by_bit(key, studio, subjects):
     def run(steps, state=None):
-        trainer = method_of(key).trainer(studio, subjects, 4, seed=7, state=state)
+        trainer, seen = method_of(key).trainer(studio, subjects, 4, seed=7, state=state), []
         for report in trainer.run():
+            seen.append(report.step)
             if report.step == steps:
                 break
-        return trainer
+        return trainer, seen
 
-    whole, resumed = run(4), run(4, run(2).state())
+    whole, (resumed, seen) = run(4)[0], run(4, run(2)[0].state())
+    assert seen == [3, 4]  # from the start it would end in the same bits
     for told in ("parameters", "mean", "square", "extra"):
         first, second = (getattr(trainer.state(), told) for trainer in (whole, resumed))
         assert first.keys() == second.keys()
@@ -171,7 +173,12 @@ def test_several_concepts_fit_in_one_model(studio):
     two = subjects_of([CONCEPTS["ember"], CONCEPTS["flag"]])
     joint = method_of("custom-diffusion")
     (only,) = joint.train(studio, two, (1,))
-    assert joint.apply(studio, [only.learned]).phrases == ("v1 circle", "v2 square")
+    phrases = ("v1 circle", "v2 square")
+    shown = joint.objective(studio, two, 0).materials
+    assert [(len(one.photos), one.phrase) for one in shown] == [
+        (len(subject.photos), phrase) for subject, phrase in zip(two, phrases, strict=True)
+    ]
+    assert joint.apply(studio, [only.learned]).phrases == phrases
     apart = method_of("perfusion")
     learned = [next(apart.train(studio, [subject], (1,))).learned for subject in two]
     customised = apart.apply(studio, learned)
@@ -180,6 +187,8 @@ def test_several_concepts_fit_in_one_model(studio):
     latent, sigma = torch.zeros(1, 4, 16, 16), torch.ones(1)
     out = customised.model.denoiser.predict(latent, sigma, Conditioning(context), Plan())
     assert torch.isfinite(out).all()
+    edit = next(m for m in customised.model.denoiser.unet.modules() if isinstance(m, GatedEdit))
+    assert torch.equal(edit.inputs, torch.stack([one.full("cpu")["state"] for one in learned]))
 
 
 def test_perfusions_gate_is_the_recipes_in_drawing_alone(studio, subjects, trained):

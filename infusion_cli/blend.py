@@ -80,8 +80,8 @@ class BlendRequest:
 
 
 def told(alpha: float) -> str:
-    """What the folder of an alpha is called."""
-    return f"alpha-{alpha:g}"
+    """An alpha as its folder and its row are called."""
+    return f"{alpha:g}"
 
 
 def run_blend(request: BlendRequest) -> None:
@@ -106,11 +106,11 @@ def run_blend(request: BlendRequest) -> None:
                 early, late, request.prompt, request.count, request.seed, sampling, one, request.negative,
                 on_step=lambda: advance(),
             )  # fmt: skip
-            folder = request.out if len(settings) == 1 else request.out / told(one.alpha)
+            folder = request.out if len(settings) == 1 else request.out / f"alpha-{told(one.alpha)}"
             _save(folder, request.seed, pictures)
             if one.guides(sampling.steps - 1, sampling.steps) and not reference:
                 reference = references
-            rows.append((told(one.alpha).replace("-", " ", 1), pictures))
+            rows.append((f"alpha {told(one.alpha)}", pictures))
     if reference:
         _save(request.out / EARLY, request.seed, reference)
         rows.insert(0, ("early model", reference))

@@ -113,7 +113,7 @@ class Sampler:
         settings: how to sample.
 
     Raises:
-        InfusionError: more steps than the model has noise levels, or than its scheduler can take from them.
+        InfusionError: more steps than the model has noise levels.
     """
 
     def __init__(
@@ -128,9 +128,6 @@ class Sampler:
         steps, most = settings.steps, len(denoiser.sigmas)
         if steps > most:
             raise InfusionError(f"{steps} steps are more than the {most} this model has; ask for fewer")
-        scheduler.set_timesteps(steps)
-        if max(scheduler.timesteps) >= most:  # "leading" with an offset
-            raise InfusionError(f"{steps} steps reach beyond the {most} noise levels of this model; ask for fewer")
         length = common_length([half for p in pictures for half in (p.prompt.conditioning, p.negative)])
         prompts = [picture.prompt.lengthened(length) for picture in pictures]
         self._cond = [prompt.conditioning for prompt in prompts]
@@ -146,6 +143,7 @@ class Sampler:
         """Sample from unit noise (N, C, H, W), yielding after each step.
 
         Raises:
+            InfusionError: see `moments`.
             ValueError: not as many pictures as there are prompts, where there are several.
         """
         x = noise * self.scheduler.init_noise_sigma
@@ -158,6 +156,7 @@ class Sampler:
         """Every step of a run that draws so many pictures.
 
         Raises:
+            InfusionError: the scheduler's steps reach beyond the model's noise levels.
             ValueError: see `run`.
         """
         if len(self._cond) not in (1, count):
@@ -166,7 +165,9 @@ class Sampler:
         self.scheduler.set_timesteps(self.settings.steps, device=self.denoiser.device)
         cond, uncond, everything = stack(self._cond * times), stack(self._uncond * times), self._named * times
         timesteps = self.scheduler.timesteps
-        steps = len(timesteps)
+        steps, most = len(timesteps), len(self.denoiser.sigmas)
+        if timesteps.max() >= most:  # "leading" with an offset
+            raise InfusionError(f"{steps} steps reach beyond the {most} noise levels of this model; ask for fewer")
         replacing = [
             [any(c.map_window.covers(i / steps) for c, _ in named) for named in everything] for i in range(steps)
         ]
